@@ -1,0 +1,211 @@
+"""Metadata, pinned versions and set-up scripts must agree with each other and with the tree."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = [
+    "tools/install-system",
+    "tools/install-python",
+    "tools/quickstart",
+    "tools/test",
+    ".ci/run",
+]
+SHELL = [*SCRIPTS, "tools/common.sh"]
+
+
+@pytest.fixture(scope="module")
+def setup_cfg() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+@pytest.fixture(scope="module")
+def requirements(setup_cfg: configparser.ConfigParser) -> dict[str, Requirement]:
+    lines = setup_cfg["options"]["install_requires"].splitlines()
+    for extra in setup_cfg["options.extras_require"].values():
+        lines += extra.splitlines()
+    parsed = [Requirement(line) for line in lines if line.strip()]
+    return {canonicalize_name(requirement.name): requirement for requirement in parsed}
+
+
+@pytest.fixture(scope="module")
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    assert all(len(pair) == 2 for pair in pairs), "constraints.txt holds exact versions only"
+    names = [canonicalize_name(name) for name, _ in pairs]
+    assert len(set(names)) == len(names)
+    return dict(zip(names, (version for _, version in pairs), strict=True))
+
+
+def test_every_requirement_is_pinned_within_its_bounds(
+    requirements: dict[str, Requirement], pins: dict[str, str]
+) -> None:
+    for name, requirement in requirements.items():
+        assert name in pins, f"{name} is missing in constraints.txt"
+        assert requirement.specifier.contains(pins[name]), f"{requirement} excludes {pins[name]}"
+
+
+def test_the_pair_known_to_break_is_bounded_on_both_sides(
+    requirements: dict[str, Requirement],
+) -> None:
+    for name in ("mujoco", "dm-control"):
+        operators = {bound.operator for bound in requirements[name].specifier}
+        assert operators == {">=", "<"}, name
+    assert not requirements["mujoco"].specifier.contains("4.0.0")
+
+
+def test_pins_fit_a_cpu_build(pins: dict[str, str]) -> None:
+    assert Requirement(f"torch=={pins['torch']}").specifier.contains(f"{pins['torch']}+cpu")
+    assert not any(Version(version).local for version in pins.values())
+    assert not any(name.startswith("nvidia") or name == "triton" for name in pins)
+
+
+def test_pyproject_holds_the_build_system_only() -> None:
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+    assert len(lines) == 3
+    assert lines[0] == "[build-system]"
+
+
+def test_all_packages_are_listed(setup_cfg: configparser.ConfigParser) -> None:
+    folders = {path.parent for path in (ROOT / "latentplan").rglob("*.py")}
+    names = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(setup_cfg["options"]["packages"].split()) == names | {"latentplan.configs"}
+    assert all((folder / "__init__.py").exists() for folder in folders)
+
+
+def test_a_wheel_carries_the_code_and_the_configs(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("latentplan", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    run = subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+        (entry_points,) = [name for name in held if name.endswith("entry_points.txt")]
+        assert "latentplan = latentplan.cli:main" in archive.read(entry_points).decode()
+    code = {str(path.relative_to(ROOT)) for path in (ROOT / "latentplan").rglob("*.py")}
+    configs = {
+        f"latentplan/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")
+    }
+    assert configs
+    assert code | configs <= held
+
+
+@pytest.mark.parametrize("script", SHELL)
+def test_scripts_parse(script: str) -> None:
+    subprocess.run(["bash", "-n", ROOT / script], check=True)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_strict_and_executable(script: str) -> None:
+    path = ROOT / script
+    assert os.access(path, os.X_OK)
+    text = path.read_text()
+    assert text.startswith("#!/usr/bin/env bash\n")
+    assert "\nset -euo pipefail\n" in text
+
+
+@pytest.mark.parametrize("script", SCRIPTS[:-1])
+def test_scripts_explain_themselves_from_any_folder(script: str, tmp_path: Path) -> None:
+    run = subprocess.run([ROOT / script, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(f"usage: {script}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["--minutes", "soon"], ["--minutes"], ["--fast"], ["task"]])
+def test_quickstart_refuses_what_it_does_not_know(arguments: list[str]) -> None:
+    run = subprocess.run([ROOT / "tools/quickstart", *arguments], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "--minutes" in run.stderr
+
+
+def test_an_unfit_python_is_named(tmp_path: Path) -> None:
+    environment = os.environ | {
+        "LATENTPLAN_PYTHON": "/bin/false",
+        "LATENTPLAN_VENV": str(tmp_path / "venv"),
+    }
+    run = subprocess.run(
+        [ROOT / "tools/install-python"], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 1
+    assert "Python 3.11 or 3.12" in run.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_missing_libraries_are_named_where_apt_is_out_of_reach(tmp_path: Path) -> None:
+    fakes = {"ldconfig": "exit 0", "id": "echo 1000", "sudo": "exit 1", "uname": "echo Linux"}
+    for name, body in fakes.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment.pop("LATENTPLAN_SKIP_SYSTEM", None)
+    run = subprocess.run(
+        [ROOT / "tools/install-system"], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 1
+    for package in ("libegl1", "libgl1", "libglvnd0", "libosmesa6"):
+        assert re.search(rf"\b{package}\b", run.stderr), run.stderr
+
+
+def test_docker_runs_the_same_scripts() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    steps = text.replace("\\\n", " ").splitlines()
+    runs = [step for step in steps if step.startswith("RUN ")]
+    assert any("tools/install-system" in step for step in runs)
+    assert any("tools/install-python" in step for step in runs)
+    assert not any(re.search(r"\bpip install\b|\bapt(-get)? install\b", step) for step in runs)
+    for line in (
+        'ENTRYPOINT ["latentplan"]',
+        'CMD ["--help"]',
+        "USER latentplan",
+        "FROM ${BASE}",
+        "ARG BASE=python:3.11-slim-bookworm",
+    ):
+        assert line in steps
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics" in text
+    assert "/usr/share/glvnd/egl_vendor.d/10_nvidia.json" in text
+
+
+def test_docker_copies_what_exists() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    for line in re.findall(r"^COPY (.+)$", text, flags=re.MULTILINE):
+        for source in line.split()[:-1]:
+            assert (ROOT / source).exists(), source
+
+
+def test_scripts_use_docker_layers_that_exist(setup_cfg: configparser.ConfigParser) -> None:
+    # The layer that installs dependencies stands in for the packages with empty folders.
+    listed = re.search(r"mkdir ([a-z ]+?) &&", (ROOT / "Dockerfile").read_text())
+    assert listed is not None
+    packages = {f"latentplan.{name}" for name in listed[1].split()}
+    assert packages | {"latentplan", "latentplan.configs"} == set(
+        setup_cfg["options"]["packages"].split()
+    )
