@@ -1,0 +1,108 @@
+"""The nouns that every layer shares, the legend of their shapes, and how time is aligned.
+
+Symbols (the authority for every shape comment in the code)::
+
+    B sequences   T time   N flat batch (environments, or B*T starts)   H imagination horizon
+    M ensemble members   A action   X embedding
+    D deterministic   S groups x C classes   F = D + S*C features
+
+Alignment. A row is what was true *on arriving* at time t, so nothing is ever shifted::
+
+    row t:    obs[t]   prev_action[t]   reward[t]   is_first[t]   is_terminal[t]
+               o0          0               0            1             0
+               o1          a0              r1           0             0           a0: o0 -> o1
+               o2          a1              r2           0             0 or 1
+
+    imagined:  z0 --a0--> z1 --a1--> z2 ... zH         latent (N, H+1, ...), z0 is the start
+                     r1,c1,u1   r2,c2,u2               reward, cont, uncertainty, action (N, H):
+                                                       index h is "arriving at z[h+1]"
+
+An environment that ended is reset on the *next* step, so its last observation is an ordinary row,
+and the last row of one episode is followed by the first row of the next.
+Images are ``(..., height, width, 3)`` uint8 from renderer to replay to encoder.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # environment workers read this module and must start without torch
+    import numpy as np
+    from torch import Tensor
+
+    Array = np.ndarray | Tensor
+
+
+class UserError(Exception):
+    """A mistake that the person at the keyboard can mend: shown as one sentence, exit code 2."""
+
+
+class EnvSpec(NamedTuple):
+    """What an environment exchanges with an agent, in plain values that can be saved as JSON.
+
+    ``obs`` maps a name to ``(shape, dtype name)``; a uint8 entry of shape (height, width, 3) is an
+    image, a float32 entry of shape (dim,) a vector. Actions are ``(action_dim,)`` in [-1, 1].
+    """
+
+    obs: dict[str, tuple[tuple[int, ...], str]]
+    action_dim: int
+    repeat: int  # frames per decision
+
+    @property
+    def images(self) -> list[str]:
+        return [name for name, (shape, _) in self.obs.items() if len(shape) == 3]
+
+    @property
+    def vectors(self) -> list[str]:
+        return [name for name, (shape, _) in self.obs.items() if len(shape) == 1]
+
+
+class Timestep(NamedTuple):
+    """Rows of experience: ``(N, ...)`` from environments, ``(B, T, ...)`` from replay."""
+
+    obs: dict[str, Array]
+    prev_action: Array  # (..., A) float32, what led here; 0 where is_first
+    reward: Array  # (...,) float32, received on arriving here; 0 where is_first
+    is_first: Array  # (...,) bool, this row starts an episode
+    is_terminal: Array  # (...,) bool, nothing can be earned after this row
+
+
+class Latent(NamedTuple):
+    """The state of the world model."""
+
+    deter: Tensor  # (..., D)
+    stoch: Tensor  # (..., S, C) one-hot samples (straight-through)
+
+
+class StepNoise(NamedTuple):
+    """The randomness of model steps, drawn ahead so that rollouts can share it."""
+
+    member: Tensor | None  # (..., N) int64, which member moves each row; None: member i moves the
+    # i-th of M equal blocks of rows, so that one head per row is evaluated and not all
+    uniform: Tensor  # (..., N, S) in [0, 1), one per categorical group
+
+
+class Prediction(NamedTuple):
+    """What the model says of one action: where it leads, and what is met on arriving there."""
+
+    latent: Latent
+    reward: Tensor  # (N,)
+    cont: Tensor  # (N,) probability of going on
+    uncertainty: Tensor | None  # (N,) disagreement of the ensemble about ``latent``, where measured
+
+
+class Choice(NamedTuple):
+    """An action and the standard-normal noise that made it."""
+
+    action: Tensor  # (N, A)
+    noise: Tensor  # (N, A)
+
+
+class Rollout(NamedTuple):
+    """An imagined trajectory, aligned as in the picture above."""
+
+    latent: Latent  # (N, H+1, ...)
+    choice: Choice  # (N, H, A), the actions taken and their noise
+    reward: Tensor  # (N, H)
+    cont: Tensor  # (N, H)
+    uncertainty: Tensor | None  # (N, H)
