@@ -1,0 +1,70 @@
+"""Environments: a task's name in, rows of experience out.
+
+Workers import this package, so it never imports torch, and dm_control only inside a simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from latentplan.config import EnvConfig
+from latentplan.envs.names import parse_task
+from latentplan.envs.rendering import Renderer, choose_renderer
+from latentplan.envs.vector import VectorEnv
+from latentplan.envs.workers import Recipe
+from latentplan.types import UserError
+
+__all__ = ["VectorEnv", "choose_renderer", "make_vector", "needs_renderer", "parse_task"]
+
+_MODES = ("train", "eval")
+_OBS = ("pixels", "state", "both")
+
+
+def needs_renderer(task: str, obs: str) -> bool:
+    """Whether `make_vector` draws with OpenGL for this task (a renderer must be chosen)."""
+    return parse_task(task)[0] == "dmc" and obs != "state"
+
+
+def make_vector(
+    task: str,
+    obs: str,
+    env: EnvConfig,
+    *,
+    count: int,
+    seed: int,
+    mode: str = "train",
+    renderer: Renderer | None = None,
+    first_episodes: Sequence[int] | None = None,
+) -> VectorEnv:
+    """Build ``count`` environments of ``task`` (any spelling that `parse_task` knows).
+
+    ``obs`` is ``pixels``, ``state`` or ``both`` and decides the rows' ``image`` (uint8, size x size
+    x 3) and ``vector`` (float32). Episode k of environment i starts from a seed that depends on
+    ``(seed, mode, i, k)`` alone; ``mode`` ``train`` and ``eval`` never share one.
+    ``first_episodes`` (count,) says how many episodes earlier sessions have begun. Where pixels
+    need a ``renderer`` and none is given, it is chosen here. Raises `UserError`.
+    """
+    suite, name = parse_task(task)
+    if obs not in _OBS:
+        raise UserError(f"obs={obs} is unknown; use pixels, state or both.")
+    if mode not in _MODES:
+        raise ValueError(f"mode must be train or eval, got {mode!r}")
+    if seed < 0:
+        raise UserError(f"seed={seed} is negative.")
+    for key, value in (
+        ("env.repeat", env.repeat),
+        ("env.episode_frames", env.episode_frames),
+        ("env.image_size", env.image_size),
+        ("env.count", count),
+        ("env.timeout", env.timeout),
+    ):
+        if value <= 0:
+            raise UserError(f"{key}={value} must be positive.")
+    if first_episodes is not None and len(first_episodes) != count:
+        raise ValueError(f"first_episodes has {len(first_episodes)} entries for {count}")
+    if not needs_renderer(task, obs):
+        renderer = None
+    elif renderer is None:
+        renderer = choose_renderer(env.renderer, env.render_quality)
+    recipe = Recipe(f"{suite}:{name}", obs, env.image_size, env.module, renderer)
+    return VectorEnv(recipe, env, count=count, seed=seed, mode=mode, first_episodes=first_episodes)

@@ -1,0 +1,147 @@
+"""The DeepMind Control Suite as simulators, drawn at the cost that 64 x 64 pixels deserve.
+
+dm_control opens its display when it is imported, so it is imported by `build` alone, after the
+environment variables that name the renderer are set.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from latentplan.envs import rendering
+from latentplan.envs.names import split_dmc
+from latentplan.envs.simulator import flatten_state, image_space, vector_space
+from latentplan.types import UserError
+
+# Models that are random themselves (lqr) are the same in every run and every worker; episodes
+# take their randomness from the seed given to `reset`.
+_MODEL_SEED = 0
+_UNLIMITED = 1e9  # dm_control writes 1e10 for an actuator without limits
+
+
+def build(
+    name: str, obs: str, image_size: int, renderer: rendering.Renderer | None
+) -> ControlSuite:
+    """``name`` as `parse_task` gives it. ``renderer`` is needed unless ``obs`` is ``state``."""
+    if obs != "state" and renderer is None:
+        raise ValueError("pixels need a renderer")
+    return ControlSuite(name, obs, image_size, None if obs == "state" else renderer)
+
+
+def import_suite(renderer: rendering.Renderer | None) -> ModuleType:
+    """Import ``dm_control.suite`` for this renderer, or without any (no display is opened)."""
+    loaded = sys.modules.get("dm_control._render")
+    if loaded is None:
+        _import_quietly(renderer)
+    elif renderer is not None and renderer.backend != loaded.BACKEND:
+        if loaded.BACKEND not in (None, "off"):
+            raise UserError(
+                f"This process already draws with {loaded.BACKEND} and cannot change to "
+                f"{renderer.backend}; use env.workers=true, or the same renderer."
+            )
+        os.environ.update(rendering.environment_variables(renderer))
+        importlib.reload(loaded)  # it was imported for state vectors, without a renderer
+    return importlib.import_module("dm_control.suite")
+
+
+def _import_quietly(renderer: rendering.Renderer | None) -> None:
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)  # every walker warns of a deprecated XML attribute
+    if renderer is not None:
+        os.environ.update(rendering.environment_variables(renderer))
+        importlib.import_module("dm_control.suite")
+        return
+    before = os.environ.get("MUJOCO_GL")
+    os.environ["MUJOCO_GL"] = "disabled"
+    try:
+        importlib.import_module("dm_control.suite")
+    finally:  # another library of this process may still want to draw
+        del os.environ["MUJOCO_GL"]
+        if before is not None:
+            os.environ["MUJOCO_GL"] = before
+
+
+class ControlSuite:
+    """One task of the suite; see `latentplan.envs.simulator.Simulator`.
+
+    The vector holds all entries of dm_control's observation in sorted order of their names. The
+    image is the view of camera 0 (2 for the quadruped, whose camera 0 stays behind).
+    """
+
+    def __init__(
+        self, name: str, obs: str, image_size: int, renderer: rendering.Renderer | None
+    ) -> None:
+        suite = import_suite(renderer)
+        domain, task = split_dmc(name)
+        self._env = suite.load(domain, task, task_kwargs={"random": _MODEL_SEED})
+        self._size, self._camera_id = image_size, 2 if domain == "quadruped" else 0
+        self._camera: Any = None
+        self._quality = renderer.quality if renderer else ""
+        physics = self._env.physics
+        if renderer is None:
+            # quadruped_escape asks for the contexts at every reset: "there are none" suits it.
+            physics._make_rendering_contexts = lambda: None
+        else:
+            rendering.tune_model(physics.model, self._quality, image_size)
+        bounds = self._env.action_spec()
+        limited = bounds.maximum < _UNLIMITED
+        self.action_low = np.where(limited, bounds.minimum, -1.0)
+        self.action_high = np.where(limited, bounds.maximum, 1.0)
+        parts = {}
+        if obs in ("pixels", "both"):
+            parts["image"] = image_space(image_size, image_size)
+        if obs in ("state", "both"):
+            shapes = [spec.shape for spec in self._env.observation_spec().values()]
+            parts["vector"] = vector_space(sum(int(np.prod(shape)) for shape in shapes))
+        self.observation_space = spaces.Dict(parts)
+        self._state: dict[str, Any] = {}
+
+    def reset(self, seed: int, episode: int) -> None:
+        # The task draws everything from this generator; a new one makes the episode independent
+        # of what came before.
+        self._env.task._random = np.random.RandomState(seed)
+        self._state = self._env.reset().observation
+
+    def advance(self, action: np.ndarray) -> tuple[float, bool, bool]:
+        step = self._env.step(action)
+        self._state = step.observation
+        terminated = step.last() and step.discount == 0
+        return float(step.reward), bool(terminated), bool(step.last() and not terminated)
+
+    def observe(self) -> dict[str, np.ndarray]:
+        observation = {}
+        if "image" in self.observation_space.spaces:
+            observation["image"] = self.render()
+        if "vector" in self.observation_space.spaces:
+            observation["vector"] = flatten_state(self._state)
+        return observation
+
+    def render(self) -> np.ndarray:
+        """The present frame, (size, size, 3) uint8."""
+        if self._camera is None:
+            from dm_control.mujoco import engine
+
+            # One camera for good: physics.render() builds a scene for every frame.
+            self._camera = engine.Camera(self._env.physics, self._size, self._size, self._camera_id)
+        return np.array(self._camera.render())
+
+    def describe_renderer(self) -> str:
+        """What the driver calls itself (GL_RENDERER); `render` must have been called."""
+        from OpenGL import GL
+
+        with self._env.physics.contexts.gl.make_current() as context:
+            return context.call(GL.glGetString, GL.GL_RENDERER).decode()
+
+    def close(self) -> None:
+        if self._camera is not None:
+            self._camera._scene.free()
+            self._camera = None
+        self._env.physics.free()  # while its rendering thread still lives

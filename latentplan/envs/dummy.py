@@ -1,0 +1,128 @@
+"""Tasks without any library behind them: one to learn in minutes, one to count with."""
+
+from __future__ import annotations
+
+import numpy as np
+from gymnasium import spaces
+
+from latentplan.envs.simulator import Simulator, image_space, vector_space
+
+
+def build(name: str, obs: str, image_size: int) -> Simulator:
+    """``name`` is ``pixels`` or ``count``."""
+    make = {"pixels": Blob, "count": Count}[name]
+    return make(obs, image_size)
+
+
+def _observation_space(obs: str, image_size: int, dim: int) -> spaces.Dict:
+    parts = {}
+    if obs in ("pixels", "both"):
+        parts["image"] = image_space(image_size, image_size)
+    if obs in ("state", "both"):
+        parts["vector"] = vector_space(dim)
+    return spaces.Dict(parts)
+
+
+class Blob:
+    """A red blob, moved by the action, earns up to 1 per frame for being near the green goal.
+
+    The blob starts anywhere in the square [-1, 1]^2, the goal is its center. Reward is
+    exp(-2 distance): a random policy earns about 0.25 per frame, the best one about 0.9.
+    An episode is 64 frames long (truncated). The vector is the blob's position.
+    """
+
+    FRAMES = 64
+    SPEED = 0.12  # per frame at full action
+    _RADIUS = 0.15
+
+    def __init__(self, obs: str, image_size: int) -> None:
+        self.observation_space = _observation_space(obs, image_size, 2)
+        self.action_low, self.action_high = -np.ones(2), np.ones(2)
+        axis = np.linspace(-1.2, 1.2, image_size)
+        self._x, self._y = axis[None, :], -axis[:, None]  # y points up
+        self._position = np.zeros(2)
+        self._frame = 0
+
+    def reset(self, seed: int, episode: int) -> None:
+        self._position = np.random.default_rng(seed).uniform(-1.0, 1.0, 2)
+        self._frame = 0
+
+    def advance(self, action: np.ndarray) -> tuple[float, bool, bool]:
+        self._position = np.clip(self._position + self.SPEED * action, -1.0, 1.0)
+        self._frame += 1
+        reward = float(np.exp(-2.0 * np.linalg.norm(self._position)))
+        return reward, False, self._frame >= self.FRAMES
+
+    def observe(self) -> dict[str, np.ndarray]:
+        observation = {}
+        if "image" in self.observation_space.spaces:
+            observation["image"] = self._draw()
+        if "vector" in self.observation_space.spaces:
+            observation["vector"] = self._position.astype(np.float32)
+        return observation
+
+    def close(self) -> None: ...
+
+    def _draw(self) -> np.ndarray:
+        x, y = self._position
+        distance = ((self._x - x) ** 2 + (self._y - y) ** 2) / self._RADIUS**2
+        goal = (np.abs(self._x) < 0.08) & (np.abs(self._y) < 0.08)
+        image = np.zeros((self._x.size, self._y.size, 3), np.uint8)
+        image[..., 0] = 255 * np.exp(-distance)
+        image[..., 1] = 180 * goal
+        image[..., 2] = 40
+        return image
+
+
+class Count:
+    """Says which episode, frame and action each row is, for tests of alignment.
+
+    The vector is (episode, frame, action 0, action 1), the action being the one that led here
+    (zeros at a reset). The image's upper half is filled with (episode % 256, frame % 256,
+    frame // 256), its lower half with the action scaled to bytes (`action_bytes`). Each frame
+    earns its own number. Episode e lasts `frames(e)` frames; even ones terminate, odd ones are
+    truncated.
+    """
+
+    def __init__(self, obs: str, image_size: int) -> None:
+        self.observation_space = _observation_space(obs, image_size, 4)
+        self.action_low, self.action_high = -np.ones(2), np.ones(2)
+        self._size = image_size
+        self._episode = self._frame = 0
+        self._action = np.zeros(2)
+
+    @staticmethod
+    def frames(episode: int) -> int:
+        """Length of an episode in frames, between 7 and 11."""
+        return 7 + 3 * episode % 5
+
+    @staticmethod
+    def action_bytes(action: np.ndarray) -> np.ndarray:
+        """(..., 2) in [-1, 1] -> (..., 2) uint8."""
+        return np.rint((np.asarray(action) + 1.0) * 127.5).astype(np.uint8)
+
+    def reset(self, seed: int, episode: int) -> None:
+        self._episode, self._frame = episode, 0
+        self._action = np.zeros(2)
+
+    def advance(self, action: np.ndarray) -> tuple[float, bool, bool]:
+        self._action = np.array(action)
+        self._frame += 1
+        ended = self._frame >= self.frames(self._episode)
+        terminates = self._episode % 2 == 0
+        return float(self._frame), ended and terminates, ended and not terminates
+
+    def observe(self) -> dict[str, np.ndarray]:
+        observation = {}
+        if "image" in self.observation_space.spaces:
+            image = np.zeros((self._size, self._size, 3), np.uint8)
+            half = self._size // 2
+            image[:half] = (self._episode % 256, self._frame % 256, self._frame // 256)
+            image[half:, :, :2] = self.action_bytes(self._action)
+            observation["image"] = image
+        if "vector" in self.observation_space.spaces:
+            values = (self._episode, self._frame, *self._action)
+            observation["vector"] = np.array(values, np.float32)
+        return observation
+
+    def close(self) -> None: ...

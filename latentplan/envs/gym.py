@@ -1,0 +1,184 @@
+"""Any Gymnasium environment (>= 1.1) with Box actions as a simulator, rendered or not."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from latentplan.envs.simulator import flatten_state, image_space, vector_space
+from latentplan.types import UserError
+
+
+def build(name: str, obs: str, module: str) -> GymEnvironment:
+    """``name`` is a registered id; ``module`` (a name or a .py file) is imported first."""
+    if module:
+        import_module(module)
+    return GymEnvironment(name, obs)
+
+
+def import_module(module: str) -> None:
+    """Import the module or file that registers the reader's environments.
+
+    Raises `UserError` when it is not there or fails.
+    """
+    try:
+        if not module.endswith(".py"):
+            importlib.import_module(module)
+            return
+        path = Path(module).resolve()
+        name = f"{path.stem}_{hashlib.sha1(str(path).encode()).hexdigest()[:8]}"
+        if name in sys.modules:
+            return
+        spec = importlib.util.spec_from_file_location(name, path)
+        loaded = importlib.util.module_from_spec(spec)
+        sys.modules[name] = loaded  # classes in it look themselves up there
+        try:
+            spec.loader.exec_module(loaded)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    except Exception as error:  # the reader's code may raise anything
+        raise UserError(
+            f"env.module={module} could not be imported: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _is_image(space: spaces.Space) -> bool:
+    return (
+        isinstance(space, spaces.Box)
+        and space.dtype == np.uint8
+        and len(space.shape) == 3
+        and space.shape[-1] == 3
+    )
+
+
+class GymEnvironment:
+    """See `latentplan.envs.simulator.Simulator`.
+
+    The vector holds the observation's numbers (a Dict's entries in sorted order of their names).
+    The image is the observation's own uint8 (h, w, 3) entry where it has one, else what
+    ``render()`` draws; in its own size, which is the parent process's business to change.
+    """
+
+    def __init__(self, name: str, obs: str) -> None:
+        self._name = name
+        self._env = self._make(None)
+        entries = self._entries_of_space(self._env.observation_space)
+        images = [key for key, space in entries.items() if _is_image(space)]
+        self._state_keys = [key for key in entries if key not in images]
+        self._image_key = images[0] if images else None
+        self._draws = obs in ("pixels", "both") and self._image_key is None
+        if self._draws:
+            self._env.close()
+            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame without a display
+            self._env = self._make("rgb_array")
+        self.action_low, self.action_high = self._action_bounds()
+        parts = {}
+        if obs in ("pixels", "both"):
+            parts["image"] = self._find_image_space(entries)
+        if obs in ("state", "both"):
+            if not self._state_keys:
+                raise UserError(f"gym:{name} observes nothing but images; use obs=pixels.")
+            dims = [int(np.prod(entries[key].shape)) for key in self._state_keys]
+            parts["vector"] = vector_space(sum(dims))
+        self.observation_space = spaces.Dict(parts)
+        self._observation: dict[str, Any] = {}
+
+    def reset(self, seed: int, episode: int) -> None:
+        observation, _ = self._env.reset(seed=seed)
+        self._observation = self._entries(observation)
+
+    def advance(self, action: np.ndarray) -> tuple[float, bool, bool]:
+        space = self._env.action_space
+        action = action.reshape(space.shape).astype(space.dtype)
+        observation, reward, terminated, truncated, _ = self._env.step(action)
+        self._observation = self._entries(observation)
+        return float(reward), bool(terminated), bool(truncated)
+
+    def observe(self) -> dict[str, np.ndarray]:
+        observation = {}
+        if "image" in self.observation_space.spaces:
+            observation["image"] = self._render() if self._draws else self._own_image()
+        if "vector" in self.observation_space.spaces:
+            states = {key: self._observation[key] for key in self._state_keys}
+            observation["vector"] = flatten_state(states)
+        return observation
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _make(self, render_mode: str | None) -> gymnasium.Env:
+        try:
+            # Not every environment takes a render_mode; it is named only where one is wanted.
+            mode = {} if render_mode is None else {"render_mode": render_mode}
+            return gymnasium.make(self._name, disable_env_checker=True, **mode)
+        except gymnasium.error.UnregisteredEnv as error:
+            raise UserError(
+                f"Gymnasium knows no environment {self._name!r} ({error}); "
+                "one of your own needs env.module=FILE.py, which registers it."
+            ) from error
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise UserError(f"gym:{self._name} needs another package: {error}.") from error
+
+    def _entries_of_space(self, space: spaces.Space) -> dict[str, spaces.Space]:
+        entries = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
+        for key, entry in entries.items():
+            if not isinstance(entry, spaces.Box):
+                what = f"entry {key!r} of its observations" if key else "its observation"
+                raise UserError(
+                    f"gym:{self._name} cannot be used: {what} is a {type(entry).__name__}, "
+                    "only Box (or a Dict of them) is understood."
+                )
+        return entries
+
+    def _entries(self, observation: Any) -> dict[str, Any]:
+        return observation if isinstance(observation, dict) else {"": observation}
+
+    def _action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        space = self._env.action_space
+        if not isinstance(space, spaces.Box):
+            raise UserError(
+                f"gym:{self._name} cannot be used: its actions are {type(space).__name__}, "
+                "only Box is understood."
+            )
+        if not space.is_bounded():
+            raise UserError(
+                f"gym:{self._name} cannot be used: its actions have no bounds; wrap it in "
+                "gymnasium.wrappers.RescaleAction or give its Box finite limits."
+            )
+        return space.low.reshape(-1).astype(float), space.high.reshape(-1).astype(float)
+
+    def _find_image_space(self, entries: dict[str, spaces.Space]) -> spaces.Box:
+        if self._image_key is not None:
+            return image_space(*entries[self._image_key].shape[:2])
+        self._env.reset(seed=0)
+        return image_space(*self._render().shape[:2])
+
+    def _own_image(self) -> np.ndarray:
+        return np.asarray(self._observation[self._image_key])
+
+    def _render(self) -> np.ndarray:
+        try:
+            frame = self._env.render()
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise UserError(f"Drawing gym:{self._name} needs another package: {error}.") from error
+        if (
+            not isinstance(frame, np.ndarray)
+            or frame.dtype != np.uint8
+            or frame.ndim != 3
+            or frame.shape[-1] != 3
+        ):
+            raise UserError(
+                f"gym:{self._name} does not draw: render() must give a uint8 array "
+                "(height, width, 3) in render mode rgb_array."
+            )
+        return frame

@@ -1,0 +1,91 @@
+"""Task names: every spelling that people type, mapped to one."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from latentplan.types import UserError
+
+# Written down because a name must be checked without importing dm_control; a test compares it.
+DMC_TASKS: dict[str, tuple[str, ...]] = {
+    "acrobot": ("swingup", "swingup_sparse"),
+    "ball_in_cup": ("catch",),
+    "cartpole": (
+        "balance",
+        "balance_sparse",
+        "swingup",
+        "swingup_sparse",
+        "three_poles",
+        "two_poles",
+    ),
+    "cheetah": ("run",),
+    "dog": ("fetch", "run", "stand", "trot", "walk"),
+    "finger": ("spin", "turn_easy", "turn_hard"),
+    "fish": ("swim", "upright"),
+    "hopper": ("hop", "stand"),
+    "humanoid": ("run", "run_pure_state", "stand", "walk"),
+    "humanoid_CMU": ("run", "stand", "walk"),
+    "lqr": ("lqr_2_1", "lqr_6_2"),
+    "manipulator": ("bring_ball", "bring_peg", "insert_ball", "insert_peg"),
+    "pendulum": ("swingup",),
+    "point_mass": ("easy", "hard"),
+    "quadruped": ("escape", "fetch", "run", "walk"),
+    "reacher": ("easy", "hard"),
+    "stacker": ("stack_2", "stack_4"),
+    "swimmer": ("swimmer15", "swimmer6"),
+    "walker": ("run", "stand", "walk"),
+}
+DUMMY_TASKS = ("count", "pixels")
+_ALIASES = {"cup": "ball_in_cup", "pointmass": "point_mass"}  # peers' domain names
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-/:\s]+", "_", name.strip()).lower()
+
+
+def _spellings() -> dict[str, str]:
+    """Every accepted plain spelling of a dm_control task -> its ``domain/task``."""
+    table = {}
+    for domain, tasks in DMC_TASKS.items():
+        names = [domain, *(alias for alias, full in _ALIASES.items() if full == domain)]
+        for task in tasks:
+            table |= {f"{name}_{task}".lower(): f"{domain}/{task}" for name in names}
+            if task.startswith(domain):  # swimmer6, lqr_2_1
+                table[task] = f"{domain}/{task}"
+    return table
+
+
+def split_dmc(name: str) -> tuple[str, str]:
+    """``"ball_in_cup_catch"`` (as `parse_task` gives it) -> dm_control's ``(domain, task)``."""
+    domain, task = _spellings()[name.lower()].split("/")
+    return domain, task
+
+
+def parse_task(task: str) -> tuple[str, str]:
+    """Split what a person typed into ``(suite, name)``.
+
+    ``dmc:walker_walk``, ``walker_walk``, ``walker-walk``, ``dmc_walker_walk``, ``walker/walk`` are
+    all ``("dmc", "walker_walk")``; ``cup_catch`` is ``("dmc", "ball_in_cup_catch")``. Gymnasium
+    ids need their ``gym:``. Raises `UserError` naming the nearest task for an unknown one.
+    """
+    suite, colon, name = task.strip().partition(":")
+    if colon and suite == "gym":
+        if not name:
+            raise UserError("gym: needs an environment id behind it, as in gym:Pendulum-v1.")
+        return "gym", name
+    if colon and suite == "dummy":
+        if name not in DUMMY_TASKS:
+            known = " and ".join(f"dummy:{known}" for known in DUMMY_TASKS)
+            raise UserError(f"Unknown task {task!r}: the dummy tasks are {known}.")
+        return "dummy", name
+    spellings = _spellings()
+    plain = _plain(name if colon and suite == "dmc" else task).removeprefix("dmc_")
+    if plain in spellings:
+        return "dmc", spellings[plain].replace("/", "_")
+    nearest = difflib.get_close_matches(plain, spellings, n=1, cutoff=0.0)[0]
+    nearest = spellings[nearest].replace("/", "_")
+    raise UserError(
+        f"Unknown task {task!r}; did you mean {nearest!r}? "
+        "(Gymnasium environments are written gym:ID, as in gym:Pendulum-v1.)"
+    )

@@ -1,0 +1,116 @@
+"""Draw a few frames with one backend and say as JSON how it went.
+
+Runs in a process of its own (``python -m latentplan.envs.probe BACKEND SECONDS``), see
+`latentplan.envs.rendering.probe`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+import time
+from collections.abc import Callable
+
+from latentplan.envs import dmc
+from latentplan.envs.rendering import QUALITIES, Renderer
+
+# Per backend: (any of these libraries, the Debian package that brings the first).
+_LIBRARIES = {
+    "egl": (
+        (("libEGL.so.1",), "libegl1"),
+        (("libGL.so.1", "libOpenGL.so.0"), "libgl1"),
+        (("libEGL_mesa.so.0", "libEGL_nvidia.so.0"), "libegl-mesa0"),
+    ),
+    "osmesa": ((("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"), "libosmesa6"),),
+    "glfw": ((("libGL.so.1",), "libgl1"),),
+}
+_SOFTWARE = ("llvmpipe", "softpipe", "swrast", "software")
+_BLACK = 1.0  # grey levels; the suite's pictures are near 75
+_HINTS = {
+    "egl": "no EGL device can be opened; the software one needs the Debian package "
+    "libgl1-mesa-dri, and in Docker the NVIDIA one needs "
+    "NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics",
+    "osmesa": "OSMesa cannot be loaded",
+    "glfw": "there is no screen to open a window on",
+}
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def missing_library(backend: str, loads: Callable[[str], bool] = _loads) -> tuple[str, str] | None:
+    """The first library that ``backend`` lacks and its Debian package, or None."""
+    for names, package in _LIBRARIES[backend]:
+        if not any(loads(name) for name in names):
+            return names[0], package
+    return None
+
+
+def _time_frames(simulator: dmc.ControlSuite, seconds: float) -> float:
+    """Seconds per frame, the median of as many as fit into ``seconds``."""
+    times = []
+    end = time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        simulator.render()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def draw(backend: str, seconds: float) -> dict[str, object]:
+    """The fields of a `Probe` of a backend that draws; raises whatever OpenGL raises."""
+    timings, means, description = {}, [], ""
+    for quality in QUALITIES if seconds else QUALITIES[-1:]:
+        simulator = dmc.build("cheetah_run", "pixels", 64, Renderer(backend, quality, True, ""))
+        try:
+            simulator.reset(seed=0, episode=0)
+            means.append(float(simulator.render().mean()))  # the first frame compiles shaders
+            description = simulator.describe_renderer()
+            if seconds:
+                timings[quality] = _time_frames(simulator, seconds)
+        finally:
+            simulator.close()
+    black = min(means) < _BLACK
+    return {
+        "works": not black,
+        "reason": "it draws black frames" if black else "",
+        "black": black,
+        "software": any(word in description.lower() for word in _SOFTWARE),
+        "description": description,
+        "seconds": timings,
+    }
+
+
+def _explain(backend: str, error: Exception) -> str:
+    """One line without OpenGL's jargon where the meaning is known."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, AttributeError) and "NoneType" in text:
+        return _HINTS[backend]  # how PyOpenGL says that a library is not there
+    if isinstance(error, ImportError | RuntimeError) or "gladLoadGL" in text:
+        return f"{_HINTS[backend]} ({text})"
+    return f"{type(error).__name__}: {text}"
+
+
+def main(backend: str, seconds: float) -> None:
+    """Write one line of JSON to standard output."""
+    missing = missing_library(backend)
+    if missing is not None:
+        library, package = missing
+        reason = f"{library} is missing (Debian package {package})"
+        answer = {"works": False, "reason": reason, "library": library, "package": package}
+    else:
+        try:
+            answer = draw(backend, seconds)
+        except Exception as error:  # drivers and PyOpenGL raise all kinds
+            answer = {"works": False, "reason": _explain(backend, error)}
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]))

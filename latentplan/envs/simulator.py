@@ -1,0 +1,171 @@
+"""What a task must offer, and the one environment that turns it into episodes of decisions.
+
+A simulator knows frames; `EpisodeEnv` knows everything that is the same for all of them: action
+scaling, action repeat, where an episode is cut, which seed it starts from.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from latentplan.types import UserError
+
+_MODES = ("train", "eval")
+
+
+class Simulator(Protocol):
+    """A task, one frame at a time."""
+
+    observation_space: spaces.Dict  # "image" uint8 (h, w, 3) and/or "vector" float32 (dim,)
+    action_low: np.ndarray  # (A,) finite bounds
+    action_high: np.ndarray
+
+    def reset(self, seed: int, episode: int) -> None:
+        """Begin an episode that depends on ``seed`` alone (``episode`` is its number)."""
+
+    def advance(self, action: np.ndarray) -> tuple[float, bool, bool]:
+        """Apply ``action`` (A,) for one frame; returns reward, terminated, truncated."""
+
+    def observe(self) -> dict[str, np.ndarray]:
+        """The observation now; called once per decision, so that skipped frames are not drawn."""
+
+    def close(self) -> None: ...
+
+
+class Spaces(NamedTuple):
+    """What can be known of a simulator without running it."""
+
+    observation: spaces.Dict
+    action_dim: int
+
+
+def image_space(height: int, width: int) -> spaces.Box:
+    return spaces.Box(0, 255, (height, width, 3), np.uint8)
+
+
+def vector_space(dim: int) -> spaces.Box:
+    return spaces.Box(-np.inf, np.inf, (dim,), np.float32)
+
+
+def flatten_state(entries: dict[str, Any]) -> np.ndarray:
+    """All entries of a state, concatenated in sorted order of their names, as float32 (dim,)."""
+    parts = [np.asarray(entries[name], np.float32).reshape(-1) for name in sorted(entries)]
+    return np.concatenate(parts)
+
+
+def episode_seed(seed: int, mode: str, index: int, episode: int) -> int:
+    """The seed of one episode: a hash of the run's seed, the environment and the episode number.
+
+    Fits 32 bits. Training seeds are even and evaluation seeds odd, so that no evaluation episode
+    of any run is ever a training episode of any run.
+    """
+    entropy = (seed, _MODES.index(mode), index, episode)
+    hashed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0])
+    return (hashed & ~1) | _MODES.index(mode)
+
+
+class EpisodeEnv(gymnasium.Env):
+    """Episodes of decisions over a `Simulator`, as Gymnasium's vector environments want them.
+
+    Actions are (A,) in [-1, 1], clipped and scaled to the simulator's bounds. A decision repeats
+    its action for ``repeat`` frames, sums the rewards and stops where the episode ends; ``info``
+    holds the ``frames`` that it used. An episode is cut after ``episode_frames`` (truncation).
+    The simulator is built by the first ``reset``: whatever hangs or fails in there then does so
+    inside a call that has a timeout and reports errors. ``reset`` ignores its ``seed`` argument:
+    seeds follow `episode_seed`, counting from ``first_episode``.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own convention)
+
+    def __init__(
+        self,
+        build: Callable[[], Simulator],
+        known: Spaces,
+        *,
+        repeat: int,
+        episode_frames: int,
+        seed: int,
+        mode: str,
+        index: int,
+        first_episode: int = 0,
+    ) -> None:
+        self.observation_space = known.observation
+        self.action_space = spaces.Box(-1.0, 1.0, (known.action_dim,), np.float32)
+        self._build = build
+        self._simulator: Simulator | None = None
+        self._repeat, self._limit = repeat, episode_frames
+        self._identity = (seed, mode, index)
+        self._episode = first_episode  # number of the next episode
+        self._frame = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Begin the next episode; returns its first observation and ``{"frames": 0}``."""
+        return self._guard(self._reset)
+
+    def step(
+        self, action: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """One decision; returns observation, summed reward, terminated, truncated, info."""
+        return self._guard(lambda: self._step(action))
+
+    def close(self) -> None:
+        if self._simulator is not None:
+            self._simulator.close()
+            self._simulator = None
+
+    def _reset(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        if self._simulator is None:
+            self._simulator = self._build()
+        episode = self._episode
+        self._episode += 1
+        self._frame = 0
+        self._simulator.reset(episode_seed(*self._identity, episode), episode)
+        return self._observe(), {"frames": 0}
+
+    def _step(
+        self, action: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        if self._simulator is None:
+            raise RuntimeError("step before reset")
+        low, high = self._simulator.action_low, self._simulator.action_high
+        unit = (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1.0) / 2.0
+        scaled = low + unit * (high - low)
+        total, frames, terminated, truncated = 0.0, 0, False, False
+        while frames < self._repeat and not (terminated or truncated):
+            reward, terminated, truncated = self._simulator.advance(scaled)
+            total += float(reward)
+            frames += 1
+            self._frame += 1
+            truncated = not terminated and (truncated or self._frame >= self._limit)
+        if not np.isfinite(total):
+            raise UserError(f"The environment gave a reward of {total}.")
+        return self._observe(), total, bool(terminated), bool(truncated), {"frames": frames}
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        observation = self._simulator.observe()
+        if "vector" in observation and not np.isfinite(observation["vector"]).all():
+            raise UserError("The environment gave an observation that is not finite.")
+        return observation
+
+    @staticmethod
+    def _guard(call: Callable[[], Any]) -> Any:
+        # The seam to code that is not ours (simulators, drivers, a reader's environment): whatever
+        # it raises must reach the parent process, which may not even know the exception's class.
+        try:
+            return call()
+        except UserError:
+            raise
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"The environment failed: {type(error).__name__}: {error} "
+                f"({where.filename}, line {where.lineno})."
+            ) from error

@@ -1,0 +1,129 @@
+"""What travels to the worker processes, and how they are started without anything heavy in them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from latentplan.config import EnvConfig
+from latentplan.envs import dmc, dummy, gym
+from latentplan.envs.names import parse_task
+from latentplan.envs.rendering import Renderer
+from latentplan.envs.simulator import EpisodeEnv, Simulator, Spaces
+from latentplan.types import UserError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All it takes to build a task's simulator; travels to the workers."""
+
+    task: str
+    obs: str
+    image_size: int
+    module: str
+    renderer: Renderer | None
+
+    def build(self) -> Simulator:
+        suite, name = parse_task(self.task)
+        if suite == "dmc":
+            return dmc.build(name, self.obs, self.image_size, self.renderer)
+        if suite == "gym":
+            return gym.build(name, self.obs, self.module)
+        return dummy.build(name, self.obs, self.image_size)
+
+    def describe(self) -> Spaces:
+        """Build the simulator here, to see its spaces."""
+        simulator = self.build()
+        try:
+            return Spaces(simulator.observation_space, len(simulator.action_low))
+        finally:
+            simulator.close()
+
+
+@dataclass(frozen=True)
+class EnvMaker:
+    """Makes one environment; called in the worker, and once by Gymnasium in the parent."""
+
+    recipe: Recipe
+    known: Spaces
+    env: EnvConfig
+    seed: int
+    mode: str
+    index: int
+    first_episode: int
+    parent: int  # process id
+
+    def __call__(self) -> EpisodeEnv:
+        if os.getpid() != self.parent:
+            # Ctrl-C reaches the whole process group; the parent decides what it means.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return EpisodeEnv(
+            self.recipe.build,
+            self.known,
+            repeat=self.env.repeat,
+            episode_frames=self.env.episode_frames,
+            seed=self.seed,
+            mode=self.mode,
+            index=self.index,
+            first_episode=self.first_episode,
+        )
+
+
+@contextlib.contextmanager
+def main_hidden() -> Iterator[None]:
+    """Spawn workers that do not import the program's main module.
+
+    They need nothing of it, it may import torch, and a script without ``if __name__ ==
+    "__main__"`` would run itself again in every worker.
+    """
+    main = sys.modules["__main__"]
+    hidden = {name: main.__dict__.pop(name) for name in ("__file__",) if name in main.__dict__}
+    spec, main.__spec__ = getattr(main, "__spec__", None), None
+    try:
+        yield
+    finally:
+        main.__dict__.update(hidden)
+        main.__spec__ = spec
+
+
+def _describe_worker(recipe: Recipe, pipe: Connection) -> None:
+    try:
+        pipe.send((recipe.describe(), ""))
+    except UserError as error:
+        pipe.send((None, str(error)))
+    except Exception as error:  # the seam to simulators and to readers' code, as in EpisodeEnv
+        pipe.send((None, f"{recipe.task} cannot be built: {type(error).__name__}: {error}"))
+
+
+@functools.cache
+def describe_apart(recipe: Recipe, timeout: float) -> Spaces:
+    """`Recipe.describe` in a process of its own, so that nothing heavy is loaded here."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_describe_worker, args=(recipe, theirs), daemon=True)
+    with main_hidden():
+        process.start()
+    theirs.close()
+    try:
+        if not ours.poll(timeout):
+            raise UserError(f"{recipe.task} could not be built within {timeout:g} s (env.timeout).")
+        known, trouble = ours.recv()
+    except EOFError:
+        process.join()
+        raise UserError(
+            f"The process that builds {recipe.task} died (exit code {process.exitcode})."
+        ) from None
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+    if trouble:
+        raise UserError(trouble)
+    return known

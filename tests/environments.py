@@ -1,0 +1,65 @@
+"""Short ways to make environments and walk through them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentplan.config import EnvConfig
+from latentplan.envs import VectorEnv, make_vector
+from latentplan.envs.rendering import Renderer
+from latentplan.types import Timestep
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def make(
+    task: str,
+    obs: str = "state",
+    *,
+    count: int = 1,
+    seed: int = 0,
+    mode: str = "train",
+    renderer: Renderer | None = None,
+    first_episodes: Sequence[int] | None = None,
+    **settings: Any,
+) -> VectorEnv:
+    """A vector environment, in this process unless ``workers`` is asked for."""
+    env = EnvConfig(**{"workers": False, **settings})
+    return make_vector(
+        task,
+        obs,
+        env,
+        count=count,
+        seed=seed,
+        mode=mode,
+        renderer=renderer,
+        first_episodes=first_episodes,
+    )
+
+
+def walk(env: VectorEnv, steps: int, seed: int = 0) -> tuple[list[Timestep], list[np.ndarray]]:
+    """Reset and take random actions; returns the rows and their frames."""
+    rng = np.random.default_rng(seed)
+    row, frames = env.reset()
+    rows, counts = [row], [frames]
+    for _ in range(steps):
+        row, frames = env.step(rng.uniform(-1, 1, (env.count, env.spec.action_dim)))
+        rows.append(row)
+        counts.append(frames)
+    return rows, counts
+
+
+def run_python(*arguments: str, **variables: str) -> str:
+    """Standard output of ``python ARGUMENTS``, which finds the package; fails if it fails."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
