@@ -1,0 +1,1 @@
+"""Building blocks: layers, member-stacked layers, distributions, the optimizer."""

@@ -1,0 +1,47 @@
+"""Ensembles with member-stacked weights: one batched product, never a loop over members."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latentplan.nn.layers import init_weight
+
+
+class EnsembleLinear(nn.Module):
+    """M linear maps side by side: (N, inputs) or (M, N, inputs) -> (M, N, outputs).
+
+    Every member draws its own initialization, without which an ensemble is one model said M times.
+    """
+
+    def __init__(self, members: int, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(members, inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
+        init_weight(self.weight, inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 2:  # the same input for every member
+            x = x.expand(self.weight.shape[0], *x.shape)
+        return torch.baddbmm(self.bias.to(x.dtype), x, self.weight.to(x.dtype))
+
+
+class EnsembleMLP(nn.Module):
+    """M MLPs of ``layers`` hidden layers: (N, inputs) or (M, N, inputs) -> (M, N, outputs).
+
+    The norm has no learned gain: the next layer's weights can express it, member by member.
+    """
+
+    def __init__(self, members: int, inputs: int, units: int, layers: int, outputs: int):
+        super().__init__()
+        sizes = [inputs] + [units] * layers + [outputs]
+        self.layers = nn.ModuleList(EnsembleLinear(members, a, b) for a, b in pairwise(sizes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = layer(x)
+            x = F.silu(F.layer_norm(x, x.shape[-1:], eps=1e-4))
+        return self.layers[-1](x)

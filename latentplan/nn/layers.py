@@ -1,0 +1,85 @@
+"""Layers with one initialization: truncated normal of variance 1 / fan-in, biases zero."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TRUNCATED_STD = 0.8796  # standard deviation of a unit normal truncated at +-2
+
+
+@torch.no_grad()
+def init_weight(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
+    """Fill in place with a truncated normal of standard deviation ``scale / sqrt(fan_in)``."""
+    if scale == 0.0:
+        weight.zero_()
+    else:
+        std = scale / math.sqrt(fan_in) / TRUNCATED_STD
+        nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` with the house initialization; ``scale=0`` starts the output at zero."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, scale: float = 1.0):
+        self.scale = scale
+        super().__init__(inputs, outputs, bias=bias)
+
+    def reset_parameters(self) -> None:
+        init_weight(self.weight, self.in_features, self.scale)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class BlockLinear(nn.Module):
+    """A block-diagonal linear map: (G, N, inputs) -> (G, N, outputs), G blocks with own weights."""
+
+    def __init__(self, blocks: int, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(blocks, inputs, outputs))
+        init_weight(self.weight, inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(x, self.weight)
+
+
+def make_norm(kind: str, size: int) -> nn.Module:
+    """``rms`` (published) or ``layer`` (one fused kernel on a CPU, about 3x quicker there)."""
+    kinds = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
+    return kinds[kind](size, eps=1e-4)
+
+
+class MLP(nn.Module):
+    """Hidden layers of (linear, norm, SiLU), one linear output: (..., inputs) -> (..., outputs).
+
+    ``scale=0`` makes the output start at exactly zero (DreamerV3's reward and value heads).
+    """
+
+    def __init__(
+        self, inputs: int, units: int, layers: int, outputs: int, *, norm: str, scale: float = 1.0
+    ):
+        super().__init__()
+        sizes = [inputs] + [units] * layers
+        self.hidden = nn.ModuleList(Linear(a, b, bias=False) for a, b in pairwise(sizes))
+        self.norms = nn.ModuleList(make_norm(norm, units) for _ in self.hidden)
+        self.output = Linear(sizes[-1], outputs, scale=scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for linear, norm in zip(self.hidden, self.norms, strict=True):
+            x = F.silu(norm(linear(x)))
+        return self.output(x)
+
+
+class ChannelNorm(nn.Module):
+    """Normalize every pixel over its channels: (N, C, H, W) in channels-last memory, same out."""
+
+    def __init__(self, kind: str, channels: int):
+        super().__init__()
+        self.norm = make_norm(kind, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

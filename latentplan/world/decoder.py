@@ -1,0 +1,94 @@
+"""Latent features to reconstructions, the mirror of the encoder."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latentplan.config import WorldConfig
+from latentplan.nn.dists import symlog
+from latentplan.nn.layers import MLP, ChannelNorm, Linear, init_weight
+from latentplan.types import EnvSpec
+from latentplan.world.encoder import LEVELS
+
+
+class ConvDecoder(nn.Module):
+    """(N, F) -> (N, height, width, 3) in (0, 1).
+
+    ``strided``: transposed convolutions. ``patch``: the last two doublings are one 3x3 convolution
+    to 4 x 4 pixels per position (pixel shuffle), a third of the work at full size.
+    """
+
+    def __init__(self, features: int, shape: tuple[int, int, int], config: WorldConfig):
+        super().__init__()
+        height, width, channels = shape
+        norm, self.patch = config.norm, config.coder == "patch"
+        self.start = (height // 2**LEVELS, width // 2**LEVELS)
+        wide = config.depth * 2 ** (LEVELS - 1)
+        self.input = Linear(features, self.start[0] * self.start[1] * wide)
+        self.input_norm = ChannelNorm(norm, wide)
+        doublings = LEVELS - (2 if self.patch else 1)
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        for _ in range(doublings):
+            conv = nn.ConvTranspose2d(wide, wide // 2, 4, stride=2, padding=1)
+            init_weight(conv.weight, wide * 4)  # 4 of the 16 taps meet each output pixel
+            nn.init.zeros_(conv.bias)
+            wide //= 2
+            self.convs.append(conv)
+            self.norms.append(ChannelNorm(norm, wide))
+        if self.patch:
+            self.output: nn.Module = nn.Conv2d(wide, channels * 16, 3, padding=1)
+            init_weight(self.output.weight, wide * 9)
+        else:
+            self.output = nn.ConvTranspose2d(wide, channels, 4, stride=2, padding=1)
+            init_weight(self.output.weight, wide * 4)
+        nn.init.zeros_(self.output.bias)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = rearrange(
+            self.input(features), "n (h w c) -> n c h w", h=self.start[0], w=self.start[1]
+        )
+        x = F.silu(self.input_norm(x))
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.silu(norm(conv(x)))
+        x = self.output(x)
+        if self.patch:
+            x = rearrange(x, "n (i j c) h w -> n (h i) (w j) c", i=4, j=4)
+        else:
+            x = rearrange(x, "n c h w -> n h w c")
+        return torch.sigmoid(x.float())
+
+
+class Decoder(nn.Module):
+    """(N, F) -> {name: (N, *shape)}: images in (0, 1), vectors in symlog units."""
+
+    def __init__(self, spec: EnvSpec, features: int, config: WorldConfig):
+        super().__init__()
+        self.images, self.vectors = spec.images, spec.vectors
+        self.convs = nn.ModuleDict(
+            {name: ConvDecoder(features, spec.obs[name][0], config) for name in self.images}
+        )
+        self.sizes = [spec.obs[name][0][0] for name in self.vectors]
+        if self.vectors:
+            self.mlp = MLP(
+                features, config.units, config.vector_layers, sum(self.sizes), norm=config.norm
+            )
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        out = {name: self.convs[name](features) for name in self.images}
+        if self.vectors:
+            parts = self.mlp(features).float().split(self.sizes, -1)
+            out.update(zip(self.vectors, parts, strict=True))
+        return out
+
+    def loss(self, features: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Squared error per row ``{name: (N,)}``, summed over pixels or entries."""
+        losses = {}
+        for name, prediction in self(features).items():
+            image = name in self.images
+            target = obs[name].float() / 255.0 if image else symlog(obs[name])
+            losses[name] = (prediction - target).square().flatten(1).sum(-1)
+        return losses

@@ -1,0 +1,84 @@
+"""Observations to embeddings: a strided convolution stack for pixels, an MLP for vectors."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latentplan.config import WorldConfig
+from latentplan.nn.dists import symlog
+from latentplan.nn.layers import MLP, ChannelNorm, init_weight
+from latentplan.types import EnvSpec, UserError
+
+LEVELS = 4  # halvings between the picture and the smallest feature map
+
+
+class ConvEncoder(nn.Module):
+    """(N, height, width, 3) uint8 -> (N, X): four halvings, channels doubling from ``depth``.
+
+    ``strided``: four 4x4 convolutions of stride 2. ``patch``: the first two halvings are one 4x4
+    convolution of stride 4, which skips the widest feature map and with it half of the time.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], config: WorldConfig):
+        super().__init__()
+        height, width, channels = shape
+        if height % 2**LEVELS or width % 2**LEVELS:
+            raise UserError(
+                f"A picture of {height} x {width} cannot be halved {LEVELS} times: "
+                f"choose env.image_size divisible by {2**LEVELS}."
+            )
+        strides = [4, 2, 2] if config.coder == "patch" else [2, 2, 2, 2]
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        scale = 1
+        for stride in strides:
+            scale *= stride
+            wide = config.depth * scale // 2
+            conv = nn.Conv2d(channels, wide, 4, stride=stride, padding=1 if stride == 2 else 0)
+            init_weight(conv.weight, channels * 16)
+            nn.init.zeros_(conv.bias)
+            self.convs.append(conv)
+            self.norms.append(ChannelNorm(config.norm, wide))
+            channels = wide
+        self.size = channels * (height // scale) * (width // scale)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, image: Tensor) -> Tensor:
+        # Swapping the axes of an NHWC picture *is* channels-last memory: no copy.
+        x = rearrange(image, "n h w c -> n c h w") / 255.0 - 0.5
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.silu(norm(conv(x)))
+        return rearrange(x, "n c h w -> n (h w c)")
+
+
+class Encoder(nn.Module):
+    """All observations of a row to one embedding: {name: (..., shape)} -> (..., X) float32.
+
+    Vectors are squashed by symlog first, so that their units do not matter.
+    """
+
+    def __init__(self, spec: EnvSpec, config: WorldConfig):
+        super().__init__()
+        self.images, self.vectors = spec.images, spec.vectors
+        self.convs = nn.ModuleDict(
+            {name: ConvEncoder(spec.obs[name][0], config) for name in self.images}
+        )
+        self.size = sum(conv.size for conv in self.convs.values())
+        if self.vectors:
+            inputs = sum(spec.obs[name][0][0] for name in self.vectors)
+            layers, units = config.vector_layers, config.units
+            self.mlp = MLP(inputs, units, layers - 1, units, norm=config.norm)
+            self.size += units
+
+    def forward(self, obs: dict[str, Tensor]) -> Tensor:
+        parts = []
+        for name in self.images:
+            image = obs[name]
+            embed = self.convs[name](image.reshape(-1, *image.shape[-3:]))
+            parts.append(embed.float().reshape(*image.shape[:-3], -1))
+        if self.vectors:
+            vector = torch.cat([obs[name] for name in self.vectors], -1)
+            parts.append(self.mlp(symlog(vector)).float())
+        return torch.cat(parts, -1)

@@ -1,0 +1,244 @@
+"""The world model as verbs on a latent: encode, filter, observe, step, decode, loss."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from latentplan.config import WorldConfig
+from latentplan.nn.dists import (
+    TwoHot,
+    bernoulli_log_prob,
+    categorical_kl,
+    mixed_probs,
+    symexp_bins,
+)
+from latentplan.nn.layers import MLP
+from latentplan.types import EnvSpec, Latent, Prediction, StepNoise, Timestep
+from latentplan.world.decoder import Decoder
+from latentplan.world.encoder import Encoder
+from latentplan.world.rssm import RSSM
+from latentplan.world.uncertainty import MEASURES, Probes
+
+
+def bootstrap_mask(episode: Tensor, members: int, share: float) -> Tensor:
+    """Which members learn from which episodes: (...) int64 -> (M, ...) bool.
+
+    A fixed hash of (member, episode), so that a member's data set is the same in every batch: a
+    real bootstrap, which a mask redrawn per batch is not.
+    """
+    member = torch.arange(members, device=episode.device).view(-1, *[1] * episode.ndim)
+    x = (episode * 0x9E3779B1 + (member + 1) * 0x85EBCA77) & 0xFFFFFFFF
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):  # 32-bit integer avalanche
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return (x ^ (x >> 15)) < int(share * 2**32)
+
+
+class WorldModel(nn.Module):
+    """Dreamer's world model with an ensemble of prior heads.
+
+    Args:
+        spec: what the environment sends and takes.
+        config: the ``world`` section.
+        bfloat16: run convolutions and MLPs over many rows in bfloat16. Scans, KL, and likelihoods
+            stay in float32: small products are slower in bfloat16, and logarithms need the bits.
+    """
+
+    def __init__(self, spec: EnvSpec, config: WorldConfig, bfloat16: bool = False):
+        super().__init__()
+        self.spec, self.config, self.bfloat16 = spec, config, bfloat16
+        self.feature_size = config.deter + config.stoch * config.classes
+        self.encoder = Encoder(spec, config)
+        self.decoder = Decoder(spec, self.feature_size, config)
+        self.rssm = RSSM(config, spec.action_dim, self.encoder.size)
+        units, layers = config.units, config.layers
+        # Zero output: the reward starts at exactly 0 instead of a random claim.
+        self.reward = MLP(
+            self.feature_size, units, layers, config.bins, norm=config.norm, scale=0.0
+        )
+        self.cont = MLP(self.feature_size, units, layers, 1, norm=config.norm)
+        self.probes = None
+        if config.uncertainty == "probes":
+            self.probes = Probes(
+                config.members,
+                self.feature_size,
+                spec.action_dim,
+                config.probe_units,
+                config.stoch * config.classes,
+            )
+        self.register_buffer("bins", symexp_bins(config.bins), persistent=False)
+
+    def lowered(self) -> torch.autocast:
+        """The context in which products over many rows run."""
+        return torch.autocast(self.bins.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    # --- verbs ------------------------------------------------------------------------------
+
+    def features(self, latent: Latent) -> Tensor:
+        """(..., D), (..., S, C) -> (..., F)."""
+        return torch.cat([latent.deter, latent.stoch.flatten(-2)], -1)
+
+    def initial(self, n: int) -> Latent:
+        return self.rssm.initial(n)
+
+    def encode(self, obs: dict[str, Tensor]) -> Tensor:
+        """{name: (..., *shape)} -> (..., X) float32."""
+        with self.lowered():
+            return self.encoder(obs)
+
+    def filter(self, row: Timestep, latent: Latent, uniform: Tensor | None = None) -> Latent:
+        """Take in one observed row (N); ``uniform`` (N, S) is drawn when not given."""
+        embed = self.encode(row.obs)
+        if uniform is None:
+            uniform = torch.rand(embed.shape[0], self.config.stoch, device=embed.device)
+        return self.rssm.filter(latent, embed, row.prev_action, row.is_first, uniform)
+
+    def observe(self, batch: Timestep, uniform: Tensor | None = None) -> tuple[Latent, Tensor]:
+        """Take in sequences (B, T) from the empty state: posterior latents and logits."""
+        embed = self.encode(batch.obs)
+        if uniform is None:
+            uniform = torch.rand(*embed.shape[:2], self.config.stoch, device=embed.device)
+        return self.rssm.observe(embed, batch.prev_action, batch.is_first, uniform)
+
+    def draw_noise(self, n: int, horizon: int) -> StepNoise:
+        """Randomness of ``horizon`` steps of ``n`` rollouts: member (H, N), uniform (H, N, S).
+
+        One member moves a row for a whole rollout unless ``world.member_per`` is ``step``: a
+        trajectory is then one hypothesis about the world, as in the papers on ensembles. Where M
+        divides ``n``, the rows are dealt out in blocks; callers shuffle them if order matters.
+        """
+        c, device = self.config, self.bins.device
+        uniform = torch.rand(horizon, n, c.stoch, device=device)
+        if c.member_per == "step":
+            return StepNoise(torch.randint(c.members, (horizon, n), device=device), uniform)
+        if n % c.members == 0:
+            return StepNoise(None, uniform)
+        member = torch.randint(c.members, (1, n), device=device)
+        return StepNoise(member.expand(horizon, n), uniform)
+
+    def step(self, latent: Latent, action: Tensor, noise: StepNoise | None = None) -> Prediction:
+        """What the model says of one action: (N), (N, A) -> Prediction (N)."""
+        return self._step(latent, action, noise, measure=True)
+
+    def step_unmeasured(
+        self, latent: Latent, action: Tensor, noise: StepNoise | None = None
+    ) -> Prediction:
+        """As :meth:`step` without the uncertainty, for which every member must be evaluated."""
+        return self._step(latent, action, noise, measure=False)
+
+    def _step(
+        self, latent: Latent, action: Tensor, noise: StepNoise | None, measure: bool
+    ) -> Prediction:
+        if noise is None:
+            noise = StepNoise(
+                *(x if x is None else x[0] for x in self.draw_noise(action.shape[0], 1))
+            )
+        by_heads = measure and self.probes is None
+        following, logits = self.rssm.imagine_step(latent, action, noise, all_members=by_heads)
+        uncertainty = None
+        if by_heads:
+            uncertainty = self.disagreement(mixed_probs(logits, self.config.unimix))
+        elif measure:
+            uncertainty = self.probes.uncertainty(self.features(latent), action)
+        reward, cont = self.outcome(self.features(following))
+        return Prediction(following, reward, cont, uncertainty)
+
+    def disagreement(self, probs: Tensor) -> Tensor:
+        """The configured measure of the prior heads: (M, N, S, C) -> (N,)."""
+        return MEASURES[self.config.uncertainty](probs)
+
+    def outcome(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected reward (...) and probability of going on (...) of states (..., F)."""
+        reward = TwoHot(self.reward(features), self.bins).mean()
+        return reward, torch.sigmoid(self.cont(features).float()).squeeze(-1)
+
+    def decode(self, latent: Latent) -> dict[str, Tensor]:
+        """(N) -> {name: (N, *shape)}: images in (0, 1), vectors in symlog units."""
+        with self.lowered():
+            return self.decoder(self.features(latent))
+
+    # --- learning ---------------------------------------------------------------------------
+
+    def loss(
+        self, batch: Timestep, episode: Tensor
+    ) -> tuple[dict[str, Tensor], Latent, dict[str, Tensor]]:
+        """The terms of the world-model loss, weighted; posterior latents (B, T); metrics.
+
+        Args:
+            batch: (B, T) rows.
+            episode: (B, T) int64, which episode each row belongs to (for the bootstrap).
+        """
+        latent, logits = self.observe(batch)
+        flat = Latent(*(rearrange(x, "b t ... -> (b t) ...") for x in latent))
+        rows = Timestep(
+            {name: rearrange(x, "b t ... -> (b t) ...") for name, x in batch.obs.items()},
+            *(rearrange(x, "b t ... -> (b t) ...") for x in batch[1:]),
+        )
+        mask = bootstrap_mask(
+            rearrange(episode, "b t -> (b t)"), self.config.members, self.config.bootstrap
+        )
+        features = self.features(flat)
+        logits = rearrange(logits, "b t s c -> (b t) s c")
+        terms, metrics = self._divergence(flat.deter, logits, mask)
+        terms.update(self._reconstruction(features, rows.obs))
+        with self.lowered():
+            reward_logits, cont_logits = self.reward(features), self.cont(features)
+        terms["rew"] = -TwoHot(reward_logits, self.bins).log_prob(rows.reward).mean()
+        cont = bernoulli_log_prob(cont_logits.squeeze(-1), ~rows.is_terminal)
+        terms["con"] = -cont.mean()
+        if self.probes is not None:
+            terms["probes"] = self._probe_loss(latent, batch, mask)
+        return terms, latent, metrics
+
+    def _reconstruction(self, features: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        share = self.config.decode_fraction
+        if share < 1.0:
+            n = features.shape[0]
+            chosen = torch.randperm(n, device=features.device)[: max(1, round(share * n))]
+            features, obs = features[chosen], {name: x[chosen] for name, x in obs.items()}
+        with self.lowered():
+            return {name: x.mean() for name, x in self.decoder.loss(features, obs).items()}
+
+    def _divergence(
+        self, deter: Tensor, logits: Tensor, mask: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """dyn = KL[sg q || p_m] over the members that own the row, rep = KL[q || sg p_m] over all.
+
+        Free nats stop the pull on recurrent core and posterior where a row's KL is below one nat.
+        The heads go on learning there: otherwise their disagreement would stay at the noise of
+        their initialization. A hook on the heads' input does both in one evaluation.
+        """
+        c = self.config
+        heads_input = deter.view_as(deter)
+        q = mixed_probs(logits, c.unimix)
+        p = mixed_probs(self.rssm.prior_logits(heads_input), c.unimix)
+        log_q, log_p = q.log(), p.log()
+        dyn = categorical_kl(q.detach(), log_q.detach(), log_p)  # (M, N)
+        dyn = (dyn * mask).sum(0) / mask.sum(0).clamp(min=1)
+        rep = categorical_kl(q, log_q, log_p.detach()).mean(0)
+        if heads_input.requires_grad:
+            above = (dyn > c.free_nats).to(deter.dtype).unsqueeze(-1)
+            heads_input.register_hook(lambda grad: grad * above)
+        terms = {
+            "dyn": c.dyn_scale * dyn.mean(),
+            "rep": c.rep_scale * rep.clamp(min=c.free_nats).mean(),
+        }
+        metrics = {
+            "train/model/kl": rep.detach().mean(),
+            "train/model/posterior_entropy": -(q * log_q).sum((-2, -1)).detach().mean(),
+        }
+        if self.probes is None:
+            metrics["train/model/uncertainty"] = self.disagreement(p.detach()).mean()
+        return terms, metrics
+
+    def _probe_loss(self, latent: Latent, batch: Timestep, mask: Tensor) -> Tensor:
+        features = self.features(latent)
+        mask = rearrange(mask, "m (b t) -> m b t", b=features.shape[0])[:, :, 1:]
+        mask = mask & ~batch.is_first[:, 1:]  # never across an episode boundary
+        return self.probes.loss(
+            rearrange(features[:, :-1], "b t f -> (b t) f"),
+            rearrange(batch.prev_action[:, 1:], "b t a -> (b t) a"),
+            rearrange(latent.stoch[:, 1:], "b t s c -> (b t) (s c)"),
+            rearrange(mask, "m b t -> m (b t)"),
+        )

@@ -1,0 +1,152 @@
+"""The recurrent state-space model with an ensemble of priors.
+
+h_t = f(h_{t-1}, z_{t-1}, a_{t-1})      block GRU
+z_t ~ q(z | h_t, e_t)                   posterior
+z_t ~ p_m(z | h_t),  m = 1..M           priors, one per ensemble member
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from latentplan.config import WorldConfig
+from latentplan.nn.dists import sample_one_hot
+from latentplan.nn.ensemble import EnsembleMLP
+from latentplan.nn.layers import BlockLinear, Linear, make_norm
+from latentplan.types import Latent, StepNoise
+
+
+def bound_action(action: Tensor) -> Tensor:
+    """Samples of the actor may leave [-1, 1]; the value is clipped, the gradient is not."""
+    return action / action.abs().clamp(min=1.0).detach()
+
+
+class RSSM(nn.Module):
+    """Shapes: deter (..., D), stoch (..., S, C), logits (..., S, C), priors (M, ..., S, C)."""
+
+    def __init__(self, config: WorldConfig, action_dim: int, embed_size: int):
+        super().__init__()
+        c = self.config = config
+        self.flat = c.stoch * c.classes
+        self.blocks, hidden = c.blocks, c.hidden
+        self.stoch_in = Linear(self.flat, hidden, bias=False)
+        self.stoch_norm = make_norm(c.norm, hidden)
+        self.action_in = Linear(action_dim, hidden, bias=False)
+        self.action_norm = make_norm(c.norm, hidden)
+        block = c.deter // c.blocks
+        # The gates read [own block of h, stoch, action]; the action's share is known before the
+        # scan starts, so its product has weights of its own and leaves the loop.
+        self.gates_state = BlockLinear(c.blocks, block + hidden, 3 * block)
+        self.gates_action = Linear(hidden, 3 * c.deter)
+        self.gates_norm = make_norm(c.norm, 3 * block)
+        self.posterior_deter = Linear(c.deter, hidden, bias=False)
+        self.posterior_embed = Linear(embed_size, hidden, bias=False)
+        self.posterior_norm = make_norm(c.norm, hidden)
+        self.posterior_out = Linear(hidden, self.flat)
+        self.priors = EnsembleMLP(c.members, c.deter, c.member_hidden, 1, self.flat)
+
+    def initial(self, n: int) -> Latent:
+        """The state before anything was seen: zeros, on the weights' device."""
+        weight = self.posterior_out.weight
+        return Latent(
+            weight.new_zeros(n, self.config.deter),
+            weight.new_zeros(n, self.config.stoch, self.config.classes),
+        )
+
+    def prepare_action(self, action: Tensor) -> Tensor:
+        """(..., A) -> (..., 3 D), the action's share of the gates."""
+        x = F.silu(self.action_norm(self.action_in(bound_action(action))))
+        return self.gates_action(x)
+
+    def recur(self, latent: Latent, prepared_action: Tensor) -> Tensor:
+        """Deterministic transition: latent (N), (N, 3 D) -> (N, D)."""
+        deter, stoch = latent
+        x = F.silu(self.stoch_norm(self.stoch_in(stoch.flatten(-2))))
+        h = rearrange(deter, "n (g d) -> g n d", g=self.blocks)
+        gates = self.gates_state(torch.cat([h, x.expand(self.blocks, *x.shape)], -1))
+        gates = gates + rearrange(prepared_action, "n (g d) -> g n d", g=self.blocks)
+        # The state itself stays in float32 under autocast.
+        reset, candidate, update = self.gates_norm(gates).float().chunk(3, -1)
+        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+        h = torch.lerp(h, candidate, torch.sigmoid(update - 1))  # -1: remember by default
+        return rearrange(h, "g n d -> n (g d)")
+
+    def posterior_logits(self, deter: Tensor, prepared_embed: Tensor) -> Tensor:
+        """(N, D), (N, hidden) -> (N, S, C)."""
+        x = F.silu(self.posterior_norm(self.posterior_deter(deter) + prepared_embed))
+        return self.posterior_out(x).unflatten(-1, (self.config.stoch, self.config.classes))
+
+    def prior_logits(self, deter: Tensor) -> Tensor:
+        """(N, D) for all members, or (M, N, D) own rows for each -> (M, N, S, C)."""
+        return self.priors(deter).unflatten(-1, (self.config.stoch, self.config.classes))
+
+    def imagine_step(
+        self, latent: Latent, action: Tensor, noise: StepNoise, all_members: bool
+    ) -> tuple[Latent, Tensor | None]:
+        """One step without an observation; each row is moved by the member that ``noise`` names.
+
+        Returns:
+            The next latent (N) and, with ``all_members``, every member's logits (M, N, S, C).
+        """
+        deter = self.recur(latent, self.prepare_action(action))
+        members, rows = self.config.members, torch.arange(deter.shape[0], device=deter.device)
+        logits = None
+        if noise.member is None and not all_members:
+            blocks = rearrange(deter, "(m n) d -> m n d", m=members)
+            own = rearrange(self.prior_logits(blocks).float(), "m n s c -> (m n) s c")
+        else:
+            logits = self.prior_logits(deter).float()
+            member = rows * members // len(rows) if noise.member is None else noise.member
+            own = logits[member, rows]
+        return Latent(deter, sample_one_hot(own, noise.uniform, self.config.unimix)), logits
+
+    def filter(
+        self, latent: Latent, embed: Tensor, action: Tensor, is_first: Tensor, uniform: Tensor
+    ) -> Latent:
+        """One step with an observation: (N), embed (N, X), action (N, A), is_first (N)."""
+        latent, _ = self._filter(
+            latent,
+            self.prepare_action(action),
+            self.posterior_embed(embed),
+            (~is_first).to(embed.dtype),
+            uniform,
+        )
+        return latent
+
+    def _filter(
+        self, latent: Latent, action: Tensor, embed: Tensor, keep: Tensor, uniform: Tensor
+    ) -> tuple[Latent, Tensor]:
+        """``keep`` (N) is 0 on first rows, where the past is forgotten."""
+        latent = Latent(latent.deter * keep[:, None], latent.stoch * keep[:, None, None])
+        deter = self.recur(latent, action)
+        logits = self.posterior_logits(deter, embed)
+        return Latent(deter, sample_one_hot(logits, uniform, self.config.unimix)), logits
+
+    def observe(
+        self, embed: Tensor, action: Tensor, is_first: Tensor, uniform: Tensor
+    ) -> tuple[Latent, Tensor]:
+        """Filter whole sequences from the empty state; equals T calls of :meth:`filter`.
+
+        Args:
+            embed: (B, T, X). action: (B, T, A), that led *to* each row. is_first: (B, T).
+            uniform: (B, T, S) in [0, 1).
+
+        Returns:
+            Posterior latents (B, T, ...) and logits (B, T, S, C).
+        """
+        # Whatever does not depend on the state is computed for all rows at once.
+        actions = self.prepare_action(action).unbind(1)
+        embeds = self.posterior_embed(embed).unbind(1)
+        keeps = (~is_first).to(embed.dtype).unbind(1)
+        uniforms = uniform.unbind(1)
+        latent = self.initial(embed.shape[0])
+        deters, stochs, logits = [], [], []
+        for inputs in zip(actions, embeds, keeps, uniforms, strict=True):
+            latent, logit = self._filter(latent, *inputs)
+            deters.append(latent.deter)
+            stochs.append(latent.stoch)
+            logits.append(logit)
+        return Latent(torch.stack(deters, 1), torch.stack(stochs, 1)), torch.stack(logits, 1)
