@@ -1,0 +1,1 @@
+"""Behavior learned in imagination. Sees the world only through callables (step, policy, value)."""

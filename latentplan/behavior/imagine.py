@@ -1,0 +1,46 @@
+"""The one loop in which trajectories are imagined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from latentplan.types import Choice, Latent, Prediction, Rollout, StepNoise
+
+Step = Callable[[Latent, Tensor, StepNoise | None], Prediction]
+Act = Callable[[Latent, int], Choice]
+
+
+def imagine(
+    step: Step, act: Act, start: Latent, horizon: int, noise: StepNoise | None = None
+) -> Rollout:
+    """Follow ``act`` through the model for ``horizon`` steps.
+
+    Args:
+        step: the model, one action ahead.
+        act: what to do in a latent at step h; a policy, a planner, or recorded actions.
+        start: (N) states.
+        horizon: H.
+        noise: the model's randomness with a leading axis H; drawn inside ``step`` when not given.
+
+    Returns:
+        A rollout (N, H); gradients flow through it unless the caller forbids them.
+    """
+    latents, choices, predictions = [start], [], []
+    for h in range(horizon):
+        choice = act(latents[-1], h)
+        at_h = None if noise is None else StepNoise(*(x if x is None else x[h] for x in noise))
+        prediction = step(latents[-1], choice.action, at_h)
+        choices.append(choice)
+        predictions.append(prediction)
+        latents.append(prediction.latent)
+    uncertain = predictions[0].uncertainty is not None
+    return Rollout(
+        latent=Latent(*(torch.stack(x, 1) for x in zip(*latents, strict=True))),
+        choice=Choice(*(torch.stack(x, 1) for x in zip(*choices, strict=True))),
+        reward=torch.stack([p.reward for p in predictions], 1),
+        cont=torch.stack([p.cont for p in predictions], 1),
+        uncertainty=torch.stack([p.uncertainty for p in predictions], 1) if uncertain else None,
+    )

@@ -1,0 +1,97 @@
+"""What actor and critic learn from an imagined rollout: losses as pure functions of tensors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from latentplan.behavior.nets import Critic
+from latentplan.behavior.returns import lambda_returns
+from latentplan.config import BehaviorConfig
+from latentplan.nn.dists import ActionDist
+from latentplan.types import Rollout
+
+
+class Target(NamedTuple):
+    """What is known of a rollout before anything is learned from it."""
+
+    returns: Tensor  # (N, H) lambda-return from the state left at h
+    weight: Tensor  # (N, H) probability that the state left at h is reached at all, discounted
+
+
+def make_target(
+    rollout: Rollout, value: Tensor, alive: Tensor, discount: float, lam: float
+) -> Target:
+    """Lambda-returns of a rollout and the weights of its states.
+
+    Args:
+        value: (N, H) of the states arrived at.
+        alive: (N,) 0 where the start is terminal, else 1.
+    """
+    step_discount = discount * rollout.cont
+    weight = torch.cat([alive.unsqueeze(1), step_discount[:, :-1]], 1).cumprod(1).detach()
+    return Target(lambda_returns(rollout.reward, value, step_discount, lam), weight)
+
+
+def actor_loss(
+    dist: ActionDist,
+    rollout: Rollout,
+    target: Target,
+    baseline: Tensor,
+    scale: Tensor,
+    config: BehaviorConfig,
+) -> Tensor:
+    """The loss whose gradient improves the policy; () .
+
+    ``reinforce``: log-likelihood of the sampled action times its advantage; unbiased, and the
+    world needs no gradient. ``pathwise``: the return itself, differentiated through the model's
+    steps (straight-through at the discrete states); less noise, some bias.
+
+    Args:
+        dist: the policy at the states left, (N, H), on detached features.
+        baseline: (N, H) critic's value of the states left.
+        scale: () return scale S, in whose units ``config.entropy`` is paid.
+    """
+    if config.gradient == "reinforce":
+        advantage = ((target.returns - baseline) / scale).detach()
+        gain = dist.log_prob(rollout.choice.action.detach()) * advantage
+    else:
+        gain = target.returns / scale
+    return -(target.weight * (gain + config.entropy * dist.entropy())).mean()
+
+
+def critic_loss(
+    critic: Critic, features: Tensor, returns: Tensor, weight: Tensor, slow_scale: float
+) -> tuple[Tensor, Tensor]:
+    """Two-hot likelihood of the returns, and a pull towards the slow critic.
+
+    Args:
+        features: (..., F) detached. returns, weight: (...).
+
+    Returns:
+        The loss () and the critic's values (...).
+    """
+    value = critic(features)
+    with torch.no_grad():
+        slow = critic.slow(features).mean()
+    likelihood = value.log_prob(returns.detach()) + slow_scale * value.log_prob(slow)
+    return -(weight * likelihood).mean(), value.mean().detach()
+
+
+def replay_returns(
+    reward: Tensor, bootstrap: Tensor, is_first: Tensor, is_terminal: Tensor, config: BehaviorConfig
+) -> tuple[Tensor, Tensor]:
+    """Lambda-returns along replayed rows, bootstrapped by imagination (DreamerV3's replay value).
+
+    Args:
+        reward, is_first, is_terminal: (B, T) rows. bootstrap: (B, T) the value of each row.
+
+    Returns:
+        returns (B, T-1) from rows 0 .. T-2, and weights (B, T-1): 0 where the next row is a reset.
+    """
+    discount = (1 - 1 / config.discount_horizon) * (~is_terminal[:, 1:]).float()
+    last = torch.cat([is_first[:, 2:], torch.ones_like(is_first[:, :1])], 1)
+    returns = lambda_returns(reward[:, 1:], bootstrap[:, 1:], discount, config.lam, last)
+    return returns, (~is_first[:, 1:]).float()

@@ -1,0 +1,49 @@
+"""Actor and critic networks."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from latentplan.config import BehaviorConfig
+from latentplan.nn.dists import ActionDist, TwoHot, symexp_bins
+from latentplan.nn.layers import MLP
+
+
+class Actor(nn.Module):
+    """(..., F) -> a distribution over actions (..., A)."""
+
+    def __init__(self, features: int, action_dim: int, config: BehaviorConfig, norm: str):
+        super().__init__()
+        self.config = config
+        # Nearly zero output: the first policy is centered and equally wide everywhere.
+        self.net = MLP(features, config.units, config.layers, 2 * action_dim, norm=norm, scale=0.01)
+
+    def forward(self, features: Tensor) -> ActionDist:
+        return ActionDist(self.net(features), self.config.std_min, self.config.std_max)
+
+
+class Critic(nn.Module):
+    """(..., F) -> a distribution over values, and a slowly following copy for targets."""
+
+    def __init__(self, features: int, config: BehaviorConfig, norm: str):
+        super().__init__()
+        self.rate = config.slow_rate
+        self.net = MLP(features, config.units, config.layers, config.bins, norm=norm, scale=0.0)
+        self.slow_net = copy.deepcopy(self.net).requires_grad_(False)
+        self.register_buffer("bins", symexp_bins(config.bins), persistent=False)
+
+    def forward(self, features: Tensor) -> TwoHot:
+        return TwoHot(self.net(features), self.bins)
+
+    def slow(self, features: Tensor) -> TwoHot:
+        return TwoHot(self.slow_net(features), self.bins)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move the slow copy towards the critic by its rate."""
+        torch._foreach_lerp_(
+            list(self.slow_net.parameters()), list(self.net.parameters()), self.rate
+        )

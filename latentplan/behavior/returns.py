@@ -1,0 +1,58 @@
+"""Returns and the scale on which they are measured."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def lambda_returns(
+    reward: Tensor, value: Tensor, discount: Tensor, lam: float, last: Tensor | None = None
+) -> Tensor:
+    """TD(lambda) targets, R_h = r_h + d_h ((1 - lam) v_h + lam R_{h+1}), R_H = v_H.
+
+    Index h is "arriving at state h + 1" (see ``types.py``).
+
+    Args:
+        reward: (N, H). value: (N, H) of the states arrived at. discount: (N, H), gamma * cont.
+        lam: 0 for one-step targets, 1 for Monte Carlo.
+        last: (N, H) bool; the trajectory was cut after this arrival, so its value stands in.
+
+    Returns:
+        (N, H): the return from the state *left* at h.
+    """
+    mix = torch.full_like(value, lam)
+    mix[:, -1] = 0.0
+    if last is not None:
+        mix = torch.where(last, torch.zeros_like(mix), mix)
+    base = reward + discount * (1 - mix) * value
+    decay = discount * mix
+    running = torch.zeros_like(reward[:, 0])
+    returns = []
+    for h in reversed(range(reward.shape[1])):
+        running = base[:, h] + decay[:, h] * running
+        returns.append(running)
+    return torch.stack(returns[::-1], 1)
+
+
+class ReturnScale(nn.Module):
+    """Running 5-95 percentile range of returns, at least 1: large returns are scaled down, small
+    ones are never blown up (DreamerV3, "Actor learning")."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("range", torch.zeros(()))
+        self.register_buffer("count", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, returns: Tensor) -> None:
+        low, high = torch.quantile(returns.float().flatten(), returns.new_tensor([0.05, 0.95]))
+        self.range.lerp_(high - low, self.rate)
+        self.count.add_(1)
+
+    @property
+    def value(self) -> Tensor:
+        """() the scale S, corrected for the zero it started from."""
+        correction = 1 - (1 - self.rate) ** self.count.clamp(min=1)
+        return (self.range / correction).clamp(min=1.0)
