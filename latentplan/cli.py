@@ -1,0 +1,176 @@
+"""The command line. Imports what a command needs only when it runs, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from latentplan import __version__
+from latentplan.types import UserError
+
+# Any write may meet these; what matters is written whole or not at all, so nothing is lost.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+EPILOG = """\
+examples:
+  latentplan train task=walker_walk run_dir=runs/walker seed=1
+  latentplan train my.yaml env.repeat=2 world.members=7
+  latentplan eval runs/walker --episodes 10 --video walker.mp4
+  latentplan config task=cheetah_run size=12m
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; 0 when it did its work, 2 after a mistake in what was asked for."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        return args.run(args)
+    except UserError as error:
+        print(f"latentplan: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        where = error.filename or "a file of the run"
+        print(f"latentplan: {where} cannot be written: {error.strerror}.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="latentplan",
+        description="Train agents from pixels inside a latent world model.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    train = commands.add_parser("train", help="train an agent, or go on with a run folder")
+    _add_config(train)
+    train.set_defaults(run=_train)
+
+    config = commands.add_parser("config", help="print the resolved configuration")
+    _add_config(config)
+    config.set_defaults(run=_config)
+
+    evaluate = commands.add_parser("eval", help="score a run; JSON on standard output, and a video")
+    evaluate.add_argument("run_folder", metavar="RUN")
+    evaluate.add_argument("--episodes", type=int, default=10)
+    evaluate.add_argument("--seed", type=int, default=0, help="never one that training saw")
+    evaluate.add_argument("--sample", action="store_true", help="sample actions, not their mean")
+    evaluate.add_argument("--video", help="path of the mp4 or GIF; default: in the run folder")
+    evaluate.add_argument("--device", default="auto")
+    evaluate.set_defaults(run=_eval)
+
+    doctor = commands.add_parser("doctor", help="check rendering, packages and hardware")
+    doctor.set_defaults(run=_doctor)
+
+    bench = commands.add_parser("bench", help="time one update, part by part, and the environment")
+    bench.add_argument("items", nargs="*", metavar="key=value", help="overrides")
+    widths = bench.add_mutually_exclusive_group()
+    widths.add_argument("--peer", choices=("small", "large"), help="default: both peers' widths")
+    widths.add_argument("--size", help="a preset of configs/size instead, for example cpu")
+    bench.add_argument("--repeats", type=int, default=7, help="interleaved repetitions")
+    bench.add_argument("--seconds", type=float, default=5.0, help="of stepping the environment")
+    bench.add_argument("--json", metavar="FILE", help="also write the results there")
+    bench.set_defaults(run=_bench)
+
+    board = commands.add_parser("tensorboard", help="show runs in TensorBoard")
+    board.add_argument("run_folder", metavar="RUN", nargs="+", help="run folders, or their parent")
+    board.add_argument("--host", default="localhost", help="0.0.0.0 inside a container")
+    board.add_argument("--port", type=int, default=6006)
+    board.set_defaults(run=_tensorboard)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "items",
+        nargs="*",
+        metavar="FILE|key=value",
+        help="YAML files and overrides; later ones win (see `latentplan config` for all keys)",
+    )
+
+
+def _load(args: argparse.Namespace):
+    from latentplan.config import load
+
+    files = [item for item in args.items if "=" not in item]
+    return load(files, [item for item in args.items if "=" in item])
+
+
+def _train(args: argparse.Namespace) -> int:
+    config = _load(args)
+    from latentplan.train import train
+
+    train(config)
+    return 0
+
+
+def _config(args: argparse.Namespace) -> int:
+    config = _load(args)
+    from latentplan.config import to_yaml
+
+    print(to_yaml(config), end="")
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from latentplan.evaluate import evaluate, to_json
+
+    result = evaluate(
+        args.run_folder,
+        episodes=args.episodes,
+        seed=args.seed,
+        mode="explore" if args.sample else "eval",
+        video=args.video,
+        device=args.device,
+    )
+    print(to_json(result))
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from latentplan.doctor import diagnose
+
+    report, healthy = diagnose()
+    print(report)
+    return 0 if healthy else 2
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from latentplan.bench import PEERS, bench, describe, write_json
+
+    results = bench(
+        [args.peer] if args.peer else tuple(PEERS),
+        args.size,
+        args.items,
+        repeats=args.repeats,
+        env_seconds=args.seconds,
+    )
+    print(describe(results))
+    if args.json:
+        write_json(args.json, results)
+    return 0
+
+
+def _tensorboard(args: argparse.Namespace) -> int:
+    folders = [Path(name) for name in args.run_folder]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder.")
+    spec = ",".join(f"{folder.name}:{folder}" for folder in folders)
+    where = ["--logdir", str(folders[0])] if len(folders) == 1 else ["--logdir_spec", spec]
+    address = ["--host", args.host, "--port", str(args.port)]
+    return subprocess.call([sys.executable, "-m", "tensorboard.main", *where, *address])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""Scoring and using trained agents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from latentplan import run_folder
+from latentplan.agent import Agent
+from latentplan.config import Config
+from latentplan.envs import VectorEnv, choose_renderer, make_vector, needs_renderer
+from latentplan.envs.rendering import Renderer
+from latentplan.logger import write_video
+from latentplan.types import EnvSpec, Timestep, UserError
+
+
+class Scores(NamedTuple):
+    """What evaluation episodes gave."""
+
+    returns: list[float]  # per episode, undiscounted
+    lengths: list[int]  # frames
+    film: np.ndarray | None  # (T, H, W, 3) uint8 of the first episode, where there are pictures
+
+
+def to_tensors(row: Timestep, device: torch.device) -> Timestep:
+    """A row or batch of arrays, on the agent's device."""
+    put = lambda x: torch.as_tensor(x).to(device, non_blocking=True)  # noqa: E731
+    return Timestep({name: put(x) for name, x in row.obs.items()}, *(put(x) for x in row[1:]))
+
+
+def pick_renderer(config: Config) -> Renderer | None:
+    """The renderer that the run's pictures need; None where there are no pictures."""
+    if not needs_renderer(config.task, config.obs):
+        return None
+    return choose_renderer(config.env.renderer, config.env.render_quality)
+
+
+def make_eval_env(
+    config: Config,
+    renderer: Renderer | None,
+    count: int,
+    seed: int,
+    first_episodes: Sequence[int] | None = None,
+) -> VectorEnv:
+    return make_vector(
+        config.task,
+        config.obs,
+        config.env,
+        count=count,
+        seed=seed,
+        mode="eval",
+        renderer=renderer,
+        first_episodes=first_episodes,
+    )
+
+
+def run_episodes(agent: Agent, env: VectorEnv, episodes: int, mode: str = "eval") -> Scores:
+    """Play whole episodes and leave every random generator of the caller as it was.
+
+    Each environment plays ``ceil(episodes / env.count)`` episodes and the first of each are
+    counted, so that short episodes are not preferred to long ones.
+    """
+    device = agent.device
+    each = -(-episodes // env.count)
+    returns = np.zeros((each, env.count))
+    lengths = np.zeros((each, env.count), dtype=int)
+    index = np.zeros(env.count, dtype=int)  # episode that each environment is in
+    film: list[np.ndarray] = []
+    generator = torch.Generator(device).manual_seed(0)
+    row, _ = env.reset()
+    carry = agent.initial(env.count)
+    while (index < each).any():
+        if env.spec.images and index[0] == 0:
+            film.append(row.obs[env.spec.images[0]][0])
+        action, carry = agent.act(to_tensors(row, device), carry, mode, generator)
+        row, frames = env.step(action.cpu().numpy())
+        playing = index < each
+        where = np.minimum(index, each - 1), np.arange(env.count)
+        returns[where] += row.reward * playing
+        lengths[where] += frames * playing
+        index = np.minimum(index + env.is_last, each)
+    return Scores(
+        [float(x) for x in returns.flatten()[:episodes]],
+        [int(x) for x in lengths.flatten()[:episodes]],
+        np.stack(film) if film else None,
+    )
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    episodes: int = 10,
+    seed: int = 0,
+    mode: str = "eval",
+    video: str | Path | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Score the agent of a run folder; the result is plain values, ready for JSON.
+
+    Args:
+        seed: of the evaluation episodes, which training never sees whatever the number.
+        mode: ``eval`` acts with the mean, ``explore`` samples.
+        video: where to write the first episode as mp4 or GIF; default inside the run folder.
+
+    Raises:
+        UserError: no run there, a damaged checkpoint, no working renderer.
+    """
+    if episodes < 1:
+        raise UserError(f"episodes must be at least 1, not {episodes}.")
+    folder = Path(run)
+    agent, config, _, payload = run_folder.load_agent(folder, run_folder.pick_device(device))
+    renderer = pick_renderer(config)
+    env = make_eval_env(config, renderer, min(episodes, 2), seed)
+    try:
+        scores = run_episodes(agent, env, episodes, mode)
+    finally:
+        env.close()
+    result = {
+        "run": str(folder),
+        "task": config.task,
+        "obs": config.obs,
+        "policy": "actor mean" if mode == "eval" else "actor sample",
+        "frames": payload["frames"],
+        "updates": payload["updates"],
+        "action_repeat": config.env.repeat,
+        "renderer": renderer.description if renderer else "none",
+        "seed": seed,
+        "returns": scores.returns,
+        "lengths": scores.lengths,
+        "mean": float(np.mean(scores.returns)),
+        "std": float(np.std(scores.returns)),
+    }
+    if scores.film is not None:
+        path = Path(video) if video else folder / "videos" / f"eval-{payload['frames']}.mp4"
+        result["video"] = str(write_video(path, scores.film, fps=30))
+    return result
+
+
+def to_json(result: Mapping[str, Any]) -> str:
+    return json.dumps(result, indent=1)
+
+
+class LoadedAgent:
+    """A trained agent for a loop of one's own, one environment at a time.
+
+    ::
+
+        agent = latentplan.load("runs/quickstart")
+        agent.reset()                       # at the start of every episode
+        action = agent.act(obs)             # (A,) float32 in [-1, 1]
+
+    ``obs`` is the picture (height, width, 3) uint8, the state vector, or a mapping
+    ``{"image": ..., "vector": ...}`` as the agent was trained. The actor's mean is taken; no
+    gradient is recorded. One call stands for ``spec.repeat`` frames.
+    """
+
+    def __init__(self, agent: Agent, spec: EnvSpec, config: Config):
+        self.agent, self.spec, self.config = agent, spec, config
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the past: a new episode begins."""
+        self._carry = self.agent.initial(1)
+        self._action = np.zeros((1, self.spec.action_dim), np.float32)
+        self._first = True
+        # Posterior states are sampled: the same episode gets the same actions every time.
+        self._generator = torch.Generator(self.agent.device).manual_seed(0)
+
+    def act(self, obs: Any) -> np.ndarray:
+        """Decide on an observation.
+
+        Raises:
+            ValueError: the observation is not what the agent was trained on.
+        """
+        if not isinstance(obs, Mapping):
+            obs = {next(iter(self.spec.obs)): obs}
+        arrays = {}
+        for name, (shape, dtype) in self.spec.obs.items():
+            if name not in obs or np.shape(obs[name]) != shape:
+                got = np.shape(obs[name]) if name in obs else "nothing"
+                raise ValueError(f"the agent needs {name} of shape {shape}, got {got}")
+            arrays[name] = np.asarray(obs[name], dtype)[None]
+        row = Timestep(
+            arrays,
+            self._action,
+            np.zeros(1, np.float32),
+            np.array([self._first]),
+            np.zeros(1, bool),
+        )
+        row = to_tensors(row, self.agent.device)
+        action, self._carry = self.agent.act(row, self._carry, "eval", self._generator)
+        self._action, self._first = action.cpu().numpy(), False
+        return self._action[0].copy()
+
+
+def load(run: str | Path, device: str = "cpu") -> LoadedAgent:
+    """The agent of a run folder.
+
+    Raises:
+        UserError: no run there, or its checkpoint is damaged or of another architecture.
+    """
+    agent, config, spec, _ = run_folder.load_agent(Path(run), run_folder.pick_device(device))
+    return LoadedAgent(agent, spec, config)

@@ -1,0 +1,1 @@
+"""What TensorBoard and the README show of an agent, each picture with a fixed, labelled meaning."""

@@ -1,0 +1,128 @@
+"""An update taken apart, so that each part can be timed alone.
+
+Every part is the update's own code, with the other parts answered from a recording.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from latentplan.agent import Agent, frozen
+from latentplan.types import Latent, Rollout, Timestep
+
+FULL = "full update"
+
+
+class Part(NamedTuple):
+    """A piece of work to time. ``prepare`` puts things in place before, outside of the timing."""
+
+    run: Callable[[], object]
+    prepare: Callable[[], object]
+
+
+def recorded(module: nn.Module, **answers: object) -> Any:
+    """The module with some of its methods answering from a recording; weights are shared."""
+    twin = copy.copy(module)
+    for name, answer in answers.items():
+        setattr(twin, name, lambda *_, answer=answer: answer)
+    return twin
+
+
+class UpdateParts:
+    """The parts of ``agent.update(batch, episode)``, each runnable alone, forward and backward."""
+
+    def __init__(self, agent: Agent, batch: Timestep, episode: Tensor):
+        self.agent, self.batch, self.episode = agent, batch, episode
+        self.horizon = agent.config.behavior.horizon
+        self.pathwise = agent.config.behavior.gradient == "pathwise"
+        agent.update(batch, episode)
+        self.grads = [None if p.grad is None else p.grad.clone() for p in agent.parameters()]
+        world = agent.world
+        with torch.no_grad():
+            embed = world.encode(batch.obs)
+            latent, logits = world.observe(batch)
+            flat = Latent(*(x.flatten(0, 1) for x in latent))
+            self.latent = latent
+            chosen = agent._choose_starts(flat.deter.shape[0])
+            self.start = Latent(*(x[chosen] for x in flat))
+            rollout = agent.imagine(self.start, self.horizon)
+        self.rows = {name: x.flatten(0, 1) for name, x in batch.obs.items()}
+        self.features = world.features(flat).requires_grad_()
+        inputs = [embed, logits, *(x.clone() for x in latent)]
+        self.leaves = [self.features, *(x.requires_grad_() for x in inputs)]
+        if self.pathwise:
+            self.leaves += [x.requires_grad_() for x in _outcome(rollout)]
+        self.observer = recorded(world, encode=embed)
+        self.heads_only = recorded(world, observe=(Latent(*inputs[2:]), logits), _reconstruction={})
+        self.learner = recorded(agent, imagine=rollout)
+
+    def parts(self) -> dict[str, Part]:
+        """In the order of an update, and last the update itself."""
+        work = {
+            "encoder": self.encoder,
+            "observe": self.observe,
+            "decoder": self.decoder,
+            "heads": self.heads,
+            "imagination": self.imagination,
+            "actor-critic": self.actor_critic,
+            "optimizer": self.optimizer,
+            FULL: self.full,
+        }
+        return {
+            name: Part(run, self.give_gradients if name == "optimizer" else self.clear)
+            for name, run in work.items()
+        }
+
+    def clear(self) -> None:
+        self.agent.zero_grad(set_to_none=True)
+        for x in self.leaves:
+            x.grad = None
+
+    def give_gradients(self) -> None:
+        for p, grad in zip(self.agent.parameters(), self.grads, strict=True):
+            p.grad = None if grad is None else grad.clone()
+
+    def encoder(self) -> None:
+        _backward([self.agent.world.encode(self.batch.obs)])
+
+    def observe(self) -> None:
+        latent, logits = self.observer.observe(self.batch)
+        _backward([*latent, logits])
+
+    def decoder(self) -> None:
+        sum(self.agent.world._reconstruction(self.features, self.rows).values()).backward()
+
+    def heads(self) -> None:
+        terms, _, _ = self.heads_only.loss(self.batch, self.episode)
+        sum(terms.values()).backward()
+
+    def imagination(self) -> None:
+        with frozen(self.agent.world), torch.set_grad_enabled(self.pathwise):
+            rollout = self.agent.imagine(self.start, self.horizon)
+        if self.pathwise:
+            _backward(_outcome(rollout))
+
+    def actor_critic(self) -> None:
+        losses, _ = self.learner._behavior_loss(self.latent, self.batch)
+        sum(losses.values()).backward()
+
+    def optimizer(self) -> None:
+        self.agent.optimizer.step()
+        self.agent.critic.follow()
+
+    def full(self) -> None:
+        self.agent.update(self.batch, self.episode)
+
+
+def _outcome(rollout: Rollout) -> list[Tensor]:
+    """What a pathwise actor differentiates."""
+    return [*rollout.latent, rollout.reward, rollout.cont]
+
+
+def _backward(outputs: list[Tensor]) -> None:
+    torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])

@@ -1,0 +1,173 @@
+"""A run folder: what is written there, and how an agent comes back out of it.
+
+::
+
+    config.yaml  run.json  checkpoint.pt  metrics.jsonl  events.out.tfevents*  videos/  replay/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentplan import __version__, checkpoint
+from latentplan.agent import Agent
+from latentplan.config import Config, flatten, load_resolved, to_yaml
+from latentplan.envs import parse_task
+from latentplan.types import EnvSpec, UserError
+
+PACKAGES = ("torch", "torchvision", "mujoco", "dm_control", "gymnasium", "numpy", "omegaconf")
+# What may differ when a run goes on; everything else is part of what the run *is*.
+CHANGEABLE = ("steps", "run_dir", "device", "train.minutes", "train.threads", "env.workers")
+CHANGEABLE_SECTIONS = ("eval.", "log.")
+
+
+def checkpoint_path(folder: Path) -> Path:
+    return folder / "checkpoint.pt"
+
+
+def describe(spec: EnvSpec, renderer: str) -> dict[str, Any]:
+    """What a reader of the results must know besides the configuration."""
+    return {
+        "latentplan": __version__,
+        "commit": _commit(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "cuda": _cuda()},
+        "renderer": renderer,
+        "spec": {"obs": spec.obs, "action_dim": spec.action_dim, "repeat": spec.repeat},
+    }
+
+
+def write(folder: Path, config: Config, description: dict[str, Any]) -> None:
+    """Record configuration and description; a run that goes on appends its description.
+
+    Raises:
+        UserError: they cannot be written; what was there before stays.
+    """
+    path = folder / "run.json"
+    sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
+    _replace(path, json.dumps({"sessions": [*sessions, description]}, indent=1) + "\n")
+    _replace(folder / "config.yaml", to_yaml(config))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all: without its configuration a run is lost."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def check_same(folder: Path, config: Config) -> None:
+    """Refuse to go on with a run under a configuration that makes it another run.
+
+    Raises:
+        UserError: naming the first key that differs.
+    """
+    before, now = (flatten(asdict(c)) for c in (load_resolved(folder / "config.yaml"), config))
+    for keys in (before, now):  # walker_walk and dmc:walker_walk are one task
+        keys["task"] = ":".join(parse_task(keys["task"]))
+    for key, value in now.items():
+        if key in CHANGEABLE or key.startswith(CHANGEABLE_SECTIONS):
+            continue
+        if before[key] != value:
+            raise UserError(
+                f"{folder} holds a run with {key}={before[key]}, not {value}: "
+                "choose another run_dir, or leave the key as it was."
+            )
+
+
+def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
+    """Put a checkpoint's weights into an agent.
+
+    Raises:
+        UserError: the checkpoint is of another architecture; the agent is unchanged.
+    """
+    own = agent.state_dict()
+    for name in (*own, *state):
+        there = tuple(state[name].shape) if name in state else "nothing"
+        here = tuple(own[name].shape) if name in own else "nothing"
+        if there != here:
+            raise UserError(
+                f"{path} is a checkpoint of another architecture: "
+                f"it has {there} for {name}, this agent has {here}."
+            )
+    agent.load_state_dict(state)
+
+
+def load_agent(folder: Path, device: str = "cpu") -> tuple[Agent, Config, EnvSpec, dict[str, Any]]:
+    """The agent of a run folder, its configuration, what it exchanges, and its checkpoint.
+
+    Raises:
+        UserError: the folder holds no run, or its checkpoint is damaged or foreign.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is not a run folder: it has no config.yaml.")
+    config = load_resolved(folder / "config.yaml")
+    payload = checkpoint.load(checkpoint_path(folder))
+    spec = EnvSpec(
+        {name: (tuple(shape), dtype) for name, (shape, dtype) in payload["spec"]["obs"].items()},
+        payload["spec"]["action_dim"],
+        payload["spec"]["repeat"],
+    )
+    agent = Agent(spec, config, device)
+    restore(agent, payload["agent"], checkpoint_path(folder))
+    return agent, config, spec, payload
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` takes CUDA where there is any.
+
+    Raises:
+        UserError: the device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"There is no device {name!r} here.") from error
+    return device
+
+
+def _cuda() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the code, with ``+`` when files differ from it; None outside a checkout."""
+    folder = Path(__file__).resolve().parent
+    try:
+        run = lambda *args: subprocess.run(  # noqa: E731
+            ["git", "-C", str(folder), *args],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+        return run("rev-parse", "--short", "HEAD") + ("+" if run("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
