@@ -59,6 +59,7 @@ class WorldConfig:
     unimix: float = 0.01  # share of the uniform in every categorical
     bins: int = 255  # of the two-hot reward
     free_nats: float = 1.0
+    recon_scale: float = 1.0  # of the squared errors of pixels and vectors
     dyn_scale: float = 1.0
     rep_scale: float = 0.1
     coder: str = "strided"  # strided | patch: how pictures lose and regain their first factor 4

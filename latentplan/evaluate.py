@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,13 +40,7 @@ def pick_renderer(config: Config) -> Renderer | None:
     return choose_renderer(config.env.renderer, config.env.render_quality)
 
 
-def make_eval_env(
-    config: Config,
-    renderer: Renderer | None,
-    count: int,
-    seed: int,
-    first_episodes: Sequence[int] | None = None,
-) -> VectorEnv:
+def make_eval_env(config: Config, renderer: Renderer | None, count: int, seed: int) -> VectorEnv:
     return make_vector(
         config.task,
         config.obs,
@@ -55,7 +49,6 @@ def make_eval_env(
         seed=seed,
         mode="eval",
         renderer=renderer,
-        first_episodes=first_episodes,
     )
 
 
@@ -115,11 +108,8 @@ def evaluate(
     folder = Path(run)
     agent, config, _, payload = run_folder.load_agent(folder, run_folder.pick_device(device))
     renderer = pick_renderer(config)
-    env = make_eval_env(config, renderer, min(episodes, 2), seed)
-    try:
+    with make_eval_env(config, renderer, min(episodes, 2), seed) as env:
         scores = run_episodes(agent, env, episodes, mode)
-    finally:
-        env.close()
     result = {
         "run": str(folder),
         "task": config.task,

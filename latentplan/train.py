@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from latentplan import checkpoint, run_folder
 from latentplan.agent import Agent, NonFiniteLossError
 from latentplan.allocator import keep_memory
-from latentplan.clock import Every, Ratio, Stopwatch, memory
+from latentplan.clock import Every, Ratio
 from latentplan.config import Config, to_yaml
 from latentplan.envs import make_vector
-from latentplan.evaluate import make_eval_env, pick_renderer, run_episodes, to_tensors
-from latentplan.inspection.film import open_loop_film
-from latentplan.logger import Logger
+from latentplan.evaluate import pick_renderer, to_tensors
+from latentplan.monitor import Monitor
 from latentplan.replay import Replay, gigabytes
-from latentplan.types import Timestep, UserError
+from latentplan.types import Latent, Timestep, UserError
 
 log = logging.getLogger("latentplan")
 FIRST_CHECKPOINT_SECONDS = 30.0
@@ -78,35 +76,46 @@ def stop_on_signal() -> Iterator[Stop]:
 
 
 class Trainer:
-    """Everything that a run holds. ``frames`` counts environment frames, ``decisions`` actions."""
+    """All that one run holds. ``frames`` counts environment frames, ``decisions`` actions."""
 
     def __init__(self, config: Config, folder: Path):
         self.begin = time.monotonic()
         self.config, self.folder = config, folder
         self.device = run_folder.pick_device(config.device)
-        self.renderer = pick_renderer(config)
-        saved = None
-        if run_folder.checkpoint_path(folder).exists():
-            saved = checkpoint.load(run_folder.checkpoint_path(folder))
+        path = run_folder.checkpoint_path(folder)
+        saved = checkpoint.load(path) if path.exists() else None
+        renderer = pick_renderer(config)
         self.env = make_vector(
             config.task,
             config.obs,
             config.env,
             count=config.env.count,
             seed=config.seed,
-            renderer=self.renderer,
+            renderer=renderer,
             first_episodes=saved["episodes"] if saved else None,
         )
-        self.eval_env = None
-        self.eval_episodes: list[int] = []  # begun by each, so that a resumed run plays the next
         try:
             self._build(saved)
+            description = renderer.description if renderer else "none"
+            run_folder.write(folder, config, run_folder.describe(self.env.spec, description))
+            self.monitor = Monitor(
+                config,
+                folder,
+                self.agent,
+                self.replay,
+                renderer,
+                due=saved["due"] if saved else None,
+                frame=self.frames,
+            )
         except BaseException:
             self.env.close()
             raise
+        if not saved:
+            self.monitor.logger.text("config", f"```yaml\n{to_yaml(config)}```", 0)
+        self._announce()
 
-    def _build(self, saved: dict | None) -> None:
-        config, spec = self.config, self.env.spec
+    def _build(self, saved: dict[str, Any] | None) -> None:
+        config, spec, train = self.config, self.env.spec, self.config.train
         torch.manual_seed(config.seed)
         self.rng = np.random.default_rng(config.seed)
         self.agent = Agent(spec, config, self.device)
@@ -118,35 +127,16 @@ class Trainer:
             capacity=config.replay.capacity,
             envs=config.env.count,
         )
-        train = config.train
         self.ratio = Ratio(train.ratio, train.batch * train.length)
-        self.due = {
-            "log": Every(config.log.every),
-            "eval": Every(config.eval.every),
-            "film": Every(config.log.film_every),
-        }
         self.frames = self.decisions = self.updates = 0
+        self.save_due = Every(
+            config.log.checkpoint_seconds,
+            first=config.log.checkpoint_seconds if saved else FIRST_CHECKPOINT_SECONDS,
+        )
         if saved:
             self._restore(saved)
         else:
             self.replay.clear()
-        run_folder.write(
-            self.folder,
-            config,
-            run_folder.describe(spec, self.renderer.description if self.renderer else "none"),
-        )
-        self.logger = Logger(self.folder, frame=self.frames)
-        if not saved:
-            self.logger.text("config", f"```yaml\n{to_yaml(config)}```", 0)
-        self.save_due = Every(
-            config.log.checkpoint_seconds, first=0.0 if saved else FIRST_CHECKPOINT_SECONDS
-        )
-        self.save_due(0.0)
-        self.watch = Stopwatch()
-        self.returns = np.zeros(config.env.count)
-        self.lengths = np.zeros(config.env.count, dtype=int)
-        self._mark = (time.monotonic(), self.frames, self.updates)
-        self._announce()
 
     def _announce(self) -> None:
         train, spec = self.config.train, self.env.spec
@@ -165,59 +155,51 @@ class Trainer:
     def run(self, stop: Stop) -> None:
         """Collect and learn until ``config.steps`` frames, the time limit, or ``stop``."""
         config = self.config
-        if self.frames >= config.steps:  # asked for again: not even a reset row is added
-            log.info("the run has its %d frames; set steps higher to go on", config.steps)
+        if self.frames >= config.steps:
+            log.info("%s is complete: a larger steps=N goes on with it", self.folder)
             return
-        bar = tqdm(
-            total=config.steps,
-            initial=self.frames,
-            unit="frame",
-            disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
-        )
         limit = config.train.minutes * 60 or float("inf")
-        row = self._begin()
+        self.monitor.begin(self.frames, self.updates)
+        row = self._reset()
         carry = self.agent.initial(config.env.count)
         while self.frames < config.steps and not stop.requested:
             if time.monotonic() - self.begin > limit:
                 log.info("time limit of %g minutes reached", config.train.minutes)
                 break
             row, carry = self._step(row, carry)
-            bar.update(self.frames - bar.n)
-            self._report(bar)
-            self._checkpoint_when_due()
-        if self.frames >= config.steps and self.due["eval"].overdue(self.frames):
-            self._evaluate()
+            self.monitor.report(self.frames, self.updates)
+            self._save_when_due()
         self.save()
-        bar.close()
         log.info("%s frames, %s updates, saved in %s", self.frames, self.updates, self.folder)
 
-    def _begin(self) -> Timestep:
+    def _reset(self) -> Timestep:
         self._learn()  # what the last decision before a checkpoint earned
         row, _ = self.env.reset()
         self._store(row)
         return row
 
-    def _step(self, row: Timestep, carry: object) -> tuple[Timestep, object]:
+    def _step(self, row: Timestep, carry: Latent) -> tuple[Timestep, Latent]:
         """One decision everywhere. Environments work while the learner does."""
-        with self.watch.section("policy"):
+        watch = self.monitor.watch
+        with watch.section("policy"):
+            shape = (self.env.count, self.env.spec.action_dim)
             if self.env.is_last.all():
-                # Every environment is about to be reset and no action will be looked at; asking
-                # for none makes a resumed run (which starts with resets) go on bit for bit.
-                action = np.zeros((self.env.count, self.env.spec.action_dim), np.float32)
+                # Every environment is about to be reset and no action will be looked at; drawing
+                # none makes a resumed run (which starts with resets) go on bit for bit.
+                action = np.zeros(shape, np.float32)
             else:
-                tensor, carry = self.agent.act(to_tensors(row, self.device), carry)
-                action = tensor.cpu().numpy()
+                chosen, carry = self.agent.act(to_tensors(row, self.device), carry)
+                action = chosen.cpu().numpy()
                 if self.decisions < self.config.train.prefill:
-                    action = self.rng.uniform(-1, 1, action.shape).astype(np.float32)
+                    action = self.rng.uniform(-1, 1, shape).astype(np.float32)
         self.env.step_async(action)
         self._learn()
-        with self.watch.section("env"):
+        with watch.section("env"):
             row, frames = self.env.step_wait()
         self._store(row)
         self.frames += int(frames.sum())
         self.decisions += int((frames > 0).sum())
-        self._count_episodes(row, frames)
+        self.monitor.row(row, frames, self.env.is_last)
         return row, carry
 
     def _store(self, row: Timestep) -> None:
@@ -225,21 +207,21 @@ class Trainer:
         self.replay.add(row, (self.env.episodes - 1) * count + np.arange(count))
 
     def _learn(self) -> None:
-        train = self.config.train
+        train, watch = self.config.train, self.monitor.watch
         if self.decisions < train.prefill or not self.replay.ready(train.length):
             return
         for _ in range(self.ratio(self.decisions)):
-            with self.watch.section("replay"):
+            with watch.section("replay"):
                 batch, episode = self.replay.sample(train.batch, train.length, self.rng)
                 tensors = to_tensors(batch, self.device)
                 episodes = torch.as_tensor(episode).to(self.device)
-            with self.watch.section("update"):
+            with watch.section("update"):
                 try:
                     metrics = self.agent.update(tensors, episodes)
                 except NonFiniteLossError as error:
                     raise UserError(self._dump(batch, error)) from error
             self.updates += 1
-            self.logger.add(metrics)
+            self.monitor.update(metrics)
 
     def _dump(self, batch: Timestep, error: NonFiniteLossError) -> str:
         path = self.folder / f"nonfinite-{self.updates}.npz"
@@ -248,82 +230,9 @@ class Trainer:
         np.savez_compressed(path, **obs, **rest)
         return f"{error} The batch is in {path}; the last good checkpoint stays."
 
-    # --- looking and keeping ----------------------------------------------------------------
+    # --- keeping ----------------------------------------------------------------------------
 
-    def _count_episodes(self, row: Timestep, frames: np.ndarray) -> None:
-        self.returns = np.where(row.is_first, 0.0, self.returns + row.reward)
-        self.lengths = np.where(row.is_first, 0, self.lengths + frames)
-        for i in np.flatnonzero(self.env.is_last):
-            self.logger.add(
-                {"episode/score": self.returns[i], "episode/length": float(self.lengths[i])}
-            )
-
-    def _report(self, bar: tqdm) -> None:
-        if self.updates and self.due["eval"](self.frames):
-            self._evaluate()
-        if self.updates and self.env.spec.images and self.due["film"](self.frames):
-            self._film()
-        if not self.due["log"](self.frames):
-            return
-        then, frames, updates = self._mark
-        now = time.monotonic()
-        self._mark = (now, self.frames, self.updates)
-        seconds = max(now - then, 1e-9)
-        rates = {
-            "fps/env": (self.frames - frames) / seconds,
-            "fps/updates": (self.updates - updates) / seconds,
-            **{f"fps/share_{k}": v for k, v in self.watch.shares().items()},
-        }
-        self.watch.reset()
-        counts = {"train/updates": self.updates, "replay/rows": len(self.replay)}
-        line = self.logger.write(self.frames, now={**rates, **counts, **memory()})
-        shown = {
-            "return": line.get("episode/score"),
-            "eval": line.get("episode/eval_score"),
-            "updates/s": line["fps/updates"],
-        }
-        text = ", ".join(f"{k} {v:.3g}" for k, v in shown.items() if v is not None)
-        bar.set_postfix_str(text)
-        if bar.disable:
-            left = (self.config.steps - self.frames) / max(rates["fps/env"], 1e-9)
-            log.info("frame %d/%d: %s, %.0f min left", self.frames, bar.total, text, left / 60)
-
-    def _evaluate(self) -> None:
-        config = self.config
-        with self.watch.section("eval"):
-            if self.eval_env is None:
-                count = min(config.eval.episodes, 2 if config.env.workers else 1)
-                if len(self.eval_episodes) != count:
-                    self.eval_episodes = [0] * count
-                self.eval_env = make_eval_env(
-                    config, self.renderer, count, config.seed, self.eval_episodes
-                )
-            scores = run_episodes(self.agent, self.eval_env, config.eval.episodes)
-            self.eval_episodes = [int(n) for n in self.eval_env.episodes]
-        self.logger.add(
-            {
-                "episode/eval_score": float(np.mean(scores.returns)),
-                "episode/eval_std": float(np.std(scores.returns)),
-                "episode/eval_length": float(np.mean(scores.lengths)),
-            }
-        )
-        log.info("evaluation at frame %d: %.1f", self.frames, np.mean(scores.returns))
-        if scores.film is not None and config.eval.video:
-            self.logger.video("eval_video", scores.film, self.frames, fps=30)
-
-    def _film(self) -> None:
-        """An open-loop film; draws from generators of its own, so that looking changes nothing."""
-        train, context = self.config.train, self.config.log.film_context
-        rng = np.random.default_rng(self.frames)
-        batch, _ = self.replay.sample(3, train.length, rng)
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            decoded = self.agent.open_loop(to_tensors(batch, self.device), context)
-        name = self.env.spec.images[0]
-        film = open_loop_film(batch.obs[name], decoded[name].cpu().numpy(), context)
-        self.logger.video("open_loop", film, self.frames, fps=8)
-
-    def _checkpoint_when_due(self) -> None:
+    def _save_when_due(self) -> None:
         """At the end of an episode when one comes soon, since a run goes on exactly from there."""
         seconds = time.monotonic() - self.begin
         late = self.save_due.overdue(seconds - PATIENCE_SECONDS)
@@ -342,7 +251,6 @@ class Trainer:
                 "decisions": self.decisions,
                 "updates": self.updates,
                 "episodes": [int(n) for n in self.env.episodes],
-                "eval_episodes": self.eval_episodes,
                 "spec": {
                     "obs": {k: [list(shape), dtype] for k, (shape, dtype) in spec.obs.items()},
                     "action_dim": spec.action_dim,
@@ -351,30 +259,25 @@ class Trainer:
                 "agent": self.agent.state_dict(),
                 "optimizer": self.agent.optimizer.state_dict(),
                 "ratio": self.ratio.state_dict(),
-                "due": {name: every.state_dict() for name, every in self.due.items()},
+                "due": self.monitor.state_dict(),
                 "replay": self.replay.state_dict(),
                 "random": checkpoint.random_state(),
                 "sampler": checkpoint.generator_state(self.rng),
             },
         )
 
-    def _restore(self, saved: dict) -> None:
+    def _restore(self, saved: dict[str, Any]) -> None:
         run_folder.restore(self.agent, saved["agent"], run_folder.checkpoint_path(self.folder))
         self.agent.optimizer.load_state_dict(saved["optimizer"])
         self.replay.load_state_dict(saved["replay"])
         self.frames, self.decisions = saved["frames"], saved["decisions"]
         self.updates = saved["updates"]
-        self.eval_episodes = saved.get("eval_episodes", [])
         self.ratio.load_state_dict(saved["ratio"])
-        for name, every in self.due.items():
-            every.load_state_dict(saved["due"][name])
         checkpoint.set_random_state(saved["random"])
         checkpoint.set_generator_state(self.rng, saved["sampler"])
         log.info("resuming from frame %d", self.frames)
 
     def close(self) -> None:
         self.env.close()
-        if self.eval_env is not None:
-            self.eval_env.close()
+        self.monitor.close()
         self.replay.close()
-        self.logger.close()

@@ -33,7 +33,7 @@ class Blob:
 
     FRAMES = 64
     SPEED = 0.12  # per frame at full action
-    _RADIUS = 0.15
+    _RADIUS = 0.4  # a blob of few pixels goes unnoticed by a world model for a long time
 
     def __init__(self, obs: str, image_size: int) -> None:
         self.observation_space = _observation_space(obs, image_size, 2)

@@ -198,7 +198,8 @@ class WorldModel(nn.Module):
             chosen = torch.randperm(n, device=features.device)[: max(1, round(share * n))]
             features, obs = features[chosen], {name: x[chosen] for name, x in obs.items()}
         with self.lowered():
-            return {name: x.mean() for name, x in self.decoder.loss(features, obs).items()}
+            losses = self.decoder.loss(features, obs)
+        return {name: self.config.recon_scale * x.mean() for name, x in losses.items()}
 
     def _divergence(
         self, deter: Tensor, logits: Tensor, mask: Tensor

@@ -1,0 +1,291 @@
+"""What one update costs and where the time goes: ``latentplan bench``.
+
+Repetitions are interleaved (all parts once, then all again), because a machine drifts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from latentplan.agent import Agent
+from latentplan.allocator import keep_memory
+from latentplan.config import Config, load
+from latentplan.envs import VectorEnv, make_vector
+from latentplan.evaluate import pick_renderer, to_tensors
+from latentplan.inspection.cost import FULL, Part, UpdateParts
+from latentplan.run_folder import pick_device
+from latentplan.types import EnvSpec, Timestep, UserError
+
+log = logging.getLogger("latentplan")
+_WARM_UPS = 2
+
+
+class Peer(NamedTuple):
+    """Another program at the same widths. Its numbers come from another run, never from here."""
+
+    name: str
+    overrides: list[str]
+    seconds: float  # one full update, as reported
+    kept_memory: float  # estimate for the same allocator settings as ours
+
+
+def _same_work(deter: int, stoch: int, depth: int, units: int) -> list[str]:
+    """A peer's widths, batch and horizon; every frame decoded, every row a start.
+
+    The rest, how pictures are coded for one, is the CPU preset's.
+    """
+    values = {
+        **{"size": "cpu", "obs": "pixels", "env.image_size": 64},
+        **{"train.batch": 16, "train.length": 64, "behavior.horizon": 15},
+        **{"behavior.starts_fraction": 1.0, "world.decode_fraction": 1.0},
+        **{"world.layers": 2, "behavior.layers": 2, "world.deter": deter, "world.depth": depth},
+        **{"world.stoch": stoch, "world.classes": stoch},
+        **{f"world.{key}": units for key in ("hidden", "units", "member_hidden")},
+        **{"behavior.units": units, "world.bins": 255, "behavior.bins": 255},
+    }
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+# Allocator settings alone (latentplan/allocator.py) were seen to give 1.3 to 1.8x on a CPU.
+PEERS = {
+    "small": Peer("dreamerv3-torch, small", _same_work(128, 16, 16, 128), 2.4, 1.6),
+    "large": Peer("dreamerv3-torch, large", _same_work(512, 32, 32, 512), 11.5, 11.5 / 1.45),
+}
+
+
+def bench(
+    peers: Sequence[str] = tuple(PEERS),
+    size: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    repeats: int = 7,
+    env_seconds: float = 5.0,
+) -> list[dict[str, Any]]:
+    """Measure at the widths of ``peers`` or, where ``size`` is given, of that preset.
+
+    ``overrides`` come last in either case. Returns one result of plain values for each.
+
+    Raises:
+        UserError: a wrong key or value, an unknown preset, no working renderer.
+    """
+    if repeats < 1:
+        raise UserError(f"repeats must be at least 1, not {repeats}.")
+    if size is not None:
+        config = load(overrides=[f"size={size}", *overrides])
+        return [{"name": f"size {size}", **measure(config, repeats, env_seconds)}]
+    results = []
+    for key in peers:
+        peer = PEERS[key]
+        config = load(overrides=[*peer.overrides, *overrides])
+        result = {"name": f"widths of {peer.name}", **measure(config, repeats, env_seconds)}
+        results.append(result | {"peer": _compare(peer, result)})
+    return results
+
+
+def measure(config: Config, repeats: int, env_seconds: float) -> dict[str, Any]:
+    """Time an agent of this configuration on random data, and its task's environment."""
+    torch.set_num_threads(config.train.threads or torch.get_num_threads())
+    kept = keep_memory()
+    device = pick_device(config.device)
+    renderer = pick_renderer(config)
+    env = make_vector(
+        config.task,
+        config.obs,
+        config.env,
+        count=config.env.count,
+        seed=config.seed,
+        renderer=renderer,
+    )
+    with env:
+        torch.manual_seed(config.seed)
+        agent = Agent(env.spec, config, device)
+        frames = time_environment(agent, env, env_seconds)
+    log.info("timing updates of %s weights", f"{sum(p.numel() for p in agent.parameters()):,}")
+    batch, episode = random_rows(env.spec, config.train.batch, config.train.length, device)
+    seconds = time_parts(UpdateParts(agent, batch, episode).parts(), repeats, device)
+    parts = {name: _summary(times) for name, times in seconds.items() if name != FULL}
+    return {
+        "widths": _widths(config),
+        "precision": "bfloat16 where it pays" if agent.world.bfloat16 else "float32",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "processor": platform.machine(),
+        "allocator_keeps_memory": kept,
+        "repeats": repeats,
+        "parts": parts,
+        "sum_of_parts": sum(part["median"] for part in parts.values()),
+        "full": _summary(seconds[FULL]),
+        "environment": {
+            "task": config.task,
+            "renderer": f"{renderer.backend}, {renderer.quality}" if renderer else "none",
+            **frames,
+        },
+    }
+
+
+# --- work -------------------------------------------------------------------------------
+
+
+def random_rows(
+    spec: EnvSpec, batch: int, length: int, device: torch.device
+) -> tuple[Timestep, Tensor]:
+    """Rows (B, T) of noise, one episode per sequence, and the episodes' numbers (B, T)."""
+    obs = {}
+    for name, (shape, dtype) in spec.obs.items():
+        size = (batch, length, *shape)
+        image = dtype == "uint8"
+        obs[name] = torch.randint(256, size).byte() if image else torch.randn(size)
+    is_first = torch.zeros(batch, length, dtype=torch.bool)
+    is_first[:, 0] = True
+    keep = (~is_first).float()
+    action = (torch.rand(batch, length, spec.action_dim) * 2 - 1) * keep[..., None]
+    reward = torch.rand(batch, length) * keep
+    rows = Timestep(obs, action, reward, is_first, torch.zeros_like(is_first))
+    episode = torch.arange(batch)[:, None].expand(batch, length).contiguous()
+    return to_tensors(rows, device), episode.to(device)
+
+
+# --- clocks ---------------------------------------------------------------------------------
+
+
+def time_parts(
+    parts: Mapping[str, Part], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of every part, ``repeats`` interleaved times after warming up."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    for repeat in range(_WARM_UPS + repeats):
+        for name, part in parts.items():
+            part.prepare()
+            wait()
+            begin = time.perf_counter()
+            part.run()
+            wait()
+            if repeat >= _WARM_UPS:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def time_environment(agent: Agent, env: VectorEnv, seconds: float) -> dict[str, float]:
+    """Act in the environment, one after the other: frames/s, and where the time of each goes."""
+    row, _ = env.reset()
+    carry = agent.initial(env.count)
+    frames = decisions = 0
+    policy = simulation = 0.0
+    warm_ups = 3
+    while decisions == 0 or policy + simulation < seconds:
+        begin = time.perf_counter()
+        action, carry = agent.act(to_tensors(row, agent.device), carry)
+        action = action.cpu().numpy()
+        middle = time.perf_counter()
+        row, used = env.step(action)
+        if warm_ups:
+            warm_ups -= 1
+            continue
+        policy += middle - begin
+        simulation += time.perf_counter() - middle
+        frames += int(used.sum())
+        decisions += int((used > 0).sum())
+    return {
+        "frames_per_second": frames / (policy + simulation),
+        "frames_per_second_without_policy": frames / simulation,
+        "policy_seconds": policy / decisions,
+        "simulation_seconds": simulation / decisions,
+    }
+
+
+# --- words ----------------------------------------------------------------------------------
+
+
+def _summary(times: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(times), "min": min(times), "max": max(times)}
+
+
+def _widths(config: Config) -> str:
+    world, train = config.world, config.train
+    return (
+        f"deter {world.deter}, {world.stoch} x {world.classes} latents, depth {world.depth}, "
+        f"{world.coder} coder, units {world.units}, {world.members} members, "
+        f"{config.behavior.gradient} gradient; batch {train.batch} x {train.length}, "
+        f"horizon {config.behavior.horizon}"
+    )
+
+
+def _compare(peer: Peer, result: Mapping[str, Any]) -> dict[str, Any]:
+    ours = result["full"]["median"]
+    return {
+        "name": peer.name,
+        "measured_here": False,
+        "seconds": peer.seconds,
+        "ratio": ours / peer.seconds,
+        "seconds_same_allocator_estimate": peer.kept_memory,
+        "ratio_same_allocator_estimate": ours / peer.kept_memory,
+    }
+
+
+def describe(results: Sequence[Mapping[str, Any]]) -> str:
+    """The results of :func:`bench` as a text for people."""
+    return "\n\n".join(_describe(result) for result in results)
+
+
+def _describe(result: Mapping[str, Any]) -> str:
+    full = result["full"]
+    lines = [
+        f"{result['name']}: {result['widths']}",
+        f"{result['precision']}, {result['device']}, {result['threads']} threads, torch "
+        f"{result['torch']}; forward and backward, {result['repeats']} interleaved repetitions",
+        f"{'':16}{'median ms':>10}{'min':>10}{'max':>10}{'share':>8}",
+    ]
+    for name, row in [*result["parts"].items(), (FULL, full)]:
+        if name == FULL:
+            total = result["sum_of_parts"]
+            share = f"{'':20}{total / full['median']:8.0%}"
+            lines.append(f"{'sum of parts':16}{1000 * total:10.1f}{share}")
+        times = "".join(f"{1000 * row[key]:10.1f}" for key in ("median", "min", "max"))
+        lines.append(f"{name:16}{times}{row['median'] / full['median']:8.0%}")
+    env = result["environment"]
+    lines.append(
+        f"environment {env['task']} (renderer {env['renderer']}): "
+        f"{env['frames_per_second']:.0f} frames/s with the policy, "
+        f"{env['frames_per_second_without_policy']:.0f} without; per decision policy "
+        f"{1000 * env['policy_seconds']:.1f} ms, simulator "
+        f"{1000 * env['simulation_seconds']:.1f} ms"
+    )
+    if "peer" in result:
+        lines += _describe_peer(result["peer"])
+    return "\n".join(lines)
+
+
+def _describe_peer(peer: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{peer['name']}: numbers of another run (2 CPU cores with AMX, float32), "
+        "NOT measured here",
+        f"  as reported                          {peer['seconds']:5.1f} s, "
+        f"ours / theirs {peer['ratio']:.2f}",
+        f"  with the same allocator settings     {peer['seconds_same_allocator_estimate']:5.1f} s, "
+        f"ours / theirs {peer['ratio_same_allocator_estimate']:.2f}"
+        "  (estimate: these settings alone give 1.3 - 1.8x)",
+    ]
+
+
+def write_json(path: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Keep the results of :func:`bench`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        Path(path).write_text(json.dumps(list(results), indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error

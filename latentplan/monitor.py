@@ -1,0 +1,163 @@
+"""What a run shows of itself: episodes, metrics, evaluations, films, progress.
+
+Looking changes nothing: evaluation and films draw from generators of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from latentplan.agent import Agent
+from latentplan.clock import Every, Stopwatch, memory
+from latentplan.config import Config
+from latentplan.envs.rendering import Renderer
+from latentplan.evaluate import make_eval_env, run_episodes, to_tensors
+from latentplan.inspection.film import open_loop_film
+from latentplan.logger import Logger
+from latentplan.replay import Replay
+from latentplan.types import Timestep
+
+log = logging.getLogger("latentplan")
+FILMED_SEQUENCES = 3
+
+
+class Monitor:
+    """Collects what the loop tells it and reports when that is due, on the axis of frames."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        agent: Agent,
+        replay: Replay,
+        renderer: Renderer | None,
+        *,
+        due: Mapping[str, Any] | None = None,
+        frame: int = 0,
+    ):
+        self.config, self.agent, self.replay, self.renderer = config, agent, replay, renderer
+        self.logger = Logger(folder, frame=frame)
+        self.watch = Stopwatch()
+        self._due = {
+            "log": Every(config.log.every),
+            "eval": Every(config.eval.every),
+            "film": Every(config.log.film_every),
+        }
+        for name, state in (due or {}).items():
+            self._due[name].load_state_dict(state)
+        self._returns = np.zeros(config.env.count)
+        self._lengths = np.zeros(config.env.count, dtype=int)
+        self._mark = (time.monotonic(), frame, 0)
+        self._bar = tqdm(
+            total=config.steps,
+            initial=frame,
+            unit="frame",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: every.state_dict() for name, every in self._due.items()}
+
+    # --- what the loop tells ----------------------------------------------------------------
+
+    def begin(self, frames: int, updates: int) -> None:
+        """The loop starts now; rates are measured from here."""
+        self._mark = (time.monotonic(), frames, updates)
+
+    def row(self, row: Timestep, frames: np.ndarray, is_last: np.ndarray) -> None:
+        """A row (N) of experience came in, after ``frames`` (N) frames."""
+        self._returns = np.where(row.is_first, 0.0, self._returns + row.reward)
+        self._lengths = np.where(row.is_first, 0, self._lengths + frames)
+        for i in np.flatnonzero(is_last):
+            self.logger.add(
+                {"episode/score": self._returns[i], "episode/length": float(self._lengths[i])}
+            )
+
+    def update(self, metrics: Mapping[str, Tensor]) -> None:
+        """The agent made an update."""
+        self.logger.add(metrics)
+
+    def report(self, frames: int, updates: int) -> None:
+        """Evaluate, film and log where due; a complete run's last frame is scored and logged."""
+        self._bar.update(frames - self._bar.n)
+        complete = frames >= self.config.steps
+        due = {name: every(frames) for name, every in self._due.items()}
+        if updates and (due["eval"] or complete):
+            self._evaluate(frames)
+        if updates and due["film"] and self.agent.world.spec.images:
+            self._film(frames)
+        if due["log"] or complete:
+            self._write(frames, updates)
+
+    def close(self) -> None:
+        self._bar.close()
+        self.logger.close()
+
+    # --- what is shown ----------------------------------------------------------------------
+
+    def _write(self, frames: int, updates: int) -> None:
+        then, frames_then, updates_then = self._mark
+        now = time.monotonic()
+        self._mark = (now, frames, updates)
+        seconds = max(now - then, 1e-9)
+        rates = {
+            "fps/env": (frames - frames_then) / seconds,
+            "fps/updates": (updates - updates_then) / seconds,
+            **{f"fps/share_{k}": v for k, v in self.watch.shares().items()},
+        }
+        self.watch.reset()
+        counts = {"train/updates": updates, "replay/rows": len(self.replay)}
+        line = self.logger.write(frames, now={**rates, **counts, **memory()})
+        shown = {
+            "return": line.get("episode/score"),
+            "eval": line.get("episode/eval_score"),
+            "updates/s": line["fps/updates"],
+        }
+        text = ", ".join(f"{k} {v:.3g}" for k, v in shown.items() if v is not None)
+        self._bar.set_postfix_str(text)
+        if self._bar.disable:
+            left = (self.config.steps - frames) / max(rates["fps/env"], 1e-9)
+            log.info("frame %d/%d: %s, %.0f min left", frames, self.config.steps, text, left / 60)
+
+    def _evaluate(self, frames: int) -> None:
+        config = self.config
+        with self.watch.section("eval"):
+            # Made anew, so that every evaluation of a run plays the same episodes.
+            count = min(config.eval.episodes, 2 if config.env.workers else 1)
+            with make_eval_env(config, self.renderer, count, config.seed) as env:
+                scores = run_episodes(self.agent, env, config.eval.episodes)
+        self.logger.add(
+            {
+                "episode/eval_score": float(np.mean(scores.returns)),
+                "episode/eval_std": float(np.std(scores.returns)),
+                "episode/eval_length": float(np.mean(scores.lengths)),
+            }
+        )
+        log.info("evaluation at frame %d: %.1f", frames, np.mean(scores.returns))
+        if scores.film is not None and config.eval.video:
+            self.logger.video("eval_video", scores.film, frames, fps=30)
+
+    def _film(self, frames: int) -> None:
+        length, context = self.config.train.length, self.config.log.film_context
+        if not self.replay.ready(length):
+            return
+        with self.watch.section("film"):
+            rng = np.random.default_rng(frames)
+            batch, _ = self.replay.sample(FILMED_SEQUENCES, length, rng)
+            device = self.agent.device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                decoded = self.agent.open_loop(to_tensors(batch, device), context)
+            name = self.agent.world.spec.images[0]
+            film = open_loop_film(batch.obs[name], decoded[name].cpu().numpy(), context)
+            self.logger.video("open_loop", film, frames, fps=8)
