@@ -13,8 +13,8 @@ from latentplan.behavior.imagine import imagine
 from latentplan.behavior.learn import actor_loss, critic_loss, make_target, replay_returns
 from latentplan.behavior.nets import Actor, Critic
 from latentplan.behavior.returns import ReturnScale
-from latentplan.config import Config
 from latentplan.nn.optim import LaProp
+from latentplan.schema import Config
 from latentplan.types import Choice, EnvSpec, Latent, Rollout, Timestep
 from latentplan.world.model import WorldModel
 
@@ -123,13 +123,22 @@ class Agent(nn.Module):
         behavior, metrics = self._behavior_loss(start, batch)
         sum(behavior.values()).backward()
         terms |= behavior
-        total = sum(x.detach() for x in terms.values())
-        if not torch.isfinite(total):
-            bad = [name for name, x in terms.items() if not torch.isfinite(x)]
-            raise NonFiniteLossError(f"The loss is not finite: {', '.join(bad)}.")
+        self._require_finite(terms)
         self.optimizer.step()
+        self.world.rssm.updates += 1
         self.critic.follow()
         return {f"train/loss/{k}": v.detach() for k, v in terms.items()} | seen | metrics
+
+    def _require_finite(self, terms: dict[str, Tensor]) -> None:
+        """A finite loss can have an infinite gradient: both are looked at before weights move."""
+        bad = [name for name, x in terms.items() if not torch.isfinite(x)]
+        if bad:
+            raise NonFiniteLossError(f"The loss is not finite: {', '.join(bad)}.")
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        if not torch.isfinite(torch.stack(torch._foreach_norm(grads))).all():
+            bad = [n for n, p in self.named_parameters() if p.grad is not None]
+            bad = [n for n in bad if not torch.isfinite(self.get_parameter(n).grad).all()]
+            raise NonFiniteLossError(f"The gradient is not finite: {', '.join(bad[:5])}.")
 
     def imagine(self, start: Latent, horizon: int) -> Rollout:
         """Follow the actor (sampling) from N states."""

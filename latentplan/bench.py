@@ -19,11 +19,12 @@ from torch import Tensor
 
 from latentplan.agent import Agent
 from latentplan.allocator import keep_memory
-from latentplan.config import Config, load
+from latentplan.config import load
 from latentplan.envs import VectorEnv, make_vector
 from latentplan.evaluate import pick_renderer, to_tensors
 from latentplan.inspection.cost import FULL, Part, UpdateParts
 from latentplan.run_folder import pick_device
+from latentplan.schema import Config
 from latentplan.types import EnvSpec, Timestep, UserError
 
 log = logging.getLogger("latentplan")

@@ -12,10 +12,10 @@ import torch
 
 from latentplan import run_folder
 from latentplan.agent import Agent
-from latentplan.config import Config
 from latentplan.envs import VectorEnv, choose_renderer, make_vector, needs_renderer
 from latentplan.envs.rendering import Renderer
 from latentplan.logger import write_video
+from latentplan.schema import Config
 from latentplan.types import EnvSpec, Timestep, UserError
 
 

@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from latentplan.agent import Agent
 from latentplan.clock import Every, Stopwatch, memory
-from latentplan.config import Config
 from latentplan.envs.rendering import Renderer
 from latentplan.evaluate import make_eval_env, run_episodes, to_tensors
 from latentplan.inspection.film import open_loop_film
 from latentplan.logger import Logger
 from latentplan.replay import Replay
+from latentplan.schema import Config
 from latentplan.types import Timestep
 
 log = logging.getLogger("latentplan")
@@ -88,16 +88,15 @@ class Monitor:
         """The agent made an update."""
         self.logger.add(metrics)
 
-    def report(self, frames: int, updates: int) -> None:
-        """Evaluate, film and log where due; a complete run's last frame is scored and logged."""
+    def report(self, frames: int, updates: int, *, last: bool = False) -> None:
+        """Evaluate, film and log where due; the ``last`` report of a session always has a score."""
         self._bar.update(frames - self._bar.n)
-        complete = frames >= self.config.steps
         due = {name: every(frames) for name, every in self._due.items()}
-        if updates and (due["eval"] or complete):
+        if updates and (due["eval"] or last):
             self._evaluate(frames)
         if updates and due["film"] and self.agent.world.spec.images:
             self._film(frames)
-        if due["log"] or complete:
+        if due["log"] or last:
             self._write(frames, updates)
 
     def close(self) -> None:

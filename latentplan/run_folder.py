@@ -21,8 +21,9 @@ import torch
 
 from latentplan import __version__, checkpoint
 from latentplan.agent import Agent
-from latentplan.config import Config, flatten, load_resolved, to_yaml
+from latentplan.config import flatten, load_resolved, to_yaml
 from latentplan.envs import parse_task
+from latentplan.schema import Config
 from latentplan.types import EnvSpec, UserError
 
 PACKAGES = ("torch", "torchvision", "mujoco", "dm_control", "gymnasium", "numpy", "omegaconf")

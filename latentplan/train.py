@@ -18,11 +18,12 @@ from latentplan import checkpoint, run_folder
 from latentplan.agent import Agent, NonFiniteLossError
 from latentplan.allocator import keep_memory
 from latentplan.clock import Every, Ratio
-from latentplan.config import Config, to_yaml
+from latentplan.config import to_yaml
 from latentplan.envs import make_vector
 from latentplan.evaluate import pick_renderer, to_tensors
 from latentplan.monitor import Monitor
 from latentplan.replay import Replay, gigabytes
+from latentplan.schema import Config
 from latentplan.types import Latent, Timestep, UserError
 
 log = logging.getLogger("latentplan")
@@ -39,7 +40,7 @@ def train(config: Config) -> Path:
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
     keep_memory()
     folder = Path(config.run_dir)
-    if (folder / "config.yaml").exists():
+    if run_folder.checkpoint_path(folder).exists():
         run_folder.check_same(folder, config)
     trainer = Trainer(config, folder)
     try:
@@ -162,13 +163,15 @@ class Trainer:
         self.monitor.begin(self.frames, self.updates)
         row = self._reset()
         carry = self.agent.initial(config.env.count)
-        while self.frames < config.steps and not stop.requested:
-            if time.monotonic() - self.begin > limit:
-                log.info("time limit of %g minutes reached", config.train.minutes)
-                break
+        last = False
+        while not last and not stop.requested:
             row, carry = self._step(row, carry)
-            self.monitor.report(self.frames, self.updates)
+            out_of_time = time.monotonic() - self.begin > limit
+            last = out_of_time or self.frames >= config.steps
+            self.monitor.report(self.frames, self.updates, last=last)
             self._save_when_due()
+        if last and self.frames < config.steps:
+            log.info("time limit of %g minutes reached", config.train.minutes)
         self.save()
         log.info("%s frames, %s updates, saved in %s", self.frames, self.updates, self.folder)
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from latentplan.config import EnvConfig
 from latentplan.envs import VectorEnv, make_vector
 from latentplan.envs.rendering import Renderer
+from latentplan.schema import EnvConfig
 from latentplan.types import Timestep
 
 ROOT = Path(__file__).resolve().parents[1]

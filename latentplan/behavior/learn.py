@@ -9,8 +9,8 @@ from torch import Tensor
 
 from latentplan.behavior.nets import Critic
 from latentplan.behavior.returns import lambda_returns
-from latentplan.config import BehaviorConfig
 from latentplan.nn.dists import ActionDist
+from latentplan.schema import BehaviorConfig
 from latentplan.types import Rollout
 
 

@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from latentplan.config import BehaviorConfig
 from latentplan.nn.dists import ActionDist, TwoHot, symexp_bins
 from latentplan.nn.layers import MLP
+from latentplan.schema import BehaviorConfig
 
 
 class Actor(nn.Module):

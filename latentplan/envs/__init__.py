@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from latentplan.config import EnvConfig
 from latentplan.envs.names import parse_task
 from latentplan.envs.rendering import Renderer, choose_renderer
 from latentplan.envs.vector import VectorEnv
 from latentplan.envs.workers import Recipe
+from latentplan.schema import EnvConfig
 from latentplan.types import UserError
 
 __all__ = ["VectorEnv", "choose_renderer", "make_vector", "needs_renderer", "parse_task"]

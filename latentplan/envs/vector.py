@@ -17,9 +17,9 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from latentplan.config import EnvConfig
 from latentplan.envs.simulator import Spaces
 from latentplan.envs.workers import EnvMaker, Recipe, describe_apart, main_hidden
+from latentplan.schema import EnvConfig
 from latentplan.types import EnvSpec, Timestep, UserError
 
 _CLOSE_SECONDS = 5.0  # for workers to leave by themselves

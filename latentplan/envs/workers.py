@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from latentplan.config import EnvConfig
 from latentplan.envs import dmc, dummy, gym
 from latentplan.envs.names import parse_task
 from latentplan.envs.rendering import Renderer
 from latentplan.envs.simulator import EpisodeEnv, Simulator, Spaces
+from latentplan.schema import EnvConfig
 from latentplan.types import UserError
 
 
@@ -62,8 +62,11 @@ class EnvMaker:
 
     def __call__(self) -> EpisodeEnv:
         if os.getpid() != self.parent:
-            # Ctrl-C reaches the whole process group; the parent decides what it means.
+            # Ctrl-C, timeout(1) and batch systems signal the whole process group: what that means
+            # is for the parent to decide, so the worker leaves the group.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            if hasattr(os, "setpgrp"):
+                os.setpgrp()
         return EpisodeEnv(
             self.recipe.build,
             self.known,

@@ -32,38 +32,42 @@ class _SampleStraightThrough(torch.autograd.Function):
     """One-hot sample whose gradient is that of the probabilities (one node instead of eight)."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, uniform: Tensor, unimix: float) -> Tensor:
+    def forward(ctx, logits: Tensor, uniform: Tensor, unimix: float, hardness: float) -> Tensor:
         softmax = torch.softmax(logits, -1)
         ctx.save_for_backward(softmax)
         ctx.unimix = unimix
-        cdf = ((1 - unimix) * softmax + unimix / logits.shape[-1]).cumsum(-1)
+        probs = (1 - unimix) * softmax + unimix / logits.shape[-1]
+        cdf = probs.cumsum(-1)
         # Rounding can leave the last entry of the CDF below a draw near one.
         index = (cdf < uniform.unsqueeze(-1)).sum(-1, keepdim=True).clamp_(max=logits.shape[-1] - 1)
-        return torch.zeros_like(softmax).scatter_(-1, index, 1.0)
+        sample = torch.zeros_like(softmax).scatter_(-1, index, 1.0)
+        return sample if hardness >= 1.0 else probs.lerp_(sample, hardness)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (softmax,) = ctx.saved_tensors
         weighted = grad * softmax
         return (
             (1 - ctx.unimix) * (weighted - softmax * weighted.sum(-1, keepdim=True)),
             None,
             None,
+            None,
         )
 
 
-def sample_one_hot(logits: Tensor, uniform: Tensor, unimix: float) -> Tensor:
+def sample_one_hot(logits: Tensor, uniform: Tensor, unimix: float, hardness: float = 1.0) -> Tensor:
     """Straight-through one-hot samples by inverse CDF.
 
     Args:
         logits: ``(..., S, C)`` float32.
         uniform: ``(..., S)`` in [0, 1); the same draws give the same sample.
         unimix: share of the uniform distribution.
+        hardness: 1 gives the sample, 0 the mixed probabilities, between them their mixture.
 
     Returns:
-        ``(..., S, C)`` one-hot; its gradient is that of the mixed probabilities.
+        ``(..., S, C)``, one-hot at hardness 1; its gradient is that of the mixed probabilities.
     """
-    return _SampleStraightThrough.apply(logits, uniform, unimix)
+    return _SampleStraightThrough.apply(logits, uniform, unimix, hardness)
 
 
 def categorical_kl(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:

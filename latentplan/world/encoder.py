@@ -7,9 +7,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentplan.config import WorldConfig
 from latentplan.nn.dists import symlog
 from latentplan.nn.layers import MLP, ChannelNorm, init_weight
+from latentplan.schema import WorldConfig
 from latentplan.types import EnvSpec, UserError
 
 LEVELS = 4  # halvings between the picture and the smallest feature map

@@ -6,7 +6,6 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from latentplan.config import WorldConfig
 from latentplan.nn.dists import (
     TwoHot,
     bernoulli_log_prob,
@@ -15,6 +14,7 @@ from latentplan.nn.dists import (
     symexp_bins,
 )
 from latentplan.nn.layers import MLP
+from latentplan.schema import WorldConfig
 from latentplan.types import EnvSpec, Latent, Prediction, StepNoise, Timestep
 from latentplan.world.decoder import Decoder
 from latentplan.world.encoder import Encoder

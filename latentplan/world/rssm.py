@@ -12,10 +12,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentplan.config import WorldConfig
 from latentplan.nn.dists import sample_one_hot
 from latentplan.nn.ensemble import EnsembleMLP
 from latentplan.nn.layers import BlockLinear, Linear, make_norm
+from latentplan.schema import WorldConfig
 from latentplan.types import Latent, StepNoise
 
 
@@ -46,7 +46,23 @@ class RSSM(nn.Module):
         self.posterior_embed = Linear(embed_size, hidden, bias=False)
         self.posterior_norm = make_norm(c.norm, hidden)
         self.posterior_out = Linear(hidden, self.flat)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.priors = EnsembleMLP(c.members, c.deter, c.member_hidden, 1, self.flat)
+
+    @property
+    def hardness(self) -> float:
+        """How discrete the states are by now, 0 to 1.
+
+        A code of hard samples must be rearranged to take in something new, and small things (a
+        pole of a few pixels) go unseen for thousands of updates. Probabilities pass them on from
+        the start; over the first ``soft_updates`` the states turn into samples of what was learned.
+        """
+        if not self.config.soft_updates:
+            return 1.0
+        return min(1.0, self.updates.item() / self.config.soft_updates)
+
+    def _sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        return sample_one_hot(logits, uniform, self.config.unimix, self.hardness)
 
     def initial(self, n: int) -> Latent:
         """The state before anything was seen: zeros, on the weights' device."""
@@ -101,7 +117,7 @@ class RSSM(nn.Module):
             logits = self.prior_logits(deter).float()
             member = rows * members // len(rows) if noise.member is None else noise.member
             own = logits[member, rows]
-        return Latent(deter, sample_one_hot(own, noise.uniform, self.config.unimix)), logits
+        return Latent(deter, self._sample(own, noise.uniform)), logits
 
     def filter(
         self, latent: Latent, embed: Tensor, action: Tensor, is_first: Tensor, uniform: Tensor
@@ -123,7 +139,7 @@ class RSSM(nn.Module):
         latent = Latent(latent.deter * keep[:, None], latent.stoch * keep[:, None, None])
         deter = self.recur(latent, action)
         logits = self.posterior_logits(deter, embed)
-        return Latent(deter, sample_one_hot(logits, uniform, self.config.unimix)), logits
+        return Latent(deter, self._sample(logits, uniform)), logits
 
     def observe(
         self, embed: Tensor, action: Tensor, is_first: Tensor, uniform: Tensor

@@ -1,0 +1,201 @@
+"""The schema of the configuration: every key, its type, its default, and what it may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from latentplan.types import UserError
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    repeat: int = 2  # frames per decision (action repeat)
+    image_size: int = 64  # pixels per side; divisible by 16
+    episode_frames: int = 1000  # an episode is cut here
+    count: int = 1  # environments that collect in turn with learning
+    workers: bool = True  # one spawned process per environment; false: all in this process
+    timeout: float = 180.0  # seconds that one step may take
+    renderer: str = "auto"  # auto | egl | osmesa | glfw
+    render_quality: str = "auto"  # auto | exact | fast (no shadows, no multisampling)
+    module: str = ""  # a Python module or file that registers Gymnasium environments
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    capacity: int = 500_000  # rows (decisions) over all environments
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    deter: int = 2048
+    stoch: int = 32  # groups S
+    classes: int = 16  # classes C of each group
+    hidden: int = 256  # width inside the recurrent core and the posterior
+    blocks: int = 8  # of the block-diagonal recurrent core
+    units: int = 256  # width of the heads' and vector coders' MLPs
+    layers: int = 1  # hidden layers of reward and continue heads
+    vector_layers: int = 3  # hidden layers of the vector encoder and decoder
+    depth: int = 16  # channels after the first halving of the picture; they double at each halving
+    members: int = 5  # ensemble members M
+    member_hidden: int = 256  # width of each prior head
+    bootstrap: float = 0.8  # share of episodes each member learns from
+    member_per: str = "rollout"  # rollout | step: how long one member moves an imagined row
+    uncertainty: str = "jsd"  # jsd | std | kl_rest | probes
+    probe_units: int = 512  # width of the probes' two hidden layers
+    unimix: float = 0.01  # share of the uniform in every categorical
+    soft_updates: int = 0  # states pass from probabilities to samples over these first updates
+    bins: int = 255  # of the two-hot reward
+    free_nats: float = 1.0
+    recon_scale: float = 1.0  # of the squared errors of pixels and vectors
+    dyn_scale: float = 1.0
+    rep_scale: float = 0.1
+    coder: str = "strided"  # strided | patch: how pictures lose and regain their first factor 4
+    norm: str = "rms"  # rms | layer
+    decode_fraction: float = 1.0  # share of the batch's frames that are reconstructed
+
+
+@dataclass(frozen=True)
+class BehaviorConfig:
+    gradient: str = "reinforce"  # reinforce | pathwise: how the actor climbs its returns
+    horizon: int = 15  # imagined steps H
+    discount_horizon: float = 333.0  # in decisions; discount = 1 - 1/discount_horizon
+    lam: float = 0.95  # of the lambda-returns
+    entropy: float = 3e-4  # bonus per nat, in units of the return scale
+    units: int = 256
+    layers: int = 3
+    std_min: float = 0.1
+    std_max: float = 1.0
+    bins: int = 255  # of the two-hot value
+    slow_rate: float = 0.02  # of the slow critic, per update
+    slow_scale: float = 1.0  # pull of the critic towards the slow one
+    replay_scale: float = 0.3  # weight of the value loss on replayed rows
+    scale_rate: float = 0.01  # of the running 5-95 percentile range
+    starts_fraction: float = 1.0  # share of the batch's rows that imagination starts from
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    world_lr: float = 4e-5
+    actor_lr: float = 4e-5
+    critic_lr: float = 4e-5
+    warmup: int = 1000  # updates
+    clip: float = 0.3  # adaptive gradient clipping, relative to the weights' norms
+    beta1: float = 0.9
+    beta2: float = 0.999
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    ratio: float = 512.0  # replayed rows per decision
+    batch: int = 16  # sequences B
+    length: int = 64  # rows T of each
+    prefill: int = 1000  # decisions by a random policy before the first update
+    minutes: float = 0.0  # stop after this much wall clock; 0: no limit
+    precision: str = "auto"  # auto | float32 | bfloat16 (convolutions, heads, imagination)
+    threads: int = 0  # of torch; 0: all cores
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    every: int = 10_000  # frames
+    episodes: int = 5
+    video: bool = True  # film the first evaluation episode
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    every: int = 1000  # frames between rows of metrics
+    checkpoint_seconds: float = 300.0  # between checkpoints; the first comes within a minute
+    film_every: int = 20_000  # frames between open-loop films
+    film_context: int = 5  # rows the film's model sees before it predicts
+
+
+@dataclass(frozen=True)
+class Config:
+    task: str = "dmc:cartpole_swingup"
+    obs: str = "pixels"  # pixels | state | both
+    size: str = "auto"  # a file of configs/size; auto: 12m with CUDA, else cpu
+    ablation: str = "none"  # a file of configs/ablation
+    seed: int = 0
+    steps: int = 1_000_000  # environment frames
+    run_dir: str = ""  # empty: runs/<task>-<obs>-<size>-s<seed>
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    env: EnvConfig = field(default_factory=EnvConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    world: WorldConfig = field(default_factory=WorldConfig)
+    behavior: BehaviorConfig = field(default_factory=BehaviorConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+CHOICES = {
+    "obs": ("pixels", "state", "both"),
+    "env.renderer": ("auto", "egl", "osmesa", "glfw"),
+    "env.render_quality": ("auto", "exact", "fast"),
+    "world.member_per": ("rollout", "step"),
+    "world.uncertainty": ("jsd", "std", "kl_rest", "probes"),
+    "world.coder": ("strided", "patch"),
+    "world.norm": ("rms", "layer"),
+    "behavior.gradient": ("reinforce", "pathwise"),
+    "train.precision": ("auto", "float32", "bfloat16"),
+}
+
+MINIMA = {
+    "seed": 0,
+    "steps": 1,
+    "env.repeat": 1,
+    "env.image_size": 16,
+    "env.episode_frames": 1,
+    "env.count": 1,
+    "replay.capacity": 1,
+    **{
+        f"world.{name}": 1
+        for name in (
+            *("deter", "stoch", "hidden", "blocks", "units", "depth"),
+            *("members", "member_hidden", "probe_units"),
+        )
+    },
+    "world.classes": 2,
+    "world.bins": 3,
+    "behavior.horizon": 1,
+    "behavior.discount_horizon": 1,
+    "behavior.units": 1,
+    "behavior.bins": 3,
+    "train.batch": 1,
+    "train.length": 2,
+    "train.prefill": 0,
+    "eval.episodes": 1,
+    "log.film_context": 1,
+}
+POSITIVE = (
+    *("world.bootstrap", "world.decode_fraction", "behavior.starts_fraction", "train.ratio"),
+    *("behavior.std_min", "env.timeout"),
+)
+
+
+def check(flat: dict[str, object]) -> None:
+    """Refuse values that no run could use, before anything is built.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for key, choices in CHOICES.items():
+        if flat[key] not in choices:
+            raise UserError(f"{key} must be one of {', '.join(choices)}, not {flat[key]!r}.")
+    for key, minimum in MINIMA.items():
+        if flat[key] < minimum:
+            raise UserError(f"{key} must be at least {minimum}, not {flat[key]}.")
+    for key in POSITIVE:
+        if not flat[key] > 0:
+            raise UserError(f"{key} must be positive, not {flat[key]}.")
+    for key in ("world.bins", "behavior.bins"):
+        if flat[key] % 2 == 0:
+            raise UserError(f"{key} must be odd, so that one bin is zero, not {flat[key]}.")
+    if flat["world.deter"] % flat["world.blocks"]:
+        raise UserError("world.blocks must divide world.deter.")
+    if flat["log.film_context"] >= flat["train.length"]:
+        raise UserError("log.film_context must be less than train.length.")
+    if flat["train.length"] > flat["replay.capacity"] // flat["env.count"]:
+        raise UserError("replay.capacity must hold train.length rows of each environment.")

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import BOTH, VECTOR, agent_config, differences, part, random_batch
+from torch import nn
+
+from latentplan import checkpoint
+from latentplan.agent import Agent, NonFiniteLossError
+from latentplan.types import EnvSpec, Timestep
+
+
+def make_agent(spec: EnvSpec = VECTOR, seed: int = 0, **behavior: Any) -> Agent:
+    torch.manual_seed(seed)
+    return Agent(spec, agent_config(**behavior))
+
+
+def sharpen(agent: Agent) -> None:
+    """Make the state depend on what is seen; at initialization it hardly does."""
+    nn.init.normal_(agent.world.rssm.posterior_out.weight, std=5.0)
+
+
+def awaken(agent: Agent) -> None:
+    """Give the heads that start at zero something to say."""
+    for net in (agent.world.reward, agent.critic.net, agent.critic.slow_net):
+        nn.init.normal_(net.output.weight, std=0.3)
+
+
+# --- acting ---------------------------------------------------------------------------------
+
+
+def test_actions_stay_in_the_box() -> None:
+    agent = make_agent()
+    nn.init.normal_(agent.actor.net.output.weight, std=3.0)
+    rows, carry = random_batch(20, 4)[0], agent.initial(20)
+    outermost = 0.0
+    for t in range(4):
+        for mode in ("eval", "explore"):
+            action, following = agent.act(part(rows, t), carry, mode)
+            assert action.shape == (20, 2) and not action.requires_grad
+            outermost = max(outermost, action.abs().max().item())
+        carry = following
+    assert outermost == 1.0  # samples beyond are clipped
+
+
+@pytest.mark.parametrize("mode", ["eval", "explore"])
+def test_acting_is_a_function_of_the_random_state(mode: str) -> None:
+    agent, row = make_agent(), part(random_batch(3, 1)[0], 0)
+    actions = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        actions.append(agent.act(row, agent.initial(3), mode)[0])
+    assert torch.equal(actions[0], actions[1])
+    assert mode == "eval" or not torch.equal(actions[0], actions[2])
+
+
+def test_eval_takes_the_mode_and_explore_samples() -> None:
+    agent, row = make_agent(), part(random_batch(3, 1)[0], 0)
+    torch.manual_seed(0)
+    action, carry = agent.act(row, agent.initial(3), "eval")
+    torch.testing.assert_close(action, agent.actor(agent.world.features(carry)).mode)
+    torch.manual_seed(0)
+    explored, same = agent.act(row, agent.initial(3), "explore")
+    assert torch.equal(carry.deter, same.deter) and not torch.allclose(action, explored)
+
+
+def test_a_generator_of_its_own_leaves_the_global_one_alone() -> None:
+    agent, row = make_agent(), part(random_batch(3, 1)[0], 0)
+    before = torch.get_rng_state()
+    draw = lambda: agent.act(row, agent.initial(3), "explore", torch.Generator().manual_seed(3))  # noqa: E731
+    assert torch.equal(draw()[0], draw()[0])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_environments_do_not_disturb_each_other() -> None:
+    """The carry is all that an environment leaves behind, row by row."""
+    agent = make_agent()
+    sharpen(agent)
+    rows = random_batch(2, 3)[0]
+    carry = agent.initial(2)
+    for t in range(3):
+        other = part(rows, t)
+        other.obs["vector"][1] -= 5.0 * t
+        torch.manual_seed(t)
+        _, carry = agent.act(other, carry)
+    alone = agent.initial(2)
+    for t in range(3):
+        torch.manual_seed(t)
+        _, alone = agent.act(part(random_batch(2, 3)[0], t), alone)
+    torch.testing.assert_close(carry.deter[0], alone.deter[0])
+    assert not torch.allclose(carry.deter[1], alone.deter[1])
+
+
+# --- updates --------------------------------------------------------------------------------
+
+
+def snapshot(agent: Agent) -> dict[str, Any]:
+    state = {"agent": agent.state_dict(), "optimizer": agent.optimizer.state_dict()}
+    return deepcopy(state | {"torch": torch.get_rng_state()})
+
+
+@pytest.mark.parametrize("spec", [VECTOR, BOTH], ids=["vector", "both"])
+def test_an_update_moves_everything_and_reports_detached_numbers(spec: EnvSpec) -> None:
+    agent = make_agent(spec, gradient="pathwise")
+    awaken(agent)
+    before = {name: p.detach().clone() for name, p in agent.named_parameters()}
+    metrics = agent.update(*random_batch(6, 4, spec))
+    still = [name for name, p in agent.named_parameters() if torch.equal(p, before[name])]
+    assert still == []
+    losses = {name for name in metrics if name.startswith("train/loss/")}
+    terms = {"dyn", "rep", "rew", "con", "policy", "value", "repval", *spec.obs}
+    assert losses == {f"train/loss/{term}" for term in terms}
+    for name, value in metrics.items():
+        assert value.shape == () and value.isfinite() and not value.requires_grad, name
+
+
+def test_learning_the_same_batch_again_and_again_lowers_its_loss() -> None:
+    agent = make_agent(BOTH)
+    batch, episode = random_batch(4, 4, BOTH)
+    losses = [agent.update(batch, episode) for _ in range(80)]
+    for term in ("image", "vector", "rew", "con"):
+        first, last = (torch.stack([x[f"train/loss/{term}"] for x in part]).mean()
+                       for part in (losses[:5], losses[-5:]))  # fmt: skip
+        assert last < first, term
+
+
+@pytest.mark.parametrize(
+    ("field", "terms"), [("reward", ["rew", "repval"]), ("vector", ["vector", "dyn"])]
+)
+def test_a_bad_number_stops_before_the_weights_are_touched(field: str, terms: list[str]) -> None:
+    agent = make_agent()
+    batch, episode = random_batch(4, 3)
+    agent.update(batch, episode)
+    before = snapshot(agent)
+    (batch.reward if field == "reward" else batch.obs["vector"])[1, 1] = float("nan")
+    with pytest.raises(NonFiniteLossError) as caught:
+        agent.update(batch, episode)
+    assert all(term in str(caught.value) for term in terms)
+    after = snapshot(agent)
+    changed = {path.split("/")[2] for path in differences(before, after) if "agent" in path}
+    assert {name for name in changed if not name.startswith("scale.")} == set()
+    assert [path for path in differences(before, after) if "optimizer" in path] == []
+
+
+def test_half_precision_learns_as_well() -> None:
+    config = agent_config()
+    config = replace(config, train=replace(config.train, precision="bfloat16"))
+    torch.manual_seed(0)
+    agent = Agent(BOTH, config)
+    batch, episode = random_batch(4, 4, BOTH)
+    losses = [agent.update(batch, episode)["train/loss/image"] for _ in range(20)]
+    assert losses[-1] < losses[0]
+    assert all(p.dtype == torch.float32 for p in agent.parameters())
+    assert agent.act(part(batch, 0), agent.initial(4))[0].dtype == torch.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_does_the_same() -> None:
+    batch, episode = random_batch(4, 4, BOTH)
+    to_gpu = lambda x: x.cuda()  # noqa: E731
+    rows = Timestep({k: x.cuda() for k, x in batch.obs.items()}, *map(to_gpu, batch[1:]))
+    torch.manual_seed(0)
+    agent = Agent(BOTH, agent_config(), "cuda")
+    metrics = agent.update(rows, episode.cuda())
+    assert all(value.isfinite() for value in metrics.values())
+    action, _ = agent.act(part(rows, 0), agent.initial(4))
+    assert action.device.type == "cuda"
+    assert agent.open_loop(rows, 2)["image"].shape == (4, 4, 16, 16, 3)
+
+
+def test_saving_and_loading_in_between_changes_nothing(tmp_path: Path) -> None:
+    """N + M updates equal N, save, load, M: weights, optimizer and random state, bit for bit."""
+    batches = [random_batch(4, 3, BOTH, seed) for seed in range(5)]
+
+    whole = make_agent(BOTH)
+    for batch in batches:
+        whole.update(*batch)
+    expected = snapshot(whole)
+
+    first = make_agent(BOTH)
+    for batch in batches[:3]:
+        first.update(*batch)
+    payload = snapshot(first) | {"random": checkpoint.random_state()}
+    checkpoint.save(tmp_path / "checkpoint.pt", payload)
+
+    second = make_agent(BOTH, seed=99)
+    torch.rand(7)
+    loaded = checkpoint.load(tmp_path / "checkpoint.pt")
+    second.load_state_dict(loaded["agent"])
+    second.optimizer.load_state_dict(loaded["optimizer"])
+    checkpoint.set_random_state(loaded["random"])
+    for batch in batches[3:]:
+        second.update(*batch)
+    assert differences(expected, snapshot(second)) == []
+    # The comparison can fail:
+    second.update(*batches[0])
+    assert "/torch" in differences(expected, snapshot(second))
+
+
+def test_starts_may_be_a_share_of_the_rows() -> None:
+    agent = make_agent(starts_fraction=0.5)
+    chosen = agent._choose_starts(24)
+    assert len(chosen) == 12 == len(set(chosen.tolist()))
+    assert sorted(make_agent()._choose_starts(24).tolist()) == list(range(24))
+    agent.update(*random_batch(4, 3))
+
+
+# --- looking --------------------------------------------------------------------------------
+
+
+def test_open_loop_shows_reconstructions_then_predictions() -> None:
+    agent = make_agent(BOTH)
+    batch, _ = random_batch(2, 6, BOTH)
+    decoded = agent.open_loop(batch, 2)
+    assert decoded["image"].shape == (2, 6, 16, 16, 3)
+    assert decoded["vector"].shape == (2, 6, 3)
+    assert ((decoded["image"] > 0) & (decoded["image"] < 1)).all()
+
+
+def test_open_loop_sees_the_context_and_nothing_after_it() -> None:
+    agent = make_agent(BOTH)
+    sharpen(agent)
+    batch, _ = random_batch(2, 6, BOTH)
+
+    def seen(row: int, field: str) -> list[bool]:
+        """Whether each row of the film changes with what is changed at ``row``."""
+        changed = Timestep(
+            {k: x.clone() for k, x in batch.obs.items()}, *(x.clone() for x in batch[1:])
+        )
+        if field == "obs":
+            changed.obs["vector"][:, row] += 10
+        else:
+            changed.prev_action[:, row] = -changed.prev_action[:, row]
+        films = []
+        for rows in (batch, changed):
+            torch.manual_seed(0)
+            films.append(agent.open_loop(rows, 2)["vector"])
+        return [not torch.equal(films[0][:, t], films[1][:, t]) for t in range(6)]
+
+    assert not any(seen(3, "obs"))
+    assert seen(4, "action") == [False] * 4 + [True] * 2  # the action that led to row 4
+    assert seen(1, "obs")[0] is False and any(seen(1, "obs"))

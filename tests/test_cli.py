@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+from environments import run_python
+
+from latentplan import __version__, cli
+from latentplan.cli import main
+from latentplan.config import load, load_resolved
+
+COMMANDS = ("train", "eval", "config", "doctor", "tensorboard")
+
+
+def test_help_names_every_command_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from latentplan.cli import main\n"
+        "try:\n    main(['--help'])\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "assert 'torch' not in sys.modules and 'dm_control' not in sys.modules\n"
+    )
+    text = run_python("-c", code)
+    assert all(command in text for command in COMMANDS) and "examples:" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0 and f"latentplan {command}" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["trian"], ["eval"], ["eval", "x", "--episodes", "many"]]
+)
+def test_a_wrong_command_line_is_exit_code_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+def test_config_prints_what_train_would_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("world: {members: 7}\nseed: 3\n")
+    overrides = ["device=cpu", "task=walker_walk", "seed=4"]
+    assert main(["config", str(mine), *overrides]) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    printed = load_resolved(tmp_path / "printed.yaml")
+    assert printed == load([mine], overrides)
+    assert (printed.world.members, printed.seed, printed.task) == (7, 4, "walker_walk")
+
+
+def test_tensorboard_needs_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tensorboard", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, ["--logdir", "{0}"]), (2, ["--logdir_spec", "a:{0},b:{1}"])]
+)
+def test_tensorboard_serves_runs_to_this_machine_only_unless_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, expected: list[str]
+) -> None:
+    called = []
+    monkeypatch.setattr(cli.subprocess, "call", lambda command: called.append(command) or 0)
+    folders = [tmp_path / name for name in ("a", "b")[:count]]
+    for folder in folders:
+        folder.mkdir()
+    assert main(["tensorboard", *map(str, folders)]) == 0
+    assert main(["tensorboard", *map(str, folders), "--host", "0.0.0.0", "--port", "7"]) == 0
+    first, second = (command[3:] for command in called)
+    assert first[:2] == [text.format(*folders) for text in expected]
+    assert first[2:] == ["--host", "localhost", "--port", "6006"]
+    assert second[2:] == ["--host", "0.0.0.0", "--port", "7"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x.bin"), 2, "x.bin cannot be written"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "Disk quota exceeded"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_interrupts_a_command_is_said_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    words: str,
+) -> None:
+    def fail(args: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_config", fail)
+    assert main(["config"]) == code
+    assert words in capsys.readouterr().err
+
+
+def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (OSError(errno.EBADF, "Bad file descriptor"), ValueError("a bug")):
+
+        def fail(args: object, error: Exception = error) -> int:
+            raise error
+
+        monkeypatch.setattr(cli, "_config", fail)
+        with pytest.raises(type(error)):
+            main(["config"])

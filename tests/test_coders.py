@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import BOTH, random_batch, world_config
+
+from latentplan.nn.dists import symlog
+from latentplan.types import EnvSpec, UserError
+from latentplan.world.decoder import ConvDecoder, Decoder
+from latentplan.world.encoder import ConvEncoder, Encoder
+
+CODERS = pytest.mark.parametrize("coder", ["strided", "patch"])
+MANY = EnvSpec(
+    {
+        "image": ((16, 32, 3), "uint8"),
+        "joints": ((3,), "float32"),
+        "camera": ((32, 32, 3), "uint8"),
+        "touch": ((1,), "float32"),
+    },
+    2,
+    1,
+)
+
+
+def features(n: int, size: int = 20) -> torch.Tensor:
+    return torch.randn(n, size, generator=torch.Generator().manual_seed(0))
+
+
+@CODERS
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_any_mix_of_pictures_and_vectors_goes_in_and_comes_out(coder: str, norm: str) -> None:
+    config = world_config(coder=coder, norm=norm)
+    batch = random_batch(2, 3, MANY)[0]
+    encoder, decoder = Encoder(MANY, config), Decoder(MANY, 20, config)
+    embed = encoder(batch.obs)
+    assert embed.shape == (2, 3, encoder.size)
+    # Four halvings to 1 x 2 and 2 x 2 positions, the channels doubling from 2 to 16.
+    assert encoder.size == 16 * 2 + 16 * 4 + 8
+    decoded = decoder(features(5))
+    assert {name: tuple(x.shape) for name, x in decoded.items()} == {
+        name: (5, *shape) for name, (shape, _) in MANY.obs.items()
+    }
+    for name in MANY.images:
+        assert ((decoded[name] > 0) & (decoded[name] < 1)).all()
+
+
+def test_every_observation_is_seen() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(MANY, world_config())
+    obs = random_batch(2, 1, MANY)[0].obs
+    for name in obs:
+        changed = {k: x.clone() for k, x in obs.items()}
+        changed[name] = changed[name] + 3
+        assert not torch.allclose(encoder(obs), encoder(changed)), name
+
+
+@CODERS
+def test_the_encoder_keeps_places_apart(coder: str) -> None:
+    """What the map says of the upper right comes from there."""
+    torch.manual_seed(0)
+    encoder = ConvEncoder((64, 64, 3), world_config(coder=coder))
+    image = torch.rand(1, 64, 64, 3, requires_grad=True)
+    grid = encoder(image).view(4, 4, -1)
+    grid[0, 3].square().sum().backward()
+    touched = image.grad[0].abs().sum(-1)
+    assert touched[:16, 48:].any()
+    assert not touched[40:].any() and not touched[:, :24].any()
+
+
+@CODERS
+def test_the_decoder_keeps_places_apart(coder: str) -> None:
+    torch.manual_seed(0)
+    decoder = ConvDecoder(20, (64, 64, 3), world_config(coder=coder))
+    seen = []
+    decoder.input.register_forward_hook(lambda module, inputs, out: seen.append(out))
+    picture = decoder(features(1))
+    for y, x, row, column in ((0, 63, 0, 3), (63, 0, 3, 0), (20, 44, 1, 2)):
+        (gradient,) = torch.autograd.grad(picture[0, y, x].sum(), seen[0], retain_graph=True)
+        strength = gradient.view(4, 4, -1).abs().sum(-1)
+        assert strength[row, column] > 0
+        rows, columns = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
+        far = torch.maximum((rows - row).abs(), (columns - column).abs()) > 1
+        assert not strength[far].any()
+
+
+def test_losses_are_sums_of_squares() -> None:
+    decoder = Decoder(BOTH, 20, world_config())
+    batch = random_batch(4, 1, BOTH)[0]
+    obs = {name: x[:, 0] for name, x in batch.obs.items()}
+    decoded, losses = decoder(features(4)), decoder.loss(features(4), obs)
+    image = (decoded["image"] - obs["image"] / 255).square().sum((1, 2, 3))
+    vector = (decoded["vector"] - symlog(obs["vector"])).square().sum(1)
+    torch.testing.assert_close(losses["image"], image)
+    torch.testing.assert_close(losses["vector"], vector)
+
+
+def test_vectors_come_back_under_their_names() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(MANY, 20, world_config())
+    decoder.mlp.output.weight.data.zero_()
+    decoder.mlp.output.bias.data = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    decoded = decoder(features(2))
+    assert decoded["joints"].tolist() == [[1, 2, 3]] * 2 and decoded["touch"].tolist() == [[4]] * 2
+
+
+@pytest.mark.parametrize("size", [8, 40, 100])
+def test_a_size_that_cannot_be_halved_is_refused(size: int) -> None:
+    with pytest.raises(UserError, match=r"env.image_size divisible by 16"):
+        ConvEncoder((size, size, 3), world_config())

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+import latentplan
+from latentplan import config as config_module
+from latentplan.config import flatten, load, load_resolved, preset_folder, task_preset, to_yaml
+from latentplan.envs.names import DMC_TASKS
+from latentplan.schema import Config
+from latentplan.types import UserError
+
+CONFIGS = preset_folder()
+FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
+NAMES = {
+    kind: sorted(p.stem for p in (CONFIGS / kind).glob("*.yaml")) for kind in ("size", "ablation")
+}
+CPU = ["device=cpu"]
+
+
+@pytest.fixture
+def presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of presets in place of the real one."""
+    for kind in ("size", "task", "ablation"):
+        (tmp_path / "configs" / kind).mkdir(parents=True)
+    monkeypatch.setattr(config_module, "preset_folder", lambda: tmp_path / "configs")
+    (tmp_path / "configs" / "default.yaml").write_text("size: cpu\n")
+    (tmp_path / "configs" / "size" / "cpu.yaml").write_text("world: {deter: 7}\n")
+    return tmp_path / "configs"
+
+
+# --- presets --------------------------------------------------------------------------------
+
+
+def test_there_are_presets() -> None:
+    assert {"tiny", "cpu"} <= set(NAMES["size"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_file_loads_and_has_its_say(path: Path) -> None:
+    loaded = flatten(asdict(load([CONFIGS / path], CPU)))
+    said = flatten(yaml.safe_load((CONFIGS / path).read_text()) or {})
+    assert {key: loaded[key] for key in said if key != "size"} == {
+        key: type(loaded[key])(value) for key, value in said.items() if key != "size"
+    }
+
+
+@pytest.mark.parametrize("size", NAMES["size"])
+@pytest.mark.parametrize("ablation", ["none", *NAMES["ablation"]])
+@pytest.mark.parametrize("task", ["cartpole_swingup", "gym:Pendulum-v1"])
+def test_every_combination_of_presets_loads(size: str, ablation: str, task: str) -> None:
+    overrides = [f"size={size}", f"ablation={ablation}", f"task={task}"]
+    for obs in ("pixels", "state", "both"):
+        loaded = load([], [*CPU, *overrides, f"obs={obs}"])
+        assert (loaded.size, loaded.ablation, loaded.task, loaded.obs) == (
+            size,
+            ablation,
+            task,
+            obs,
+        )
+
+
+def test_a_preset_of_a_task_belongs_to_a_task() -> None:
+    names = {f"{domain}_{task}" for domain, tasks in DMC_TASKS.items() for task in tasks}
+    for path in (CONFIGS / "task").glob("*.yaml"):
+        assert any(f"{name}_".startswith(f"{path.stem}_") for name in names), path
+
+
+@pytest.mark.parametrize(
+    ("task", "preset"),
+    [
+        ("dmc:cartpole_swingup", "cartpole"),
+        ("cartpole-swingup", "cartpole"),
+        ("cartpole/balance", "cartpole"),
+        (" Cartpole swingup", "cartpole"),
+        ("dmc_cartpole_swingup", "cartpole"),
+        ("cup_catch", "ball_in_cup"),
+        ("dmc:ball_in_cup_catch", "ball_in_cup"),
+        ("hopper_hop", None),
+        ("gym:Pendulum-v1", None),
+        ("dummy:pixels", None),
+    ],
+)
+def test_every_spelling_of_a_task_gets_its_preset(task: str, preset: str | None) -> None:
+    assert getattr(task_preset(task), "stem", None) == preset
+
+
+def test_the_preset_that_fits_best_is_taken(presets: Path) -> None:
+    for name in ("walker", "walker_run", "walk"):
+        (presets / "task" / f"{name}.yaml").touch()
+    stems = [
+        getattr(task_preset(task), "stem", None) for task in ("walker_run", "walker_walk", "x")
+    ]
+    assert stems == ["walker_run", "walker", None]
+
+
+def test_later_sources_win(presets: Path, tmp_path: Path) -> None:
+    def repeat(*items: str, files: tuple[Path, ...] = ()) -> int:
+        return load(files, [*CPU, *items]).env.repeat
+
+    def write(name: str, number: int) -> None:
+        text = f"env: {{repeat: {number}}}\n"
+        (presets / f"{name}.yaml").write_text(text + ("size: cpu\n" if name == "default" else ""))
+
+    assert repeat("task=walker_walk") == Config().env.repeat
+    for number, name in enumerate(["default", "task/walker", "size/cpu"], 3):
+        write(name, number)
+        assert repeat("task=walker_walk") == number
+    write("ablation/some", 6)
+    assert repeat("task=walker_walk") == 5  # not asked for
+    assert repeat("task=walker_walk", "ablation=some") == 6
+    files = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    for number, file in enumerate(files, 7):
+        file.write_text(f"env: {{repeat: {number}}}\nablation: some\n")
+    assert repeat("task=walker_walk", files=files[:1]) == 7
+    assert repeat("task=walker_walk", files=files) == 8
+    assert repeat("env.repeat=9", files=files) == 9
+    assert repeat("env.repeat=9", "env.repeat=10", files=files) == 10
+
+
+def test_a_file_may_choose_the_presets(presets: Path, tmp_path: Path) -> None:
+    (presets / "size" / "other.yaml").write_text("world: {deter: 99}\n")
+    file = tmp_path / "mine.yaml"
+    file.write_text("size: other\n")
+    assert load([file], CPU).world.deter == 99
+    assert load([file], [*CPU, "size=cpu"]).world.deter == 7
+
+
+def test_the_default_size_follows_the_device() -> None:
+    assert load([], ["device=cpu"]).size == "cpu"
+
+
+# --- mistakes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("wrold.deter=3", ["wrold.deter", "world.deter"]),
+        ("horizon=3", ["horizon", "behavior.horizon"]),
+        ("tsak=walker_walk", ["tsak", "'task'"]),
+        ("task.name=3", ["task.name"]),
+        ("world.deter=abc", ["world.deter", "abc", "Integer"]),
+        ("world.deter=1.5", ["world.deter", "1.5"]),
+        ("world.deter=null", ["world.deter", "int"]),
+        ("env.workers=perhaps", ["env.workers", "perhaps", "bool"]),
+        ("world=3", ["world", "section"]),
+        ("world=[1]", ["world", "section"]),
+        ("world.norm=batch", ["world.norm", "rms", "layer", "batch"]),
+        ("obs=smell", ["obs", "pixels", "state", "both"]),
+        ("size=nope", ["size", "nope", "cpu"]),
+        ("ablation=nope", ["ablation", "nope"]),
+        ("seed=${nope}", ["nope"]),
+        ("world.deter=${world.norm}", ["world.deter"]),
+        ("world.bins=[1", ["world.bins"]),
+        ("seed", ["seed", "key=value"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_it(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load([], [*CPU, override])
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message and message.endswith((".", "?"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("world: {dter: 3}\n", ["world.dter", "world.deter", "mine.yaml"]),
+        ("world: {deter: many}\n", ["world.deter", "many"]),
+        ("world: [1, 2]\n", ["world", "section", "mine.yaml"]),
+        ("world: {deter: 3\n", ["mine.yaml", "YAML"]),
+        ("- 1\n- 2\n", ["mine.yaml", "mapping"]),
+        (None, ["mine.yaml", "No such file"]),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path: Path, content: str | None, words: list[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError) as caught:
+        load([file], CPU)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+# --- the result -----------------------------------------------------------------------------
+
+
+def test_the_result_is_frozen() -> None:
+    loaded = load([], CPU)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        loaded.seed = 3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        loaded.world.deter = 3
+    assert isinstance(loaded, Config)
+
+
+def test_values_have_the_types_of_the_schema() -> None:
+    loaded = load([], [*CPU, "behavior.lam=1", "optim.world_lr=1e-3", "steps=1_000", "task=123"])
+    assert (loaded.behavior.lam, type(loaded.behavior.lam)) == (1.0, float)
+    assert (loaded.optim.world_lr, loaded.steps, loaded.task) == (1e-3, 1000, "123")
+
+
+def test_a_run_folder_is_named_after_its_run() -> None:
+    items = ["task=gym:Pendulum-v1", "obs=state", "seed=3"]
+    assert load([], [*CPU, *items]).run_dir == "runs/gym-Pendulum-v1-state-cpu-s3"
+    assert load([], [*CPU, *items, "run_dir=here/there"]).run_dir == "here/there"
+
+
+def test_a_resolved_file_reads_back_as_it_was(tmp_path: Path) -> None:
+    overrides = ["task=walker_walk", "env.repeat=3", "world.deter=${world.stoch}", "seed=5"]
+    loaded = load([], [*CPU, *overrides])
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(loaded))
+    assert load_resolved(path) == loaded
+    assert loaded.env.repeat == 3 and loaded.world.deter == loaded.world.stoch
+    path.write_text(path.read_text().replace("seed: 5", "sede: 5"))
+    with pytest.raises(UserError, match="sede"):
+        load_resolved(path)
+
+
+def schema_fields() -> Iterator[tuple[str, str]]:
+    for top in fields(Config):
+        if is_dataclass(top.default_factory):
+            yield from ((f"{top.name}.{f.name}", f.name) for f in fields(top.default_factory))
+        else:
+            yield top.name, top.name
+
+
+def test_choices_are_choices_of_fields() -> None:
+    known = {key for key, _ in schema_fields()}
+    assert set(config_module.CHOICES) <= known
+    defaults = flatten(asdict(Config()))
+    for key, choices in config_module.CHOICES.items():
+        assert defaults[key] in choices
+
+
+def test_every_field_is_read_somewhere() -> None:
+    """A knob that nobody turns anything with is a lie to the reader."""
+    read = set()
+    for path in Path(latentplan.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.add(node.attr)
+    assert [key for key, name in schema_fields() if name not in read] == []

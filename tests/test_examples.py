@@ -1,0 +1,101 @@
+"""The examples run as a reader runs them: as programs, from a folder of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from latentplan import load
+from latentplan.types import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+SHORT = [
+    *("steps=150", "train.prefill=50", "train.batch=4"),
+    *("log.every=50", "eval.every=100", "eval.episodes=1"),
+]
+
+
+def run(name: str, *arguments: str, folder: Path) -> str:
+    """Standard output of an example; the test fails where the example does."""
+    variables = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=variables,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def printed_return(text: str) -> float:
+    found = re.search(r"^return (-?[\d.]+)", text, re.MULTILINE)
+    assert found, text
+    return float(found[1])
+
+
+@pytest.fixture(scope="module")
+def point(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with a short run of custom_env.py in it, and what was printed."""
+    folder = tmp_path_factory.mktemp("point")
+    return folder, run("custom_env.py", *SHORT, folder=folder)
+
+
+def test_an_environment_of_ones_own_is_trained_on_and_used(point: tuple[Path, str]) -> None:
+    folder, text = point
+    lines = (folder / "runs/point/metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert rows[-1]["train/updates"] > 0
+    scores = [row["episode/eval_score"] for row in rows if "episode/eval_score" in row]
+    assert scores and all(0 < score <= 50 for score in scores)
+    assert {row["episode/length"] for row in rows if "episode/length" in row} == {50.0}
+    assert 0 < printed_return(text) <= 50
+
+
+def test_running_the_example_again_goes_on(point: tuple[Path, str]) -> None:
+    folder, _ = point
+    run("custom_env.py", *SHORT, "steps=200", folder=folder)
+    rows = (folder / "runs/point/metrics.jsonl").read_text().splitlines()
+    assert len((json.loads((folder / "runs/point/run.json").read_text()))["sessions"]) == 2
+    # As "steps" is the one thing that changed, nothing was done twice.
+    steps = [json.loads(row)["step"] for row in rows]
+    assert steps == sorted(set(steps))
+
+
+def test_a_trained_agent_is_used_in_ten_lines(point: tuple[Path, str]) -> None:
+    folder, _ = point
+    assert 0 < printed_return(run("use_agent.py", "runs/point", folder=folder)) <= 50
+
+
+def test_the_loaded_agent_acts_as_a_function_of_what_it_saw(point: tuple[Path, str]) -> None:
+    folder, _ = point
+    agent = load(folder / "runs/point")
+    action = agent.act([0.1, -0.2])
+    assert action.shape == (2,) and (abs(action) <= 1).all()
+    with pytest.raises(ValueError, match="shape"):
+        agent.act([0.1, -0.2, 0.3])
+    with pytest.raises(UserError, match=r"no config\.yaml"):
+        load(folder)
+
+
+def test_the_environment_draws_itself_for_agents_that_see() -> None:
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import custom_env
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    env = custom_env.Point("rgb_array")
+    env.reset(seed=3)
+    before = env.render()
+    env.step(env.action_space.high)
+    assert before.shape == (64, 64, 3) and before.any()
+    assert (env.render() != before).any()

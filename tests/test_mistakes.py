@@ -1,0 +1,214 @@
+"""What goes wrong at the command line: one clear sentence, exit code 2, and nothing destroyed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from environments import ROOT
+from tiny import run_config
+
+from latentplan import checkpoint, run_folder
+from latentplan.cli import main
+from latentplan.config import to_yaml
+from latentplan.types import UserError
+
+STEPS = 128
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder ``run`` and the file ``run.yaml`` that made it."""
+    home = tmp_path_factory.mktemp("finished")
+    assert main(["train", str(written(home))]) == 0
+    return home
+
+
+@pytest.fixture
+def home(finished: Path, tmp_path: Path) -> Path:
+    """A copy that may be broken."""
+    shutil.copytree(finished / "run", tmp_path / "run")
+    written(tmp_path)
+    return tmp_path
+
+
+def written(home: Path) -> Path:
+    config = run_config(home / "run", f"steps={STEPS}", "eval.every=0")
+    (home / "run.yaml").write_text(to_yaml(config))
+    return home / "run.yaml"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Everything that must survive: all files but the lock."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one sentence with which a command is refused."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "Traceback" not in captured.err
+    (sentence,) = [line for line in captured.err.splitlines() if line.startswith("latentplan: ")]
+    return sentence
+
+
+def goes_on(home: Path) -> None:
+    """The run can still be resumed from where it was."""
+    assert main(["train", str(home / "run.yaml"), f"steps={STEPS + 64}"]) == 0
+    assert checkpoint.load(home / "run" / "checkpoint.pt")["frames"] == STEPS + 64
+
+
+# --- a run that exists, asked for wrongly ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("task=walker_wlak", ["walker_walk"]),
+        ("task=dummy:count", ["run", "task=dummy:pixels", "another run_dir"]),
+        ("wrold.deter=3", ["wrold.deter", "world.deter"]),
+        ("world.deter=many", ["world.deter", "many"]),
+        ("world.deter=32", ["run", "world.deter=16", "32", "another run_dir"]),
+        ("seed=1", ["run", "seed=0", "1", "another run_dir"]),
+        ("device=cuda:99", ["cuda:99"]),
+        ("nothing.yaml", ["nothing.yaml", "No such file"]),
+    ],
+)
+def test_mistakes_leave_a_run_as_it_was(
+    home: Path, capsys: pytest.CaptureFixture[str], override: str, words: list[str]
+) -> None:
+    before = content(home / "run")
+    sentence = refused(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}", override)
+    assert all(word in sentence for word in words), sentence
+    assert content(home / "run") == before
+
+
+def test_an_unknown_task_makes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    sentence = refused(capsys, "train", "task=walker_wlak", f"run_dir={tmp_path / 'new'}")
+    assert "walker_walk" in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- damaged and foreign files --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5])
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_damaged_checkpoint(
+    home: Path, capsys: pytest.CaptureFixture[str], command: str, kept: float
+) -> None:
+    path = home / "run" / "checkpoint.pt"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    before = content(home / "run")
+    target = home / ("run.yaml" if command == "train" else "run")
+    assert "damaged" in refused(capsys, command, target, *["steps=999"] * (command == "train"))
+    assert content(home / "run") == before
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_checkpoint_of_another_architecture(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    other = run_config(tmp_path / "other", "world.deter=32", "steps=16", "eval.every=0")
+    (tmp_path / "other.yaml").write_text(to_yaml(other))
+    assert main(["train", str(tmp_path / "other.yaml")]) == 0
+    shutil.copy(tmp_path / "other" / "checkpoint.pt", home / "run" / "checkpoint.pt")
+    before = content(home / "run")
+    target = home / ("run.yaml" if command == "train" else "run")
+    sentence = refused(capsys, command, target, *["steps=999"] * (command == "train"))
+    assert "another architecture" in sentence and "(64, 96)" in sentence and "(64, 80)" in sentence
+    assert content(home / "run") == before
+
+
+def test_a_replay_of_another_shape(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (home / "run").iterdir():
+        if path.name != "replay":
+            path.unlink()
+    before = content(home / "run")
+    sentence = refused(capsys, "train", home / "run.yaml", "obs=pixels")
+    assert "replay" in sentence and "image" in sentence and "(16, 16, 3)" in sentence
+    assert content(home / "run") == before
+
+
+def test_a_damaged_configuration(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "run" / "config.yaml").write_text("world: {deter: [\n")
+    before = content(home / "run")
+    for command in (["train", home / "run.yaml"], ["eval", home / "run"]):
+        assert "config.yaml" in refused(capsys, *command)
+    assert content(home / "run") == before
+
+
+@pytest.mark.parametrize("missing", ["", "config.yaml", "checkpoint.pt"])
+def test_eval_of_what_is_no_run(
+    home: Path, capsys: pytest.CaptureFixture[str], missing: str
+) -> None:
+    if missing:
+        (home / "run" / missing).unlink()
+    folder = home / "run" if missing else home / "nowhere"
+    assert (missing or "nowhere") in refused(capsys, "eval", folder)
+
+
+def test_eval_of_no_episodes(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "episodes" in refused(capsys, "eval", home / "run", "--episodes", 0)
+
+
+# --- a full disk ----------------------------------------------------------------------------
+
+
+def test_a_replay_that_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path)
+    sentence = refused(capsys, "train", file, f"replay.capacity={10**13}")
+    assert "replay" in sentence and "replay.capacity=" in sentence and "GB" in sentence
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+    assert main(["train", str(file)]) == 0  # it can be mended at once
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("name", ["checkpoint.pt", "config.yaml", "run.json"])
+def test_a_disk_that_is_full_when_writing(
+    home: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    before = content(home / "run")[name]
+    (home / "run" / f"{name}.tmp").symlink_to("/dev/full")
+    sentence = refused(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}")
+    assert name in sentence and "No space left on device" in sentence
+    assert content(home / "run")[name] == before
+    goes_on(home)
+
+
+def test_files_that_may_not_grow(home: Path) -> None:
+    """The system's own limit stands for a full disk, wherever it strikes first."""
+    before = content(home / "run")
+    program = (
+        "import resource, sys; from latentplan.cli import main;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", home / "run.yaml", f"steps={STEPS + 640}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("latentplan: ")
+    assert content(home / "run")["checkpoint.pt"] == before["checkpoint.pt"]
+    goes_on(home)
+
+
+# --- not a mistake --------------------------------------------------------------------------
+
+
+def test_another_spelling_of_the_task_is_the_same_task(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run_folder.write(folder, run_config(folder, "task=dmc:walker_walk"), {})
+    for spelling in ("walker_walk", "walker-walk", "walker/walk"):
+        run_folder.check_same(folder, run_config(folder, f"task={spelling}", "env.repeat=4"))
+    with pytest.raises(UserError, match="task=dmc:walker_walk, not dmc:walker_run"):
+        run_folder.check_same(folder, run_config(folder, "task=walker_run", "env.repeat=4"))

@@ -1,0 +1,289 @@
+"""Whole runs: a dummy task in this process, an agent of the smallest widths."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from environments import ROOT, make
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import differences, run_config
+
+import latentplan
+from latentplan import checkpoint
+from latentplan.cli import main
+from latentplan.config import load_resolved, to_yaml
+from latentplan.evaluate import LoadedAgent
+from latentplan.train import train
+from latentplan.types import UserError
+
+EPISODE = 64  # frames of the dummy task
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run from pixels and state; tests that write into it take a copy."""
+    folder = tmp_path_factory.mktemp("run") / "finished"
+    train(run_config(folder, "obs=both", f"steps={4 * EPISODE}", "log.film_every=128"))
+    return folder
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def run_differences(one: Path, other: Path) -> list[str]:
+    """What differs between two runs: anything in the checkpoints, rows of the replay, scores."""
+    found = differences(*(checkpoint.load(run / "checkpoint.pt") for run in (one, other)))
+    for file in sorted((one / "replay").glob("*.bin")):
+        if file.read_bytes() != (other / "replay" / file.name).read_bytes():
+            found.append(file.name)
+    scores = [
+        [(row["step"], row.get("episode/score"), row.get("episode/eval_score")) for row in rows]
+        for rows in (metrics(one), metrics(other))
+    ]
+    return found + ["metrics"] * (scores[0] != scores[1])
+
+
+# --- going on -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frames", "extra"),
+    [
+        (4 * EPISODE, []),
+        (EPISODE, []),  # while actions are still random
+        (2 * EPISODE, ["obs=pixels", "world.uncertainty=probes", "behavior.gradient=reinforce"]),
+    ],
+    ids=["usual", "prefill", "others"],
+)
+def test_a_resumed_run_is_the_same_run(tmp_path: Path, frames: int, extra: list[str]) -> None:
+    """2 N frames equal N frames and a second session of N, bit for bit."""
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    train(run_config(whole, f"steps={2 * frames}", *extra))
+    train(run_config(halves, f"steps={frames}", *extra))
+    assert checkpoint.load(halves / "checkpoint.pt")["frames"] == frames
+    assert {"/frames", "metrics"} <= set(run_differences(whole, halves))  # it can fail
+    train(run_config(halves, f"steps={2 * frames}", *extra))
+    assert run_differences(whole, halves) == []
+
+
+def test_resuming_says_so_and_counts_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "run"
+    with caplog.at_level(logging.INFO, "latentplan"):
+        train(run_config(folder, "steps=128"))
+        assert "resuming from" not in caplog.text
+        caplog.clear()
+        train(run_config(folder, "steps=192"))
+    assert "resuming from frame 128" in caplog.text
+    assert [row["step"] for row in metrics(folder)] == [64, 128, 192]
+    times = [row["time"] for row in metrics(folder)]
+    assert times == sorted(times)
+    assert len(json.loads((folder / "run.json").read_text())["sessions"]) == 2
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(run_config(folder, "steps=128"))
+    kept = [folder / "checkpoint.pt", *(folder / "replay").glob("*.bin")]
+    before = [path.read_bytes() for path in kept]
+    for steps in (128, 64):
+        train(run_config(folder, f"steps={steps}"))
+        assert [path.read_bytes() for path in kept] == before
+
+
+def test_some_keys_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(run_config(folder, "steps=128"))
+    train(run_config(folder, "steps=192", "eval.episodes=2", "log.every=32"))
+    assert load_resolved(folder / "config.yaml").steps == 192
+
+
+def test_the_time_limit_ends_a_session_with_a_checkpoint(tmp_path: Path) -> None:
+    train(run_config(tmp_path / "run", "train.minutes=0.0001", "steps=1_000_000"))
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["frames"] < 1_000_000
+
+
+# --- what a run leaves ----------------------------------------------------------------------
+
+
+def test_the_run_folder_is_complete(run: Path) -> None:
+    assert {path.name for path in run.iterdir() if not path.name.startswith("events.")} == {
+        *("checkpoint.pt", "config.yaml", "metrics.jsonl", "replay", "run.json", "videos")
+    }
+    names = {path.name for path in (run / "videos").iterdir()}
+    assert {name.split("-")[0] for name in names} == {"eval_video", "open_loop"}
+    config = load_resolved(run / "config.yaml")
+    assert config == run_config(run, "obs=both", "log.film_every=128")
+    (session,) = json.loads((run / "run.json").read_text())["sessions"]
+    assert session["packages"]["torch"] and session["renderer"] == "none"
+    assert session["spec"]["obs"] == {"image": [[16, 16, 3], "uint8"], "vector": [[2], "float32"]}
+    assert {"latentplan", "commit", "command", "python", "machine"} <= session.keys()
+
+
+def test_metrics_have_the_fields_names(run: Path) -> None:
+    rows = metrics(run)
+    assert [row["step"] for row in rows] == [64, 128, 192, 256]
+    last = rows[-1]
+    for name in (
+        *("episode/score", "episode/length", "episode/eval_score", "fps/env", "fps/updates"),
+        *(f"train/loss/{x}" for x in ("image", "vector", "rew", "con", "dyn", "rep", "policy")),
+        *("train/loss/value", "train/updates", "replay/rows", "memory/rss_gib", "time"),
+    ):
+        assert isinstance(last[name], int | float) and np.isfinite(last[name]), name
+    assert last["episode/length"] == EPISODE
+    assert 0 < last["episode/score"] < EPISODE
+    assert last["replay/rows"] == 4 * (EPISODE / 4 + 1)  # resets cost a row but no frame
+
+
+def test_tensorboard_shows_the_same(run: Path) -> None:
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0}).Reload()
+    scores = {event.step: event.value for event in events.Scalars("episode/score")}
+    assert scores == pytest.approx({row["step"]: row["episode/score"] for row in metrics(run)})
+    assert {"eval_video", "open_loop"} <= set(events.Tags()["images"])
+
+
+def test_updates_follow_the_train_ratio(run: Path) -> None:
+    saved = checkpoint.load(run / "checkpoint.pt")
+    assert saved["frames"] == 256 and saved["decisions"] == 64
+    # Each of the decisions after the prefill is replayed 8 times, 2 x 8 rows an update.
+    assert saved["updates"] == pytest.approx((64 - 20) * 8 / 16, abs=1)
+
+
+def test_looking_changes_nothing(tmp_path: Path) -> None:
+    """Evaluations and films draw from generators of their own."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    train(run_config(one, "obs=pixels", "eval.every=0", "log.film_every=0"))
+    train(run_config(other, "obs=pixels", "eval.every=32", "log.film_every=64"))
+    assert len(list((other / "videos").iterdir())) > len(list((one / "videos").iterdir())) + 4
+    a, b = (checkpoint.load(folder / "checkpoint.pt") for folder in (one, other))
+    for key in ("agent", "optimizer", "random", "sampler"):
+        assert differences(a[key], b[key]) == []
+
+
+# --- using it -------------------------------------------------------------------------------
+
+
+def test_eval_prints_json_and_writes_a_video(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = tmp_path / "film.gif"
+    assert main(["eval", str(run), "--episodes", "3", "--seed", "5", "--video", str(video)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert len(result["returns"]) == 3 and result["lengths"] == [EPISODE] * 3
+    assert result["mean"] == pytest.approx(np.mean(result["returns"]))
+    assert (result["frames"], result["action_repeat"], result["seed"]) == (256, 4, 5)
+    assert result["video"] == str(video) and video.read_bytes().startswith(b"GIF8")
+    assert main(["eval", str(run), "--episodes", "3", "--seed", "5", "--video", str(video)]) == 0
+    assert json.loads(capsys.readouterr().out) == result
+
+
+def test_a_loaded_agent_acts_as_the_trained_one(run: Path) -> None:
+    agent = latentplan.load(run)
+    assert isinstance(agent, LoadedAgent)
+    obs = {"image": np.zeros((16, 16, 3), np.uint8), "vector": np.ones(2, np.float32)}
+    torch.manual_seed(0)
+    actions = [agent.act(obs) for _ in range(3)]
+    assert all(a.shape == (2,) and a.dtype == np.float32 and (abs(a) <= 1).all() for a in actions)
+    agent.reset()
+    torch.manual_seed(0)
+    again = [agent.act(obs) for _ in range(3)]
+    np.testing.assert_array_equal(actions, again)
+    assert not np.array_equal(actions[0], actions[1])  # it remembers
+    saved = checkpoint.load(run / "checkpoint.pt")["agent"]
+    for name, weight in agent.agent.state_dict().items():
+        assert torch.equal(weight, saved[name])
+
+
+@pytest.mark.parametrize(
+    "obs", [np.zeros(2, np.float32), {"vector": np.zeros(2)}, {"image": np.zeros((8, 8, 3))}]
+)
+def test_a_loaded_agent_refuses_what_it_was_not_trained_on(run: Path, obs: Any) -> None:
+    with pytest.raises(ValueError, match="image of shape"):
+        latentplan.load(run).act(obs)
+
+
+# --- leaving --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_leaves_nobody_behind(tmp_path: Path, number: signal.Signals) -> None:
+    folder, file = tmp_path / "run", tmp_path / "run.yaml"
+    config = run_config(folder, "env.workers=true", "env.count=2", "steps=1_000_000")
+    file.write_text(to_yaml(config))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "latentplan.cli", "train", str(file)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C and timeout(1) signal a whole process group
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    watchdog = time.monotonic() + 120
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("frame ") or time.monotonic() > watchdog:
+            break
+    assert len(psutil.Process(process.pid).children()) >= 2  # the environments
+    os.killpg(process.pid, number)
+    _, rest = process.communicate(timeout=60)
+    text = "".join([*lines, rest])
+    assert process.returncode == 0, text
+    assert "saving a checkpoint" in text and "Traceback" not in text
+    assert checkpoint.load(folder / "checkpoint.pt")["frames"] > 0
+    for _ in range(50):  # Python's own helper for shared memory takes a moment
+        left = [p for p in psutil.process_iter() if _session(p.pid) == process.pid]
+        if not left:
+            break
+        time.sleep(0.1)
+    assert left == []
+
+
+def test_signals_to_the_group_do_not_reach_the_environments() -> None:
+    with make("dummy:count", workers=True) as env:
+        env.reset()
+        workers = [p.pid for p in psutil.Process().children() if "spawn_main" in str(p.cmdline())]
+        assert workers and all(os.getpgid(pid) != os.getpgid(0) for pid in workers)
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def test_a_bad_number_ends_the_run_with_names_and_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    train(run_config(folder, "steps=128"))
+    before = (folder / "checkpoint.pt").read_bytes()
+
+    def poisoned(*arguments: Any, **options: Any) -> Any:
+        batch, episode = original(*arguments, **options)
+        batch.reward[0, 1] = np.nan
+        return batch, episode
+
+    from latentplan.replay import Replay
+
+    original = Replay.sample
+    monkeypatch.setattr(Replay, "sample", poisoned)
+    with pytest.raises(UserError, match=r"not finite: .*rew") as caught:
+        train(run_config(folder, "steps=256"))
+    (dump,) = folder.glob("nonfinite-*.npz")
+    assert dump.name in str(caught.value)
+    assert np.isnan(np.load(dump)["reward"][0, 1])
+    assert (folder / "checkpoint.pt").read_bytes() == before

@@ -1,0 +1,127 @@
+"""The smallest agents and batches that still have every part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentplan.config import load
+from latentplan.schema import BehaviorConfig, Config, OptimConfig, TrainConfig, WorldConfig
+from latentplan.types import EnvSpec, Timestep
+
+VECTOR = EnvSpec({"vector": ((3,), "float32")}, 2, 2)
+BOTH = EnvSpec({"image": ((16, 16, 3), "uint8"), "vector": ((3,), "float32")}, 2, 2)
+
+WORLD = WorldConfig(
+    deter=16,
+    stoch=3,
+    classes=4,
+    hidden=8,
+    blocks=2,
+    units=8,
+    vector_layers=2,
+    depth=2,
+    members=3,
+    member_hidden=8,
+    probe_units=8,
+    bins=41,
+)
+BEHAVIOR = BehaviorConfig(units=8, layers=1, bins=41, horizon=3)
+OPTIM = OptimConfig(world_lr=1e-3, actor_lr=1e-3, critic_lr=1e-3, warmup=0)
+
+
+def world_config(**changes: Any) -> WorldConfig:
+    return replace(WORLD, **changes)
+
+
+def agent_config(world: WorldConfig = WORLD, **behavior: Any) -> Config:
+    return Config(
+        world=world,
+        behavior=replace(BEHAVIOR, **behavior),
+        optim=OPTIM,
+        train=TrainConfig(precision="float32"),
+    )
+
+
+def random_batch(
+    batch: int, length: int, spec: EnvSpec = VECTOR, seed: int = 0
+) -> tuple[Timestep, torch.Tensor]:
+    """Rows (B, T) of noise, and their episodes: each sequence is one episode from its first row."""
+    rng = torch.Generator().manual_seed(seed)
+    obs = {}
+    for name, (shape, dtype) in spec.obs.items():
+        if dtype == "uint8":
+            obs[name] = torch.randint(256, (batch, length, *shape), generator=rng).byte()
+        else:
+            obs[name] = torch.randn(batch, length, *shape, generator=rng)
+    action = torch.rand(batch, length, spec.action_dim, generator=rng) * 2 - 1
+    is_first = torch.zeros(batch, length, dtype=torch.bool)
+    is_first[:, 0] = True
+    action[:, 0] = 0
+    reward = torch.randn(batch, length, generator=rng)
+    reward[:, 0] = 0
+    episode = torch.arange(batch)[:, None].expand(batch, length).contiguous()
+    return Timestep(obs, action, reward, is_first, torch.zeros_like(is_first)), episode
+
+
+def part(batch: Timestep, rows: slice | int) -> Timestep:
+    """The given rows (along time) of a batch."""
+    return Timestep({k: x[:, rows] for k, x in batch.obs.items()}, *(x[:, rows] for x in batch[1:]))
+
+
+def run_config(folder: Path, *overrides: str) -> Config:
+    """A whole run of seconds: a dummy task in this process, an agent with tiny widths."""
+    items = [
+        "size=tiny",
+        "device=cpu",
+        f"run_dir={folder}",
+        "task=dummy:pixels",
+        "obs=state",
+        "env.workers=false",
+        "env.repeat=4",
+        "env.image_size=16",
+        "world.deter=16",
+        "world.depth=2",
+        "world.bins=41",
+        "behavior.bins=41",
+        "behavior.horizon=3",
+        "train.precision=float32",
+        "train.threads=1",
+        "train.batch=2",
+        "train.length=8",
+        "train.ratio=8",
+        "train.prefill=20",
+        "replay.capacity=1000",
+        "steps=256",
+        "log.every=64",
+        "eval.every=128",
+        "eval.episodes=1",
+    ]
+    return load([], [*items, *overrides])
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested dicts and lists, with its path."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(value, dict | list | tuple):
+            yield from leaves(value, f"{path}/{key}")
+        else:
+            yield f"{path}/{key}", value
+
+
+def differences(one: Any, other: Any) -> list[str]:
+    """The paths at which two trees of tensors and plain values are not the same, bit for bit."""
+    a, b = dict(leaves(one)), dict(leaves(other))
+
+    def same(path: str) -> bool:
+        if isinstance(a[path], torch.Tensor):
+            return torch.equal(a[path], b[path])
+        return a[path] == b[path]
+
+    return [
+        path for path in a.keys() | b.keys() if path not in a.keys() & b.keys() or not same(path)
+    ]
