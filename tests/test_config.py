@@ -11,6 +11,7 @@ import yaml
 
 import latentplan
 from latentplan import config as config_module
+from latentplan import schema
 from latentplan.config import flatten, load, load_resolved, preset_folder, task_preset, to_yaml
 from latentplan.envs.names import DMC_TASKS
 from latentplan.schema import Config
@@ -31,7 +32,7 @@ def presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "configs" / kind).mkdir(parents=True)
     monkeypatch.setattr(config_module, "preset_folder", lambda: tmp_path / "configs")
     (tmp_path / "configs" / "default.yaml").write_text("size: cpu\n")
-    (tmp_path / "configs" / "size" / "cpu.yaml").write_text("world: {deter: 7}\n")
+    (tmp_path / "configs" / "size" / "cpu.yaml").write_text("world: {deter: 8}\n")
     return tmp_path / "configs"
 
 
@@ -125,11 +126,11 @@ def test_later_sources_win(presets: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_may_choose_the_presets(presets: Path, tmp_path: Path) -> None:
-    (presets / "size" / "other.yaml").write_text("world: {deter: 99}\n")
+    (presets / "size" / "other.yaml").write_text("world: {deter: 96}\n")
     file = tmp_path / "mine.yaml"
     file.write_text("size: other\n")
-    assert load([file], CPU).world.deter == 99
-    assert load([file], [*CPU, "size=cpu"]).world.deter == 7
+    assert load([file], CPU).world.deter == 96
+    assert load([file], [*CPU, "size=cpu"]).world.deter == 8
 
 
 def test_the_default_size_follows_the_device() -> None:
@@ -216,12 +217,12 @@ def test_a_run_folder_is_named_after_its_run() -> None:
 
 
 def test_a_resolved_file_reads_back_as_it_was(tmp_path: Path) -> None:
-    overrides = ["task=walker_walk", "env.repeat=3", "world.deter=${world.stoch}", "seed=5"]
+    overrides = ["task=walker_walk", "env.repeat=3", "world.deter=${world.hidden}", "seed=5"]
     loaded = load([], [*CPU, *overrides])
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(loaded))
     assert load_resolved(path) == loaded
-    assert loaded.env.repeat == 3 and loaded.world.deter == loaded.world.stoch
+    assert loaded.env.repeat == 3 and loaded.world.deter == loaded.world.hidden
     path.write_text(path.read_text().replace("seed: 5", "sede: 5"))
     with pytest.raises(UserError, match="sede"):
         load_resolved(path)
@@ -237,10 +238,28 @@ def schema_fields() -> Iterator[tuple[str, str]]:
 
 def test_choices_are_choices_of_fields() -> None:
     known = {key for key, _ in schema_fields()}
-    assert set(config_module.CHOICES) <= known
+    assert {*schema.CHOICES, *schema.MINIMA, *schema.POSITIVE} <= known
     defaults = flatten(asdict(Config()))
-    for key, choices in config_module.CHOICES.items():
+    for key, choices in schema.CHOICES.items():
         assert defaults[key] in choices
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("world.members=0", "world.members must be at least 1, not 0"),
+        ("train.length=1", "train.length must be at least 2"),
+        ("train.ratio=0", "train.ratio must be positive"),
+        ("world.bins=40", "world.bins must be odd"),
+        ("world.blocks=3", "world.blocks must divide world.deter"),
+        ("log.film_context=16", "log.film_context must be less than train.length"),
+        ("replay.capacity=10", "replay.capacity must hold train.length rows"),
+        ("eval.episodes=0", "eval.episodes must be at least 1"),
+    ],
+)
+def test_values_that_no_run_could_use_are_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load([], [*CPU, override])
 
 
 def test_every_field_is_read_somewhere() -> None:

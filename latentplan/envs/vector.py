@@ -58,12 +58,21 @@ class VectorEnv:
         self._pending: np.ndarray | None = None
         self._async = env.workers
         if env.workers:
-            with main_hidden():
-                self._env = AsyncVectorEnv(
-                    makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP
-                )
+            self._env = self._start(makers)
         else:
             self._env = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+    def _start(self, makers: Sequence[EnvMaker]) -> AsyncVectorEnv:
+        try:
+            with main_hidden():
+                return AsyncVectorEnv(
+                    makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP
+                )
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            raise UserError(
+                f"A worker process of {self._task} died while it started; "
+                "was the program changed under a run?"
+            ) from error
 
     def reset(self) -> tuple[Timestep, np.ndarray]:
         """Begin an episode everywhere; returns its rows and zero frames (N,)."""
