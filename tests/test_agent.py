@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import BOTH, VECTOR, agent_config, differences, part, random_batch
+from tiny import BOTH, VECTOR, WORLD, agent_config, differences, part, random_batch
 from torch import nn
 
 from latentplan import checkpoint
@@ -145,6 +145,45 @@ def test_a_bad_number_stops_before_the_weights_are_touched(field: str, terms: li
     changed = {path.split("/")[2] for path in differences(before, after) if "agent" in path}
     assert {name for name in changed if not name.startswith("scale.")} == set()
     assert [path for path in differences(before, after) if "optimizer" in path] == []
+
+
+def test_an_infinite_gradient_of_a_finite_loss_leaves_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent = make_agent()
+    batch, episode = random_batch(4, 4)
+    loss = agent.world.loss
+
+    def steep(*args: Any) -> tuple[dict[str, torch.Tensor], Any, Any]:
+        terms, latent, metrics = loss(*args)
+        weight = agent.world.rssm.posterior_out.weight
+        terms["steep"] = (weight - weight.detach()).abs().sqrt().sum()  # 0, of infinite slope
+        return terms, latent, metrics
+
+    monkeypatch.setattr(agent.world, "loss", steep)
+    before = snapshot(agent)
+    with pytest.raises(NonFiniteLossError, match=r"gradient .*world\.rssm\.posterior_out\.weight"):
+        agent.update(batch, episode)
+    changed = differences(before, snapshot(agent))
+    assert [p for p in changed if "optimizer" in p or ("agent" in p and "scale." not in p)] == []
+
+
+def test_states_harden_over_the_first_updates() -> None:
+    torch.manual_seed(0)
+    agent = Agent(VECTOR, agent_config(replace(WORLD, soft_updates=4)))
+    batch, episode = random_batch(4, 4)
+    seen = []
+    for _ in range(6):
+        seen.append(agent.world.rssm.hardness)
+        agent.update(batch, episode)
+    assert seen == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    latent, _ = agent.world.observe(batch)
+    assert set(latent.stoch.unique().tolist()) == {0.0, 1.0}
+    soft = Agent(VECTOR, agent_config(replace(WORLD, soft_updates=4)))
+    latent, _ = soft.world.observe(batch)
+    assert 0.0 < latent.stoch.max() < 1.0
+    soft.load_state_dict(agent.state_dict())  # a resumed run does not soften again
+    assert soft.world.rssm.hardness == 1.0
 
 
 def test_half_precision_learns_as_well() -> None:

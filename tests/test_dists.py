@@ -150,6 +150,24 @@ def test_samples_are_one_hot_and_repeatable() -> None:
     assert torch.equal(sample, sample_one_hot(logits, uniform, 0.01))
 
 
+def test_hardness_passes_from_probabilities_to_samples() -> None:
+    logits = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    uniform = torch.rand(5, 3, generator=torch.Generator().manual_seed(1))
+    probs, sample = mixed_probs(logits, 0.01), sample_one_hot(logits, uniform, 0.01)
+    torch.testing.assert_close(sample_one_hot(logits, uniform, 0.01, 0.0), probs)
+    half = sample_one_hot(logits, uniform, 0.01, 0.5)
+    torch.testing.assert_close(half, (probs + sample) / 2)
+    assert not torch.allclose(half, sample)
+    weights = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(2))
+    grads = []
+    for hardness in (0.0, 0.5, 1.0):
+        leaf = logits.clone().requires_grad_()
+        (sample_one_hot(leaf, uniform, 0.01, hardness) * weights).sum().backward()
+        grads.append(leaf.grad)
+    torch.testing.assert_close(grads[0], grads[1])
+    torch.testing.assert_close(grads[0], grads[2])
+
+
 def test_evenly_spread_draws_hit_each_class_by_its_probability() -> None:
     logits = torch.tensor([[1.0, -2.0, 0.5, 0.0]])
     uniform = ((torch.arange(10_000) + 0.5) / 10_000).unsqueeze(-1)

@@ -47,9 +47,16 @@ class BlockLinear(nn.Module):
         return torch.bmm(x, self.weight)
 
 
+class RMSNorm(nn.RMSNorm):
+    """``nn.RMSNorm`` whose gain follows the input to bfloat16, without which no kernel is fused."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 def make_norm(kind: str, size: int) -> nn.Module:
-    """``rms`` (published) or ``layer`` (one fused kernel on a CPU, about 3x quicker there)."""
-    kinds = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
+    """``rms`` (published) or ``layer`` (one fused kernel on a CPU)."""
+    kinds = {"rms": RMSNorm, "layer": nn.LayerNorm}
     return kinds[kind](size, eps=1e-4)
 
 
