@@ -148,7 +148,8 @@ class Monitor:
             self.logger.video("eval_video", scores.film, frames, fps=30)
 
     def _film(self, frames: int) -> None:
-        length, context = self.config.train.length, self.config.log.film_context
+        length = self.config.train.length
+        context = min(self.config.log.film_context, length - 1)
         if not self.replay.ready(length):
             return
         with self.watch.section("film"):

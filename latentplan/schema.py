@@ -195,7 +195,5 @@ def check(flat: dict[str, object]) -> None:
             raise UserError(f"{key} must be odd, so that one bin is zero, not {flat[key]}.")
     if flat["world.deter"] % flat["world.blocks"]:
         raise UserError("world.blocks must divide world.deter.")
-    if flat["log.film_context"] >= flat["train.length"]:
-        raise UserError("log.film_context must be less than train.length.")
     if flat["train.length"] > flat["replay.capacity"] // flat["env.count"]:
         raise UserError("replay.capacity must hold train.length rows of each environment.")

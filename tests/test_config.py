@@ -252,7 +252,6 @@ def test_choices_are_choices_of_fields() -> None:
         ("train.ratio=0", "train.ratio must be positive"),
         ("world.bins=40", "world.bins must be odd"),
         ("world.blocks=3", "world.blocks must divide world.deter"),
-        ("log.film_context=16", "log.film_context must be less than train.length"),
         ("replay.capacity=10", "replay.capacity must hold train.length rows"),
         ("eval.episodes=0", "eval.episodes must be at least 1"),
     ],

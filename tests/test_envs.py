@@ -239,7 +239,7 @@ def test_the_blob_task_rewards_being_at_the_goal_and_shows_it(obs: str) -> None:
 def test_no_renderer_is_started_for_state_vectors() -> None:
     code = (
         "import os, sys\n"
-        "from latentplan.config import EnvConfig\n"
+        "from latentplan.schema import EnvConfig\n"
         "from latentplan.envs import make_vector\n"
         "env = make_vector('quadruped_escape', 'state', EnvConfig(workers=False),\n"
         "                  count=1, seed=0, renderer=None)\n"

@@ -205,7 +205,7 @@ def test_closing_with_a_step_under_way_leaves_no_process() -> None:
 def test_workers_end_with_their_owner() -> None:
     code = (
         "import os, psutil, sys\n"
-        "from latentplan.config import EnvConfig\n"
+        "from latentplan.schema import EnvConfig\n"
         "from latentplan.envs import make_vector\n"
         "env = make_vector('dummy:count', 'state', EnvConfig(), count=1, seed=0, renderer=None)\n"
         "env.reset()\n"
@@ -236,7 +236,7 @@ def test_workers_never_import_torch_nor_the_main_module(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import psutil, torch\n"
-        "from latentplan.config import EnvConfig\n"
+        "from latentplan.schema import EnvConfig\n"
         "from latentplan.envs import make_vector\n"
         "print('started')\n"
         "env = make_vector('walker_walk', 'state', EnvConfig(), count=2, seed=0, renderer=None)\n"
