@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""How far ahead a run's world model can see: the share of the reward's variance it explains.
+
+    tools/model_check.py RUN
+
+Windows of the run's own replay, 8 rows of context, then the recorded actions open loop. ``one`` is
+a single imagined sample, as the actor learns from; ``mean`` averages 8. The posterior's line says
+what is lost in seeing, the others what is lost in predicting. 1 is perfect, 0 a constant guess.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentplan import run_folder
+from latentplan.behavior.imagine import imagine
+from latentplan.evaluate import to_tensors
+from latentplan.replay import Replay
+from latentplan.types import Choice, Latent, Timestep, UserError
+
+LENGTH, CONTEXT, WINDOWS, SAMPLES = 24, 8, 256, 8
+
+
+def explained(prediction: Tensor, truth: Tensor, variance: Tensor) -> float:
+    return 1 - float((prediction - truth).square().mean() / variance)
+
+
+@torch.no_grad()
+def check(folder: Path) -> list[str]:
+    """The lines to print for a run folder, which is not touched."""
+    agent, config, spec, saved = run_folder.load_agent(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "replay"
+        shutil.copytree(folder / "replay", copy)  # opening a replay locks it and moves its cursor
+        replay = Replay(copy, spec, capacity=config.replay.capacity, envs=config.env.count)
+        replay.load_state_dict(saved["replay"])
+        rows, _ = replay.sample(WINDOWS, LENGTH, np.random.default_rng(0))
+        replay.close()
+    keep = ~rows.is_first[:, 1:].any(1)  # within one episode
+    rows = Timestep({k: x[keep] for k, x in rows.obs.items()}, *(x[keep] for x in rows[1:]))
+    batch = to_tensors(rows, agent.device)
+    torch.manual_seed(0)
+    world = agent.world
+    posterior, _ = world.observe(batch)
+    seen, _ = world.outcome(world.features(posterior))
+    truth, actions = batch.reward[:, CONTEXT:], batch.prev_action[:, CONTEXT:]
+    variance = truth.var()
+    start = Latent(*(x[:, CONTEXT - 1] for x in posterior))
+    n, horizon = truth.shape
+    rewards = torch.stack(
+        [
+            imagine(
+                world.step_unmeasured,
+                lambda latent, h: Choice(actions[:, h], actions[:, h]),
+                start,
+                horizon,
+                world.draw_noise(n, horizon),
+            ).reward
+            for _ in range(SAMPLES)
+        ]
+    )
+    lines = [
+        f"{folder}: {saved['frames']} frames, {saved['updates']} updates, {n} windows",
+        f"posterior      {explained(seen[:, CONTEXT:], truth, variance):6.2f}",
+        "decisions      one   mean",
+    ]
+    for k in range(horizon):
+        one = explained(rewards[0, :, k], truth[:, k], variance)
+        mean = explained(rewards.mean(0)[:, k], truth[:, k], variance)
+        lines.append(f"{k + 1:9d}   {one:6.2f} {mean:6.2f}")
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN")
+    try:
+        print("\n".join(check(parser.parse_args().run)))
+    except UserError as error:
+        print(f"model_check: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
