@@ -167,14 +167,14 @@ class Agent(nn.Module):
             rollout = self.imagine(start, c.horizon)
             features = self.world.features(rollout.latent)
             with self.world.lowered():
-                value = self.critic.slow(features[:, 1:]).mean()
-            target = make_target(rollout, value, alive, discount, c.lam)
+                slow = self.critic.slow(features).mean()
+            target = make_target(rollout, slow[:, 1:], alive, discount, c.lam)
         self.scale.update(target.returns.detach())
         features = features[:, :-1].detach()
         with self.world.lowered():
             dist = self.actor(features)
             critic, baseline = critic_loss(
-                self.critic, features, target.returns, target.weight, c.slow_scale
+                self.critic, features, target.returns, target.weight, slow[:, :-1], c.slow_scale
             )
         scale = self.scale.value
         losses = {
@@ -210,12 +210,14 @@ class Agent(nn.Module):
         c = self.config.behavior
         features = self.world.features(latent)
         with torch.no_grad():
-            bootstrap = self.critic.slow(features).mean()
-            bootstrap = bootstrap.flatten().index_copy(0, chosen, imagined).view_as(bootstrap)
+            slow = self.critic.slow(features).mean()
+            bootstrap = slow.flatten().index_copy(0, chosen, imagined).view_as(slow)
         returns, weight = replay_returns(
             batch.reward, bootstrap, batch.is_first, batch.is_terminal, c
         )
-        loss, _ = critic_loss(self.critic, features[:, :-1], returns, weight, c.slow_scale)
+        loss, _ = critic_loss(
+            self.critic, features[:, :-1], returns, weight, slow[:, :-1], c.slow_scale
+        )
         return loss
 
     # --- looking ----------------------------------------------------------------------------

@@ -63,20 +63,24 @@ def actor_loss(
 
 
 def critic_loss(
-    critic: Critic, features: Tensor, returns: Tensor, weight: Tensor, slow_scale: float
+    critic: Critic,
+    features: Tensor,
+    returns: Tensor,
+    weight: Tensor,
+    slow: Tensor,
+    slow_scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Two-hot likelihood of the returns, and a pull towards the slow critic.
 
     Args:
         features: (..., F) detached. returns, weight: (...).
+        slow: (...) the slow critic's values of the same states.
 
     Returns:
         The loss () and the critic's values (...).
     """
     value = critic(features)
-    with torch.no_grad():
-        slow = critic.slow(features).mean()
-    likelihood = value.log_prob(returns.detach()) + slow_scale * value.log_prob(slow)
+    likelihood = value.log_prob(returns.detach()) + slow_scale * value.log_prob(slow.detach())
     return -(weight * likelihood).mean(), value.mean().detach()
 
 
