@@ -20,8 +20,8 @@ from torch import Tensor
 from latentplan.agent import Agent
 from latentplan.allocator import keep_memory
 from latentplan.config import load
-from latentplan.envs import VectorEnv, make_vector
-from latentplan.evaluate import pick_renderer, to_tensors
+from latentplan.envs import VectorEnv
+from latentplan.evaluate import make_train_env, pick_renderer, to_tensors
 from latentplan.inspection.cost import FULL, Part, UpdateParts
 from latentplan.run_folder import pick_device
 from latentplan.schema import Config
@@ -99,15 +99,7 @@ def measure(config: Config, repeats: int, env_seconds: float) -> dict[str, Any]:
     kept = keep_memory()
     device = pick_device(config.device)
     renderer = pick_renderer(config)
-    env = make_vector(
-        config.task,
-        config.obs,
-        config.env,
-        count=config.env.count,
-        seed=config.seed,
-        renderer=renderer,
-    )
-    with env:
+    with make_train_env(config, renderer) as env:
         torch.manual_seed(config.seed)
         agent = Agent(env.spec, config, device)
         frames = time_environment(agent, env, env_seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,23 @@ def pick_renderer(config: Config) -> Renderer | None:
     return choose_renderer(config.env.renderer, config.env.render_quality)
 
 
+def make_train_env(
+    config: Config, renderer: Renderer | None, first_episodes: Sequence[int] | None = None
+) -> VectorEnv:
+    """The environments a run collects from; a resumed run says how many episodes were begun."""
+    return make_vector(
+        config.task,
+        config.obs,
+        config.env,
+        count=config.env.count,
+        seed=config.seed,
+        renderer=renderer,
+        first_episodes=first_episodes,
+    )
+
+
 def make_eval_env(config: Config, renderer: Renderer | None, count: int, seed: int) -> VectorEnv:
+    """Environments whose episodes training never sees, whatever the seed."""
     return make_vector(
         config.task,
         config.obs,

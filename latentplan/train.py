@@ -19,8 +19,7 @@ from latentplan.agent import Agent, NonFiniteLossError
 from latentplan.allocator import keep_memory
 from latentplan.clock import Every, Ratio
 from latentplan.config import to_yaml
-from latentplan.envs import make_vector
-from latentplan.evaluate import pick_renderer, to_tensors
+from latentplan.evaluate import make_train_env, pick_renderer, to_tensors
 from latentplan.monitor import Monitor
 from latentplan.replay import Replay, gigabytes
 from latentplan.schema import Config
@@ -86,15 +85,7 @@ class Trainer:
         path = run_folder.checkpoint_path(folder)
         saved = checkpoint.load(path) if path.exists() else None
         renderer = pick_renderer(config)
-        self.env = make_vector(
-            config.task,
-            config.obs,
-            config.env,
-            count=config.env.count,
-            seed=config.seed,
-            renderer=renderer,
-            first_episodes=saved["episodes"] if saved else None,
-        )
+        self.env = make_train_env(config, renderer, saved["episodes"] if saved else None)
         try:
             self._build(saved)
             description = renderer.description if renderer else "none"
