@@ -117,6 +117,7 @@ class Agent(nn.Module):
             NonFiniteLossError: naming the terms; the weights are as before.
         """
         self.optimizer.zero_grad()
+        self.world.fit_pictures(batch.obs)
         terms, latent, seen = self.world.loss(batch, episode)
         sum(terms.values()).backward()
         start = Latent(*(x.detach() for x in latent))

@@ -258,7 +258,7 @@ def test_open_loop_shows_reconstructions_then_predictions() -> None:
     decoded = agent.open_loop(batch, 2)
     assert decoded["image"].shape == (2, 6, 16, 16, 3)
     assert decoded["vector"].shape == (2, 6, 3)
-    assert ((decoded["image"] > 0) & (decoded["image"] < 1)).all()
+    assert ((decoded["image"] >= 0) & (decoded["image"] <= 1)).all()
 
 
 def test_open_loop_sees_the_context_and_nothing_after_it() -> None:

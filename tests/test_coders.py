@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import BOTH, random_batch, world_config
+from tiny import random_batch, world_config
 
-from latentplan.nn.dists import symlog
 from latentplan.types import EnvSpec, UserError
 from latentplan.world.decoder import ConvDecoder, Decoder
 from latentplan.world.encoder import ConvEncoder, Encoder
@@ -26,13 +25,17 @@ def features(n: int, size: int = 20) -> torch.Tensor:
     return torch.randn(n, size, generator=torch.Generator().manual_seed(0))
 
 
+def as_floats(obs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: x.float() / 255 if name in MANY.images else x for name, x in obs.items()}
+
+
 @CODERS
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 def test_any_mix_of_pictures_and_vectors_goes_in_and_comes_out(coder: str, norm: str) -> None:
     config = world_config(coder=coder, norm=norm)
     batch = random_batch(2, 3, MANY)[0]
     encoder, decoder = Encoder(MANY, config), Decoder(MANY, 20, config)
-    embed = encoder(batch.obs)
+    embed = encoder(as_floats(batch.obs))
     assert embed.shape == (2, 3, encoder.size)
     # Four halvings to 1 x 2 and 2 x 2 positions, the channels doubling from 2 to 16.
     assert encoder.size == 16 * 2 + 16 * 4 + 8
@@ -40,14 +43,12 @@ def test_any_mix_of_pictures_and_vectors_goes_in_and_comes_out(coder: str, norm:
     assert {name: tuple(x.shape) for name, x in decoded.items()} == {
         name: (5, *shape) for name, (shape, _) in MANY.obs.items()
     }
-    for name in MANY.images:
-        assert ((decoded[name] > 0) & (decoded[name] < 1)).all()
 
 
 def test_every_observation_is_seen() -> None:
     torch.manual_seed(0)
     encoder = Encoder(MANY, world_config())
-    obs = random_batch(2, 1, MANY)[0].obs
+    obs = as_floats(random_batch(2, 1, MANY)[0].obs)
     for name in obs:
         changed = {k: x.clone() for k, x in obs.items()}
         changed[name] = changed[name] + 3
@@ -81,17 +82,6 @@ def test_the_decoder_keeps_places_apart(coder: str) -> None:
         rows, columns = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
         far = torch.maximum((rows - row).abs(), (columns - column).abs()) > 1
         assert not strength[far].any()
-
-
-def test_losses_are_sums_of_squares() -> None:
-    decoder = Decoder(BOTH, 20, world_config())
-    batch = random_batch(4, 1, BOTH)[0]
-    obs = {name: x[:, 0] for name, x in batch.obs.items()}
-    decoded, losses = decoder(features(4)), decoder.loss(features(4), obs)
-    image = (decoded["image"] - obs["image"] / 255).square().sum((1, 2, 3))
-    vector = (decoded["vector"] - symlog(obs["vector"])).square().sum(1)
-    torch.testing.assert_close(losses["image"], image)
-    torch.testing.assert_close(losses["vector"], vector)
 
 
 def test_vectors_come_back_under_their_names() -> None:

@@ -7,7 +7,6 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentplan.nn.dists import symlog
 from latentplan.nn.layers import MLP, ChannelNorm, Linear, init_weight
 from latentplan.schema import WorldConfig
 from latentplan.types import EnvSpec
@@ -15,7 +14,7 @@ from latentplan.world.encoder import LEVELS
 
 
 class ConvDecoder(nn.Module):
-    """(N, F) -> (N, height, width, 3) in (0, 1).
+    """(N, F) -> (N, height, width, 3), normalized.
 
     ``strided``: transposed convolutions. ``patch``: the last two doublings are one 3x3 convolution
     to 4 x 4 pixels per position (pixel shuffle), a third of the work at full size.
@@ -59,11 +58,11 @@ class ConvDecoder(nn.Module):
             x = rearrange(x, "n (i j c) h w -> n (h i) (w j) c", i=4, j=4)
         else:
             x = rearrange(x, "n c h w -> n h w c")
-        return torch.sigmoid(x.float())
+        return x.float()
 
 
 class Decoder(nn.Module):
-    """(N, F) -> {name: (N, *shape)}: images in (0, 1), vectors in symlog units."""
+    """(N, F) -> {name: (N, *shape)}: images normalized, vectors in symlog units."""
 
     def __init__(self, spec: EnvSpec, features: int, config: WorldConfig):
         super().__init__()
@@ -83,12 +82,3 @@ class Decoder(nn.Module):
             parts = self.mlp(features).float().split(self.sizes, -1)
             out.update(zip(self.vectors, parts, strict=True))
         return out
-
-    def loss(self, features: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Squared error per row ``{name: (N,)}``, summed over pixels or entries."""
-        losses = {}
-        for name, prediction in self(features).items():
-            image = name in self.images
-            target = obs[name].float() / 255.0 if image else symlog(obs[name])
-            losses[name] = (prediction - target).square().flatten(1).sum(-1)
-        return losses

@@ -16,7 +16,7 @@ LEVELS = 4  # halvings between the picture and the smallest feature map
 
 
 class ConvEncoder(nn.Module):
-    """(N, height, width, 3) uint8 -> (N, X): four halvings, channels doubling from ``depth``.
+    """(N, height, width, 3) normalized -> (N, X): four halvings, channels doubling from ``depth``.
 
     ``strided``: four 4x4 convolutions of stride 2. ``patch``: the first two halvings are one 4x4
     convolution of stride 4, which skips the widest feature map and with it half of the time.
@@ -47,7 +47,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         # Swapping the axes of an NHWC picture *is* channels-last memory: no copy.
-        x = rearrange(image, "n h w c -> n c h w") / 255.0 - 0.5
+        x = rearrange(image, "n h w c -> n c h w")
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.silu(norm(conv(x)))
         return rearrange(x, "n c h w -> n (h w c)")
@@ -56,7 +56,8 @@ class ConvEncoder(nn.Module):
 class Encoder(nn.Module):
     """All observations of a row to one embedding: {name: (..., shape)} -> (..., X) float32.
 
-    Vectors are squashed by symlog first, so that their units do not matter.
+    Pictures come normalized (:class:`latentplan.world.pictures.PictureScale`); vectors are squashed
+    by symlog first, so that their units do not matter.
     """
 
     def __init__(self, spec: EnvSpec, config: WorldConfig):

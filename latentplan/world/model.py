@@ -12,12 +12,14 @@ from latentplan.nn.dists import (
     categorical_kl,
     mixed_probs,
     symexp_bins,
+    symlog,
 )
 from latentplan.nn.layers import MLP
 from latentplan.schema import WorldConfig
 from latentplan.types import EnvSpec, Latent, Prediction, StepNoise, Timestep
 from latentplan.world.decoder import Decoder
 from latentplan.world.encoder import Encoder
+from latentplan.world.pictures import PictureScale
 from latentplan.world.rssm import RSSM
 from latentplan.world.uncertainty import MEASURES, Probes
 
@@ -49,6 +51,7 @@ class WorldModel(nn.Module):
         super().__init__()
         self.spec, self.config, self.bfloat16 = spec, config, bfloat16
         self.feature_size = config.deter + config.stoch * config.classes
+        self.pictures = nn.ModuleDict({k: PictureScale(spec.obs[k][0]) for k in spec.images})
         self.encoder = Encoder(spec, config)
         self.decoder = Decoder(spec, self.feature_size, config)
         self.rssm = RSSM(config, spec.action_dim, self.encoder.size)
@@ -84,8 +87,9 @@ class WorldModel(nn.Module):
 
     def encode(self, obs: dict[str, Tensor]) -> Tensor:
         """{name: (..., *shape)} -> (..., X) float32."""
+        pictures = {name: scale.normalize(obs[name]) for name, scale in self.pictures.items()}
         with self.lowered():
-            return self.encoder(obs)
+            return self.encoder(obs | pictures)
 
     def filter(self, row: Timestep, latent: Latent, uniform: Tensor | None = None) -> Latent:
         """Take in one observed row (N); ``uniform`` (N, S) is drawn when not given."""
@@ -154,9 +158,16 @@ class WorldModel(nn.Module):
         return reward, torch.sigmoid(self.cont(features).float()).squeeze(-1)
 
     def decode(self, latent: Latent) -> dict[str, Tensor]:
-        """(N) -> {name: (N, *shape)}: images in (0, 1), vectors in symlog units."""
+        """(N) -> {name: (N, *shape)}: images in [0, 1], vectors in symlog units."""
+        return {
+            name: x.clamp(0, 1) if name in self.pictures else x
+            for name, x in self._decode(self.features(latent)).items()
+        }
+
+    def _decode(self, features: Tensor) -> dict[str, Tensor]:
         with self.lowered():
-            return self.decoder(self.features(latent))
+            decoded = self.decoder(features)
+        return decoded | {name: s.restore(decoded[name]) for name, s in self.pictures.items()}
 
     # --- learning ---------------------------------------------------------------------------
 
@@ -191,15 +202,24 @@ class WorldModel(nn.Module):
             terms["probes"] = self._probe_loss(latent, batch, mask)
         return terms, latent, metrics
 
+    def fit_pictures(self, obs: dict[str, Tensor]) -> None:
+        """Take the statistics of pictures from the first batches seen."""
+        for name, scale in self.pictures.items():
+            scale.fit(obs[name])
+
     def _reconstruction(self, features: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Squared errors per row, summed over pixels (in [0, 1]) or entries (symlog)."""
         share = self.config.decode_fraction
         if share < 1.0:
             n = features.shape[0]
             chosen = torch.randperm(n, device=features.device)[: max(1, round(share * n))]
             features, obs = features[chosen], {name: x[chosen] for name, x in obs.items()}
-        with self.lowered():
-            losses = self.decoder.loss(features, obs)
-        return {name: self.config.recon_scale * x.mean() for name, x in losses.items()}
+        terms = {}
+        for name, prediction in self._decode(features).items():
+            target = obs[name] / 255.0 if name in self.pictures else symlog(obs[name])
+            error = (prediction - target).square().flatten(1).sum(-1)
+            terms[name] = self.config.recon_scale * error.mean()
+        return terms
 
     def _divergence(
         self, deter: Tensor, logits: Tensor, mask: Tensor

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import torch
+from tiny import BOTH, agent_config, random_batch, world_config
+
+from latentplan.agent import Agent
+from latentplan.nn.dists import symlog
+from latentplan.world.model import WorldModel
+from latentplan.world.pictures import FITTED, PictureScale
+
+SHAPE = (4, 6, 3)
+
+
+def scenes(n: int, seed: int = 0) -> torch.Tensor:
+    """A still background with one pixel that blinks."""
+    rng = torch.Generator().manual_seed(seed)
+    background = torch.randint(256, SHAPE, generator=torch.Generator().manual_seed(9))
+    scene = background.expand(n, *SHAPE).clone()
+    scene[:, 1, 2] = 255 * torch.randint(2, (n, 1), generator=rng)
+    return scene.byte()
+
+
+def test_before_anything_was_seen_pictures_are_only_centered() -> None:
+    image = scenes(3)
+    torch.testing.assert_close(PictureScale(SHAPE).normalize(image), image / 255 - 0.5)
+
+
+def test_what_stands_still_is_zero_and_what_moves_is_large() -> None:
+    scale = PictureScale(SHAPE)
+    for seed in range(5):
+        scale.fit(scenes(32, seed).unflatten(0, (4, 8)))
+    x = scale.normalize(scenes(64, 77))
+    moving = torch.zeros(SHAPE, dtype=torch.bool)
+    moving[1, 2] = True
+    assert x[:, ~moving].abs().max() < 1e-3
+    assert 0.7 < x[:, moving].square().mean().sqrt() < 1.0
+
+
+def test_the_statistics_are_those_of_all_fitted_batches() -> None:
+    scale = PictureScale(SHAPE)
+    batches = [scenes(8, seed) for seed in range(3)]
+    for batch in batches:
+        scale.fit(batch)
+    x = torch.cat(batches) / 255
+    torch.testing.assert_close(scale.mean, x.mean(0))
+    variance = x.var(0, correction=0).mean(-1, keepdim=True)
+    expected = variance.sqrt() + 0.3 * variance.mean().sqrt() + 1e-3
+    torch.testing.assert_close(scale.spread, expected)
+
+
+def test_they_are_frozen_after_the_first_batches() -> None:
+    scale = PictureScale(SHAPE)
+    for seed in range(FITTED):
+        scale.fit(scenes(2, seed))
+    before = {k: x.clone() for k, x in scale.state_dict().items()}
+    scale.fit(255 - scenes(2))
+    for name, x in scale.state_dict().items():
+        assert torch.equal(x, before[name]), name
+
+
+def test_restore_undoes_normalize() -> None:
+    scale, image = PictureScale(SHAPE), scenes(4)
+    scale.fit(image)
+    torch.testing.assert_close(scale.restore(scale.normalize(image)), image / 255)
+
+
+def test_an_update_fits_them_and_a_copy_of_the_weights_carries_them() -> None:
+    agent, other = (Agent(BOTH, agent_config()) for _ in range(2))
+    agent.update(*random_batch(2, 4, BOTH))
+    fitted = agent.world.pictures["image"]
+    assert fitted.batches == 1 and not torch.equal(fitted.mean, torch.full((16, 16, 3), 0.5))
+    other.load_state_dict(agent.state_dict())
+    assert torch.equal(other.world.pictures["image"].spread, fitted.spread)
+
+
+def test_reconstruction_counts_squares_in_picture_units() -> None:
+    """Whatever the statistics are, an error of the restored picture costs the same."""
+    torch.manual_seed(0)
+    world = WorldModel(BOTH, world_config(recon_scale=2.0))
+    obs = {name: x[:, 0] for name, x in random_batch(4, 1, BOTH)[0].obs.items()}
+    world.fit_pictures({name: x[:, None] for name, x in random_batch(8, 1, BOTH)[0].obs.items()})
+    features = torch.randn(4, world.feature_size)
+    raw = world.decoder(features)
+    restored = world.pictures["image"].restore(raw["image"])
+    terms = world._reconstruction(features, obs)
+    image = (restored - obs["image"] / 255).square().sum((1, 2, 3)).mean()
+    vector = (raw["vector"] - symlog(obs["vector"])).square().sum(1).mean()
+    torch.testing.assert_close(terms["image"], 2 * image)
+    torch.testing.assert_close(terms["vector"], 2 * vector)
