@@ -55,6 +55,15 @@ def test_every_observation_is_seen() -> None:
         assert not torch.allclose(encoder(obs), encoder(changed)), name
 
 
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_the_magnitude_of_a_vector_is_seen(norm: str) -> None:
+    """A norm behind a linear map without bias would leave one number nothing but its sign."""
+    torch.manual_seed(0)
+    encoder = Encoder(EnvSpec({"x": ((1,), "float32")}, 1, 1), world_config(norm=norm))
+    a, b = encoder({"x": torch.tensor([[0.3], [0.9]])})
+    assert (a - b).norm() > 0.1 * a.norm()
+
+
 @CODERS
 def test_the_encoder_keeps_places_apart(coder: str) -> None:
     """What the map says of the upper right comes from there."""

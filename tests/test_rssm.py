@@ -153,6 +153,14 @@ def test_an_unmeasured_step_is_the_same_step() -> None:
     torch.testing.assert_close(measured.cont, quick.cont)
 
 
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_the_magnitude_of_an_action_matters(norm: str) -> None:
+    """A norm behind a linear map without bias would leave one dimension nothing but its sign."""
+    model = world(EnvSpec({"vector": ((3,), "float32")}, 1, 1), norm=norm)
+    weak, strong = model.rssm.prepare_action(torch.tensor([[0.2], [0.9]]))
+    assert (weak - strong).norm() > 0.3 * strong.norm()
+
+
 def test_actions_are_bounded_in_value_but_not_in_gradient() -> None:
     action = torch.tensor([-3.0, -1.0, 0.5, 2.0], requires_grad=True)
     bounded = bound_action(action)

@@ -68,7 +68,7 @@ class Encoder(nn.Module):
         )
         self.size = sum(conv.size for conv in self.convs.values())
         if self.vectors:
-            inputs = sum(spec.obs[name][0][0] for name in self.vectors)
+            inputs = sum(spec.obs[name][0][0] for name in self.vectors) + 1
             layers, units = config.vector_layers, config.units
             self.mlp = MLP(inputs, units, layers - 1, units, norm=config.norm)
             self.size += units
@@ -81,5 +81,6 @@ class Encoder(nn.Module):
             parts.append(embed.float().reshape(*image.shape[:-3], -1))
         if self.vectors:
             vector = torch.cat([obs[name] for name in self.vectors], -1)
-            parts.append(self.mlp(symlog(vector)).float())
+            # Beside a constant: the first norm would otherwise drop the vector's magnitude.
+            parts.append(self.mlp(F.pad(symlog(vector), (0, 1), value=1.0)).float())
         return torch.cat(parts, -1)

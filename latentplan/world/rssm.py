@@ -34,8 +34,8 @@ class RSSM(nn.Module):
         self.blocks, hidden = c.blocks, c.hidden
         self.stoch_in = Linear(self.flat, hidden, bias=False)
         self.stoch_norm = make_norm(c.norm, hidden)
-        self.action_in = Linear(action_dim, hidden, bias=False)
-        self.action_norm = make_norm(c.norm, hidden)
+        # Not normalized: of a single action dimension a norm would leave nothing but the sign.
+        self.action_in = Linear(action_dim, hidden)
         block = c.deter // c.blocks
         # The gates read [own block of h, stoch, action]; the action's share is known before the
         # scan starts, so its product has weights of its own and leaves the loop.
@@ -74,8 +74,7 @@ class RSSM(nn.Module):
 
     def prepare_action(self, action: Tensor) -> Tensor:
         """(..., A) -> (..., 3 D), the action's share of the gates."""
-        x = F.silu(self.action_norm(self.action_in(bound_action(action))))
-        return self.gates_action(x)
+        return self.gates_action(F.silu(self.action_in(bound_action(action))))
 
     def recur(self, latent: Latent, prepared_action: Tensor) -> Tensor:
         """Deterministic transition: latent (N), (N, 3 D) -> (N, D)."""
