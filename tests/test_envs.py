@@ -248,3 +248,26 @@ def test_no_renderer_is_started_for_state_vectors() -> None:
         "env.close()\n"
     )
     assert run_python("-c", code).split() == ["False", "False", "False"]
+
+
+def test_a_simulator_goes_back_to_a_snapshot() -> None:
+    from latentplan.envs import dmc
+
+    simulator = dmc.build("cartpole_swingup", "state", 64, None)
+    simulator.reset(3, 0)
+
+    def push(action: float, frames: int) -> list[tuple[float, bool, bool]]:
+        return [simulator.advance(np.array([action])) for _ in range(frames)]
+
+    push(0.7, 990)
+    saved, seen = simulator.snapshot(), simulator.observe()["vector"]
+    one = [reward for reward, _, _ in push(-1.0, 8)]
+    simulator.restore(saved)
+    np.testing.assert_array_equal(simulator.observe()["vector"], seen)
+    again = push(-1.0, 30)  # past the 1000 frames of an episode: no branch ends by time
+    assert not any(terminated or truncated for _, terminated, truncated in again)
+    np.testing.assert_allclose([reward for reward, _, _ in again[:8]], one, rtol=1e-6)
+    simulator.restore(saved)
+    other = [reward for reward, _, _ in push(1.0, 8)]
+    assert np.abs(np.subtract(one, other)).max() > 1e-3
+    simulator.close()

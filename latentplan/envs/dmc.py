@@ -116,6 +116,17 @@ class ControlSuite:
         terminated = step.last() and step.discount == 0
         return float(step.reward), bool(terminated), bool(step.last() and not terminated)
 
+    def snapshot(self) -> np.ndarray:
+        """The state of the physics, from which several futures can be tried with `restore`."""
+        return self._env.physics.get_state().copy()
+
+    def restore(self, state: np.ndarray) -> None:
+        """Put the physics back; the time limit starts anew, so that no branch ends by it."""
+        with self._env.physics.reset_context():
+            self._env.physics.set_state(state)
+        self._env._step_count, self._env._reset_next_step = 0, False
+        self._state = self._env.task.get_observation(self._env.physics)
+
     def observe(self) -> dict[str, np.ndarray]:
         observation = {}
         if "image" in self.observation_space.spaces:

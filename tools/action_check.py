@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Whether a run's world model knows what actions do, tried in the real simulator.
+
+    tools/action_check.py RUN
+
+From states that the run's policy visits, random action sequences are tried in the simulator (its
+state is put back before each) and in the model. ``spread`` is how much the reward of a decision
+differs between the sequences, ``correlation`` how far the model sees the same differences. A model
+can predict its own policy perfectly and fail here: then the policy cannot improve by imagining.
+Control-suite tasks only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentplan import run_folder
+from latentplan.agent import Agent
+from latentplan.behavior.imagine import imagine
+from latentplan.envs import choose_renderer, needs_renderer, parse_task
+from latentplan.envs.dmc import ControlSuite, build
+from latentplan.types import Choice, Latent, StepNoise, Timestep, UserError
+
+EPISODES, STATES, SEQUENCES, HORIZON, SAMPLES = 6, 5, 24, 10, 40
+HOLD = 2  # decisions that a random action lasts: white noise would hardly move anything
+LENGTH = 110  # decisions into an episode
+
+
+class Real:
+    """One simulator whose actions are in [-1, 1] and last ``repeat`` frames."""
+
+    def __init__(self, simulator: ControlSuite, repeat: int):
+        self.simulator, self.repeat = simulator, repeat
+
+    def act(self, action: np.ndarray) -> float:
+        low, high = self.simulator.action_low, self.simulator.action_high
+        scaled = low + (np.clip(action, -1, 1) + 1) / 2 * (high - low)
+        return sum(self.simulator.advance(scaled)[0] for _ in range(self.repeat))
+
+    def try_out(self, sequences: np.ndarray) -> np.ndarray:
+        """(K, H, A) from the present state -> rewards (K, H); the state is as before."""
+        state = self.simulator.snapshot()
+        rewards = np.zeros(sequences.shape[:2])
+        for k, sequence in enumerate(sequences):
+            self.simulator.restore(state)
+            rewards[k] = [self.act(action) for action in sequence]
+        self.simulator.restore(state)
+        return rewards
+
+
+@torch.no_grad()
+def imagined(agent: Agent, latent: Latent, sequences: np.ndarray) -> np.ndarray:
+    """What the model expects of them: (K, H, A) from one latent -> rewards (K, H)."""
+    world, n = agent.world, len(sequences) * SAMPLES
+    actions = torch.as_tensor(sequences, dtype=torch.float32).repeat(SAMPLES, 1, 1)
+    start = Latent(*(x.expand(n, *x.shape[1:]) for x in latent))
+    member = torch.randint(world.config.members, (1, n)).expand(HORIZON, n)
+    noise = StepNoise(member, torch.rand(HORIZON, n, world.config.stoch))
+
+    def recorded(_: Latent, h: int) -> Choice:
+        return Choice(actions[:, h], actions[:, h])
+
+    rewards = imagine(world.step_unmeasured, recorded, start, HORIZON, noise).reward
+    return rewards.unflatten(0, (SAMPLES, -1)).mean(0).numpy()
+
+
+def row(simulator: ControlSuite, action: Tensor, reward: float, first: bool) -> Timestep:
+    obs = {name: torch.as_tensor(x)[None] for name, x in simulator.observe().items()}
+    flags = torch.tensor([first]), torch.tensor([False])
+    return Timestep(obs, action, torch.tensor([reward], dtype=torch.float32), *flags)
+
+
+def check(folder: Path) -> list[str]:
+    """The lines to print for a run folder, which is not touched."""
+    agent, config, spec, saved = run_folder.load_agent(folder)
+    suite, name = parse_task(config.task)
+    if suite != "dmc":
+        raise UserError(f"{config.task} is not a control-suite task: its state cannot be put back.")
+    renderer = None
+    if needs_renderer(config.task, config.obs):
+        renderer = choose_renderer(config.env.renderer, config.env.render_quality)
+    real = Real(build(name, config.obs, config.env.image_size, renderer), spec.repeat)
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    truths, claims = [], []
+    for episode in range(EPISODES):
+        real.simulator.reset(int(rng.integers(2**31)), episode)
+        stops = set(rng.choice(np.arange(15, LENGTH), STATES, replace=False).tolist())
+        carry, action, reward = agent.initial(1), torch.zeros(1, spec.action_dim), 0.0
+        for t in range(LENGTH):
+            decided, carry = agent.act(row(real.simulator, action, reward, t == 0), carry)
+            if t in stops:
+                shape = (SEQUENCES, HORIZON // HOLD, spec.action_dim)
+                sequences = rng.uniform(-1, 1, shape).repeat(HOLD, axis=1)
+                truths.append(real.try_out(sequences))
+                claims.append(imagined(agent, carry, sequences))
+            action, reward = decided, real.act(decided[0].numpy())
+    real.simulator.close()
+    # Per state, what remains is the differences that actions make.
+    truth, claim = (np.stack(x) - np.stack(x).mean(1, keepdims=True) for x in (truths, claims))
+    lines = [
+        f"{folder}: {saved['frames']} frames, {saved['updates']} updates, {len(truth)} states",
+        "decisions   spread: real  model   correlation   of the sum so far",
+    ]
+    sums = truth.cumsum(2), claim.cumsum(2)
+    for k in range(HORIZON):
+        each = np.corrcoef(truth[..., k].ravel(), claim[..., k].ravel())[0, 1]
+        both = np.corrcoef(*(x[..., k].ravel() for x in sums))[0, 1]
+        spread = f"{truth[..., k].std():14.2f} {claim[..., k].std():6.2f}"
+        lines.append(f"{k + 1:9d}{spread}   {each:11.2f}   {both:17.2f}")
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN")
+    try:
+        print("\n".join(check(parser.parse_args().run)))
+    except UserError as error:
+        print(f"action_check: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
