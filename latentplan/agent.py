@@ -9,14 +9,23 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from latentplan.behavior.conservative import PlannedActing, leave_one_out_loss
 from latentplan.behavior.imagine import imagine
-from latentplan.behavior.learn import actor_loss, critic_loss, make_target, replay_returns
+from latentplan.behavior.learn import (
+    Planned,
+    actor_loss,
+    critic_loss,
+    make_target,
+    replay_returns,
+)
 from latentplan.behavior.nets import Actor, Critic
-from latentplan.behavior.returns import ReturnScale
+from latentplan.behavior.planner import Plan, plan, plan_metrics
+from latentplan.behavior.returns import NoveltyScale, ReturnScale
+from latentplan.nn.dists import ActionDist
 from latentplan.nn.optim import LaProp
 from latentplan.schema import Config
 from latentplan.types import Choice, EnvSpec, Latent, Rollout, Timestep
-from latentplan.world.model import WorldModel
+from latentplan.world.model import HIGH_UNCERTAINTY, WorldModel
 
 
 class NonFiniteLossError(RuntimeError):
@@ -50,6 +59,7 @@ class Agent(nn.Module):
         self.actor = Actor(features, spec.action_dim, config.behavior, norm)
         self.critic = Critic(features, config.behavior, norm)
         self.scale = ReturnScale(config.behavior.scale_rate)
+        self.novelty = NoveltyScale(config.behavior.scale_rate)
         self.to(device)
         o = config.optim
         self.optimizer = LaProp(
@@ -88,8 +98,10 @@ class Agent(nn.Module):
         Args:
             row: (N, ...) tensors on the agent's device.
             carry: from :meth:`initial` or the previous call.
-            mode: ``explore`` samples the policy, ``eval`` takes its mode.
-            generator: of the posterior's and the policy's samples; default the global one.
+            mode: ``explore`` is what training does: plan optimistically, or ``sample`` the policy
+                where nothing is planned; ``mean`` is the policy's; ``planner`` plans without
+                optimism.
+            generator: of all samples; default the global one.
 
         Returns:
             Actions (N, A) in [-1, 1] and the new carry.
@@ -97,10 +109,50 @@ class Agent(nn.Module):
         draw = {"device": self.device, "generator": generator}
         uniform = torch.rand(row.reward.shape[0], self.config.world.stoch, **draw)
         latent = self.world.filter(row, carry, uniform)
-        dist = self.actor(self.world.features(latent))
-        if mode == "eval":
+        c = self.config.plan
+        if mode == "explore":
+            mode = "planner" if c.explore and c.candidates > 1 else "sample"
+            optimism = c.explore_rate
+        else:
+            optimism = 0.0
+        if mode == "planner":
+            return self.plan(latent, optimism, generator).action.clamp(-1, 1), latent
+        dist = self.policy(latent)
+        if mode == "mean":
             return dist.mode, latent
         return dist.rsample(torch.randn(dist.mean.shape, **draw)).clamp(-1, 1), latent
+
+    def policy(self, latent: Latent) -> ActionDist:
+        """The actor at latents (...), on detached features: an action changes what comes after it,
+        not the states the actor will read."""
+        return self.actor(self.world.features(latent).detach())
+
+    def plan(
+        self, latent: Latent, optimism: float, generator: torch.Generator | None = None
+    ) -> Plan:
+        """UP-MPC from N latents, in the units that the configuration asks for."""
+        c, n = self.config.plan, latent.deter.shape[0]
+        draw = {"device": self.device, "generator": generator}
+        shape = (n, c.candidates, c.horizon, self.world.spec.action_dim)
+
+        def value(latent: Latent) -> Tensor:
+            return self.critic.slow(self.world.features(latent)).mean()
+
+        with self.world.lowered():
+            return plan(
+                self.world.step,
+                self.policy,
+                latent,
+                candidates=c.candidates,
+                horizon=c.horizon,
+                optimism=optimism,
+                discount=1 - 1 / self.config.behavior.discount_horizon if c.discount else 1.0,
+                value=value if c.value else None,
+                reward_scale=self.scale.value if c.normalize else 1.0,
+                uncertainty_scale=self.novelty.value if c.normalize else 1.0,
+                noise=torch.randn(shape, **draw),
+                step_noise=self.world.draw_noise(n, c.horizon, generator),
+            )
 
     # --- learning ---------------------------------------------------------------------------
 
@@ -120,6 +172,7 @@ class Agent(nn.Module):
         self.world.fit_pictures(batch.obs)
         terms, latent, seen = self.world.loss(batch, episode)
         sum(terms.values()).backward()
+        self.novelty.update(seen[HIGH_UNCERTAINTY])
         start = Latent(*(x.detach() for x in latent))
         behavior, metrics = self._behavior_loss(start, batch)
         sum(behavior.values()).backward()
@@ -141,18 +194,31 @@ class Agent(nn.Module):
             bad = [n for n in bad if not torch.isfinite(self.get_parameter(n).grad).all()]
             raise NonFiniteLossError(f"The gradient is not finite: {', '.join(bad[:5])}.")
 
-    def imagine(self, start: Latent, horizon: int) -> Rollout:
-        """Follow the actor (sampling) from N states."""
+    def imagine(self, start: Latent, horizon: int) -> tuple[Rollout, PlannedActing | None]:
+        """Follow the actor from N states, or the conservative planner where it plans."""
+        n = start.deter.shape[0]
+        acting = self._planned_acting(n)
+        noise = self.world.draw_noise(n, horizon)
 
-        def act(latent: Latent, h: int) -> Choice:
-            # Detached: an action changes what comes after it, not the states the actor will read.
-            dist = self.actor(self.world.features(latent).detach())
+        def sample(latent: Latent, h: int) -> Choice:
+            dist = self.policy(latent)
             noise = torch.randn_like(dist.mean)
             return Choice(dist.rsample(noise), noise)
 
-        noise = self.world.draw_noise(start.deter.shape[0], horizon)
         with self.world.lowered():
-            return imagine(self.world.step_unmeasured, act, start, horizon, noise)
+            rollout = imagine(self.world.step_unmeasured, acting or sample, start, horizon, noise)
+        return rollout, acting
+
+    def _planned_acting(self, n: int) -> PlannedActing | None:
+        c = self.config.plan
+        count = round(c.imagine_share * n)
+        if c.candidates == 1 or not count:
+            return None
+        # Spread evenly, so that every ensemble member moves planned rows.
+        rows = torch.arange(count, device=self.device) * n // count
+        return PlannedActing(
+            self.policy, lambda x: self.plan(x, -c.imagine_rate), rows, c.replan_every
+        )
 
     def _behavior_loss(
         self, latent: Latent, batch: Timestep
@@ -165,7 +231,7 @@ class Agent(nn.Module):
         chosen = self._choose_starts(alive.shape[0])
         start, alive = Latent(*(x[chosen] for x in flat)), alive[chosen]
         with frozen(self.world), torch.set_grad_enabled(c.gradient == "pathwise"):
-            rollout = self.imagine(start, c.horizon)
+            rollout, acting = self.imagine(start, c.horizon)
             features = self.world.features(rollout.latent)
             with self.world.lowered():
                 slow = self.critic.slow(features).mean()
@@ -178,8 +244,9 @@ class Agent(nn.Module):
                 self.critic, features, target.returns, target.weight, slow[:, :-1], c.slow_scale
             )
         scale = self.scale.value
+        planned = None if acting is None else self._learn_from_plans(acting, dist)
         losses = {
-            "policy": actor_loss(dist, rollout, target, baseline, scale, c),
+            "policy": actor_loss(dist, rollout, target, baseline, scale, c, planned),
             "value": critic,
         }
         if c.replay_scale:
@@ -196,7 +263,24 @@ class Agent(nn.Module):
             "imagination/reward": rollout.reward.mean().detach(),
             "imagination/cont": rollout.cont.mean().detach(),
         }
+        if acting is not None:
+            metrics |= plan_metrics(
+                [found for _, found in acting.plans], -self.config.plan.imagine_rate
+            )
         return losses, metrics
+
+    def _learn_from_plans(self, acting: PlannedActing, dist: ActionDist) -> Planned:
+        """What the actor gains from candidates; ``dist`` (N, H) is it at the states left."""
+        c = self.config
+        gain = torch.zeros_like(dist.mean[..., 0])
+        mean = dist.mean.detach() if c.behavior.gradient == "pathwise" else dist.mean
+        for h, found in acting.plans:
+            at = acting.rows, torch.full_like(acting.rows, h)
+            ret = found.ret if c.plan.normalize else found.ret / self.scale.value
+            actions = found.candidates.choice.action[:, :, 0]
+            loss = leave_one_out_loss(ActionDist.of(mean[at], dist.std[at]), actions, ret)
+            gain = gain.index_put(at, -loss)
+        return Planned(acting.own(*gain.shape), gain)
 
     def _choose_starts(self, n: int) -> Tensor:
         """Shuffled, since ensemble members are dealt out to blocks of rows; a multiple of M."""

@@ -64,7 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run_folder", metavar="RUN")
     evaluate.add_argument("--episodes", type=int, default=10)
     evaluate.add_argument("--seed", type=int, default=0, help="never one that training saw")
-    evaluate.add_argument("--sample", action="store_true", help="sample actions, not their mean")
+    evaluate.add_argument(
+        "--policy",
+        choices=("mean", "sample", "planner"),
+        default="mean",
+        help="the actor's mean action (default), its samples, or a plan of several candidates",
+    )
     evaluate.add_argument("--video", help="path of the mp4 or GIF; default: in the run folder")
     evaluate.add_argument("--device", default="auto")
     evaluate.set_defaults(run=_eval)
@@ -129,7 +134,7 @@ def _eval(args: argparse.Namespace) -> int:
         args.run_folder,
         episodes=args.episodes,
         seed=args.seed,
-        mode="explore" if args.sample else "eval",
+        policy=args.policy,
         video=args.video,
         device=args.device,
     )

@@ -29,6 +29,7 @@ from latentplan.types import Timestep
 
 log = logging.getLogger("latentplan")
 FILMED_SEQUENCES = 3
+LABELS = {"eval": "evaluation", "planner": "evaluation of the planner"}
 
 
 class Monitor:
@@ -134,18 +135,23 @@ class Monitor:
         with self.watch.section("eval"):
             # Made anew, so that every evaluation of a run plays the same episodes.
             count = min(config.eval.episodes, 2 if config.env.workers else 1)
-            with make_eval_env(config, self.renderer, count, config.seed) as env:
-                scores = run_episodes(self.agent, env, config.eval.episodes)
-        self.logger.add(
-            {
-                "episode/eval_score": float(np.mean(scores.returns)),
-                "episode/eval_std": float(np.std(scores.returns)),
-                "episode/eval_length": float(np.mean(scores.lengths)),
-            }
-        )
-        log.info("evaluation at frame %d: %.1f", frames, np.mean(scores.returns))
-        if scores.film is not None and config.eval.video:
-            self.logger.video("eval_video", scores.film, frames, fps=30)
+            modes = {"eval": "mean"}
+            if config.plan.candidates > 1:
+                modes["planner"] = "planner"
+            for name, mode in modes.items():
+                with make_eval_env(config, self.renderer, count, config.seed) as env:
+                    scores = run_episodes(self.agent, env, config.eval.episodes, mode)
+                mean = float(np.mean(scores.returns))
+                self.logger.add(
+                    {
+                        f"episode/{name}_score": mean,
+                        f"episode/{name}_std": float(np.std(scores.returns)),
+                        f"episode/{name}_length": float(np.mean(scores.lengths)),
+                    }
+                )
+                log.info("%s at frame %d: %.1f", LABELS[name], frames, mean)
+                if scores.film is not None and config.eval.video:
+                    self.logger.video(f"{name}_video", scores.film, frames, fps=30)
 
     def _film(self, frames: int) -> None:
         length = self.config.train.length

@@ -74,6 +74,20 @@ class BehaviorConfig:
 
 
 @dataclass(frozen=True)
+class PlanConfig:
+    candidates: int = 1  # K rollouts of the policy to choose from; 1 is the policy itself
+    horizon: int = 4  # P, steps of each
+    explore: bool = True  # plan in the training environments, optimistically
+    explore_rate: float = 1.0  # bonus there, per unit of uncertainty
+    imagine_share: float = 1.0  # of the imagined trajectories are planned, conservatively
+    imagine_rate: float = 0.5  # penalty there
+    replan_every: int = 1  # imagined steps; between plans the chosen candidate is followed
+    value: bool = True  # the slow critic values the state after the last step
+    discount: bool = True  # as the returns; off: only a predicted end discounts
+    normalize: bool = True  # rewards by the return scale, uncertainty by its own
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     world_lr: float = 4e-5
     actor_lr: float = 4e-5
@@ -124,6 +138,7 @@ class Config:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     behavior: BehaviorConfig = field(default_factory=BehaviorConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -163,6 +178,10 @@ MINIMA = {
     "behavior.discount_horizon": 1,
     "behavior.units": 1,
     "behavior.bins": 3,
+    "plan.candidates": 1,
+    "plan.horizon": 1,
+    "plan.imagine_share": 0,
+    "plan.replan_every": 1,
     "train.batch": 1,
     "train.length": 2,
     "train.prefill": 0,
@@ -195,5 +214,9 @@ def check(flat: dict[str, object]) -> None:
             raise UserError(f"{key} must be odd, so that one bin is zero, not {flat[key]}.")
     if flat["world.deter"] % flat["world.blocks"]:
         raise UserError("world.blocks must divide world.deter.")
+    if flat["plan.replan_every"] > flat["plan.horizon"]:
+        raise UserError("plan.replan_every must not exceed plan.horizon: a plan ends there.")
+    if flat["plan.imagine_share"] > 1:
+        raise UserError(f"plan.imagine_share is a share, not {flat['plan.imagine_share']}.")
     if flat["train.length"] > flat["replay.capacity"] // flat["env.count"]:
         raise UserError("replay.capacity must hold train.length rows of each environment.")

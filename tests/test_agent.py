@@ -40,7 +40,7 @@ def test_actions_stay_in_the_box() -> None:
     rows, carry = random_batch(20, 4)[0], agent.initial(20)
     outermost = 0.0
     for t in range(4):
-        for mode in ("eval", "explore"):
+        for mode in ("mean", "explore"):
             action, following = agent.act(part(rows, t), carry, mode)
             assert action.shape == (20, 2) and not action.requires_grad
             outermost = max(outermost, action.abs().max().item())
@@ -48,7 +48,7 @@ def test_actions_stay_in_the_box() -> None:
     assert outermost == 1.0  # samples beyond are clipped
 
 
-@pytest.mark.parametrize("mode", ["eval", "explore"])
+@pytest.mark.parametrize("mode", ["mean", "explore"])
 def test_acting_is_a_function_of_the_random_state(mode: str) -> None:
     agent, row = make_agent(), part(random_batch(3, 1)[0], 0)
     actions = []
@@ -62,7 +62,7 @@ def test_acting_is_a_function_of_the_random_state(mode: str) -> None:
 def test_eval_takes_the_mode_and_explore_samples() -> None:
     agent, row = make_agent(), part(random_batch(3, 1)[0], 0)
     torch.manual_seed(0)
-    action, carry = agent.act(row, agent.initial(3), "eval")
+    action, carry = agent.act(row, agent.initial(3), "mean")
     torch.testing.assert_close(action, agent.actor(agent.world.features(carry)).mode)
     torch.manual_seed(0)
     explored, same = agent.act(row, agent.initial(3), "explore")

@@ -21,6 +21,13 @@ class Target(NamedTuple):
     weight: Tensor  # (N, H) probability that the state left at h is reached at all, discounted
 
 
+class Planned(NamedTuple):
+    """What planned rows change in the actor's loss."""
+
+    own: Tensor  # (N, H) 1 where the action was a sample of the policy, 0 where it was chosen
+    gain: Tensor  # (N, H) what is gained there from the candidates instead, 0 elsewhere
+
+
 def make_target(
     rollout: Rollout, value: Tensor, alive: Tensor, discount: float, lam: float
 ) -> Target:
@@ -42,6 +49,7 @@ def actor_loss(
     baseline: Tensor,
     scale: Tensor,
     config: BehaviorConfig,
+    planned: Planned | None = None,
 ) -> Tensor:
     """The loss whose gradient improves the policy; () .
 
@@ -53,12 +61,17 @@ def actor_loss(
         dist: the policy at the states left, (N, H), on detached features.
         baseline: (N, H) critic's value of the states left.
         scale: () return scale S, in whose units ``config.entropy`` is paid.
+        planned: where a planner chose among samples of the policy (``conservative.py``).
     """
     if config.gradient == "reinforce":
         advantage = ((target.returns - baseline) / scale).detach()
         gain = dist.log_prob(rollout.choice.action.detach()) * advantage
+        if planned is not None:
+            gain = gain * planned.own
     else:
         gain = target.returns / scale
+    if planned is not None:
+        gain = gain + planned.gain
     return -(target.weight * (gain + config.entropy * dist.entropy())).mean()
 
 

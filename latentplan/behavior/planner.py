@@ -11,7 +11,7 @@ environment) or a penalty (inside imagined rollouts).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -115,6 +115,23 @@ def bonus_share(plan: Plan, optimism: float) -> Tensor:
     ret, bonus = plan.ret[valid], optimism * plan.novelty[valid]
     ret_spread, bonus_spread = (x.std(1, correction=0).mean() for x in (ret, bonus))
     return bonus_spread / (ret_spread + bonus_spread).clamp(min=1e-12)
+
+
+def plan_metrics(plans: Sequence[Plan], optimism: float) -> dict[str, Tensor]:
+    """What to watch: does the rate do anything, or everything; are scores finite."""
+    mean = lambda values: torch.stack(list(values)).mean()  # noqa: E731
+    return {
+        "plan/bonus_share": mean(bonus_share(x, optimism) for x in plans),
+        "plan/gain": mean(_gain(x) for x in plans),
+        "plan/invalid": mean((~x.score.isfinite()).float().sum() for x in plans),
+    }
+
+
+def _gain(plan: Plan) -> Tensor:
+    """() What choosing brings over the average candidate, in units of the reward scale."""
+    valid = plan.score.isfinite().all(1)
+    ret = plan.ret[valid]
+    return (ret.gather(1, plan.best[valid, None])[:, 0] - ret.mean(1)).mean()
 
 
 def _shared(noise: StepNoise, candidates: int) -> tuple[Tensor | None, Tensor]:

@@ -56,3 +56,31 @@ class ReturnScale(nn.Module):
         """() the scale S, corrected for the zero it started from."""
         correction = 1 - (1 - self.rate) ** self.count.clamp(min=1)
         return (self.range / correction).clamp(min=1.0)
+
+
+class NoveltyScale(nn.Module):
+    """Largest running value, so far, of the uncertainty's 95th percentile on replayed rows.
+
+    It never decreases: uncertainty itself shrinks as the model learns, and in units of a scale that
+    shrank along, a bonus for it would never fade.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("recent", torch.zeros(()))
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("largest", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, high: Tensor) -> None:
+        """Take in the percentile () of a batch."""
+        self.recent.lerp_(high, self.rate)
+        self.count.add_(1)
+        corrected = self.recent / (1 - (1 - self.rate) ** self.count)
+        self.largest.copy_(torch.maximum(self.largest, corrected))
+
+    @property
+    def value(self) -> Tensor:
+        """() the scale U."""
+        return self.largest.clamp(min=1e-8)

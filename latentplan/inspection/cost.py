@@ -50,7 +50,8 @@ class UpdateParts:
             self.latent = latent
             chosen = agent._choose_starts(flat.deter.shape[0])
             self.start = Latent(*(x[chosen] for x in flat))
-            rollout = agent.imagine(self.start, self.horizon)
+            imagined = agent.imagine(self.start, self.horizon)
+            rollout = imagined[0]
         self.rows = {name: x.flatten(0, 1) for name, x in batch.obs.items()}
         self.features = world.features(flat).requires_grad_()
         inputs = [embed, logits, *(x.clone() for x in latent)]
@@ -59,7 +60,7 @@ class UpdateParts:
             self.leaves += [x.requires_grad_() for x in _outcome(rollout)]
         self.observer = recorded(world, encode=embed)
         self.heads_only = recorded(world, observe=(Latent(*inputs[2:]), logits), _reconstruction={})
-        self.learner = recorded(agent, imagine=rollout)
+        self.learner = recorded(agent, imagine=imagined)
 
     def parts(self) -> dict[str, Part]:
         """In the order of an update, and last the update itself."""
@@ -103,7 +104,7 @@ class UpdateParts:
 
     def imagination(self) -> None:
         with frozen(self.agent.world), torch.set_grad_enabled(self.pathwise):
-            rollout = self.agent.imagine(self.start, self.horizon)
+            rollout, _ = self.agent.imagine(self.start, self.horizon)
         if self.pathwise:
             _backward(_outcome(rollout))
 

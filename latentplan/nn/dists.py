@@ -135,6 +135,13 @@ class ActionDist:
         self.mean = torch.tanh(mean)
         self.std = (std_max - std_min) * torch.sigmoid(std + 2.0) + std_min
 
+    @classmethod
+    def of(cls, mean: Tensor, std: Tensor) -> ActionDist:
+        """The distribution of this ``mean`` and ``std`` (..., A)."""
+        dist = cls.__new__(cls)
+        dist.mean, dist.std = mean, std
+        return dist
+
     @property
     def mode(self) -> Tensor:
         return self.mean

@@ -23,6 +23,8 @@ from latentplan.world.pictures import PictureScale
 from latentplan.world.rssm import RSSM
 from latentplan.world.uncertainty import MEASURES, Probes
 
+HIGH_UNCERTAINTY = "train/model/uncertainty_high"  # name of the metric
+
 
 def bootstrap_mask(episode: Tensor, members: int, share: float) -> Tensor:
     """Which members learn from which episodes: (...) int64 -> (M, ...) bool.
@@ -105,20 +107,22 @@ class WorldModel(nn.Module):
             uniform = torch.rand(*embed.shape[:2], self.config.stoch, device=embed.device)
         return self.rssm.observe(embed, batch.prev_action, batch.is_first, uniform)
 
-    def draw_noise(self, n: int, horizon: int) -> StepNoise:
+    def draw_noise(
+        self, n: int, horizon: int, generator: torch.Generator | None = None
+    ) -> StepNoise:
         """Randomness of ``horizon`` steps of ``n`` rollouts: member (H, N), uniform (H, N, S).
 
         One member moves a row for a whole rollout unless ``world.member_per`` is ``step``: a
         trajectory is then one hypothesis about the world, as in the papers on ensembles. Where M
         divides ``n``, the rows are dealt out in blocks; callers shuffle them if order matters.
         """
-        c, device = self.config, self.bins.device
-        uniform = torch.rand(horizon, n, c.stoch, device=device)
+        c, draw = self.config, {"device": self.bins.device, "generator": generator}
+        uniform = torch.rand(horizon, n, c.stoch, **draw)
         if c.member_per == "step":
-            return StepNoise(torch.randint(c.members, (horizon, n), device=device), uniform)
+            return StepNoise(torch.randint(c.members, (horizon, n), **draw), uniform)
         if n % c.members == 0:
             return StepNoise(None, uniform)
-        member = torch.randint(c.members, (1, n), device=device)
+        member = torch.randint(c.members, (1, n), **draw)
         return StepNoise(member.expand(horizon, n), uniform)
 
     def step(self, latent: Latent, action: Tensor, noise: StepNoise | None = None) -> Prediction:
@@ -199,7 +203,8 @@ class WorldModel(nn.Module):
         cont = bernoulli_log_prob(cont_logits.squeeze(-1), ~rows.is_terminal)
         terms["con"] = -cont.mean()
         if self.probes is not None:
-            terms["probes"] = self._probe_loss(latent, batch, mask)
+            terms["probes"], uncertainty = self._probe_loss(latent, batch, mask)
+            metrics.update(_summary(uncertainty))
         return terms, latent, metrics
 
     def fit_pictures(self, obs: dict[str, Tensor]) -> None:
@@ -250,10 +255,10 @@ class WorldModel(nn.Module):
             "train/model/posterior_entropy": -(q * log_q).sum((-2, -1)).detach().mean(),
         }
         if self.probes is None:
-            metrics["train/model/uncertainty"] = self.disagreement(p.detach()).mean()
+            metrics.update(_summary(self.disagreement(p.detach())))
         return terms, metrics
 
-    def _probe_loss(self, latent: Latent, batch: Timestep, mask: Tensor) -> Tensor:
+    def _probe_loss(self, latent: Latent, batch: Timestep, mask: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(latent)
         mask = rearrange(mask, "m (b t) -> m b t", b=features.shape[0])[:, :, 1:]
         mask = mask & ~batch.is_first[:, 1:]  # never across an episode boundary
@@ -263,3 +268,11 @@ class WorldModel(nn.Module):
             rearrange(latent.stoch[:, 1:], "b t s c -> (b t) (s c)"),
             rearrange(mask, "m b t -> m (b t)"),
         )
+
+
+def _summary(uncertainty: Tensor) -> dict[str, Tensor]:
+    """Of replayed rows (N,): the mean, and the percentile that planning measures bonuses in."""
+    return {
+        "train/model/uncertainty": uncertainty.mean(),
+        HIGH_UNCERTAINTY: torch.quantile(uncertainty, 0.95),
+    }

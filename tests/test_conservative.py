@@ -1,0 +1,227 @@
+"""What the actor learns where a planner chose among its samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import VECTOR, agent_config, part, random_batch
+from torch import Tensor
+
+from latentplan.agent import Agent
+from latentplan.behavior.conservative import PlannedActing, leave_one_out_loss
+from latentplan.behavior.imagine import imagine
+from latentplan.behavior.planner import Plan, plan
+from latentplan.nn.dists import ActionDist
+from latentplan.schema import Config, PlanConfig
+from latentplan.types import Latent, Prediction, StepNoise
+
+
+def gradient(mean: float, std: float, score: str, seed: int = 0) -> tuple[float, float]:
+    """Of the leave-one-out loss with respect to (mean, std), over many states of one kind."""
+    mu, sigma = (torch.full((), x, requires_grad=True) for x in (mean, std))
+    n, k = 200_000, 4
+    dist = ActionDist.of(mu.expand(n, 1), sigma.expand(n, 1))
+    noise = torch.randn(n, k, 1, generator=torch.Generator().manual_seed(seed))
+    action = (mean + std * noise).detach()
+    value = action if score == "linear" else -action.square()
+    leave_one_out_loss(dist, action, value[..., 0]).mean().backward()
+    return float(mu.grad), float(sigma.grad)
+
+
+def test_leave_one_out_is_the_gradient_of_the_expected_return() -> None:
+    """E[a] = mean; E[-a^2] = -(mean^2 + std^2)."""
+    assert gradient(0.3, 0.5, "linear") == pytest.approx((-1.0, 0.0), abs=0.02)
+    assert gradient(0.3, 0.5, "quadratic") == pytest.approx((0.6, 1.0), abs=0.02)
+
+
+def test_equal_candidates_teach_nothing() -> None:
+    dist = ActionDist.of(torch.zeros(3, 1, requires_grad=True), torch.ones(3, 1))
+    loss = leave_one_out_loss(dist, torch.randn(3, 4, 1), torch.full((3, 4), 7.0))
+    assert not torch.autograd.grad(loss.sum(), dist.mean)[0].any()
+
+
+def test_a_return_that_is_not_finite_teaches_nothing() -> None:
+    dist = ActionDist.of(torch.zeros(2, 1, requires_grad=True), torch.ones(2, 1))
+    ret = torch.tensor([[1.0, torch.nan, 2.0], [1.0, 3.0, 2.0]])
+    loss = leave_one_out_loss(dist, torch.randn(2, 3, 1), ret)
+    grad = torch.autograd.grad(loss.sum(), dist.mean)[0]
+    assert grad[0] == 0 and grad[1] != 0
+
+
+# --- acting ---------------------------------------------------------------------------------
+
+
+def step(state: Latent, action: Tensor, noise: StepNoise | None = None) -> Prediction:
+    """x' = x + a pays a: the score is linear in the actions."""
+    x, one = state.deter + action, torch.ones(len(action))
+    return Prediction(Latent(x, state.stoch), action[:, 0], one, one)
+
+
+def acting(rows: list[int], every: int, mean: Tensor, std: Tensor) -> PlannedActing:
+    def policy(state: Latent) -> ActionDist:
+        return ActionDist.of(mean.expand(len(state.deter), 1), std.expand(len(state.deter), 1))
+
+    def planned(state: Latent) -> Plan:
+        return plan(step, policy, state, candidates=8, horizon=4, optimism=0.0)
+
+    return PlannedActing(policy, planned, torch.tensor(rows), every)
+
+
+def start(n: int) -> Latent:
+    return Latent(torch.zeros(n, 1), torch.zeros(n, 1, 1))
+
+
+def test_chosen_noise_does_not_widen_the_policy() -> None:
+    """On a linear score the deviation is worth nothing. Through the chosen noise, which leans
+    upwards, it would seem to be; the mean learns as it should."""
+    torch.manual_seed(0)
+    mean, std = torch.zeros((), requires_grad=True), torch.full((), 0.5, requires_grad=True)
+    n = 400
+    act = acting(list(range(n)), 1, mean, std)
+    rollout = imagine(step, act, start(n), 3)
+    assert rollout.choice.noise.mean() > 0.5  # chosen, hence far from standard normal
+    grads = torch.autograd.grad(rollout.reward.mean(), (mean, std), allow_unused=True)
+    assert float(grads[0]) == pytest.approx(1.0) and not grads[1]
+
+
+def test_rows_that_are_not_planned_sample_the_policy() -> None:
+    torch.manual_seed(0)
+    mean, std = torch.zeros((), requires_grad=True), torch.full((), 0.5, requires_grad=True)
+    n = 4000
+    act = acting(list(range(0, n, 2)), 1, mean, std)
+    rollout = imagine(step, act, start(n), 1)
+    free = rollout.choice.noise[1::2]
+    assert abs(float(free.mean())) < 0.06 and float(free.std()) == pytest.approx(1, abs=0.05)
+    own = act.own(n, 1)
+    assert own[1::2].all() and not own[::2].any()
+    std_gradient = torch.autograd.grad(rollout.reward[1::2].sum(), std)[0]
+    torch.testing.assert_close(std_gradient, free.sum())
+
+
+def test_between_plans_the_chosen_candidate_is_followed() -> None:
+    mean, std = torch.zeros(()), torch.ones(())
+    act = acting([0, 2], 3, mean, std)
+    rollout = imagine(step, act, start(3), 6)
+    assert [h for h, _ in act.plans] == [0, 3]
+    for h, found in act.plans:
+        torch.testing.assert_close(rollout.choice.noise[[0, 2], h : h + 3], found.noise[:, :3])
+
+
+# --- in the agent ---------------------------------------------------------------------------
+
+
+def config(gradient: str = "reinforce", **changes: object) -> Config:
+    plan_config = replace(PlanConfig(candidates=3, horizon=2), **changes)
+    return replace(agent_config(gradient=gradient), plan=plan_config)
+
+
+def agent(settings: Config, seed: int = 0) -> Agent:
+    torch.manual_seed(seed)
+    return Agent(VECTOR, settings)
+
+
+def weights_after_an_update(settings: Config) -> dict[str, Tensor]:
+    learner = agent(settings)
+    torch.manual_seed(1)
+    learner.update(*random_batch(3, 4))
+    return learner.state_dict()
+
+
+@pytest.mark.parametrize("gradient", ["reinforce", "pathwise"])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_planned_update_moves_every_weight(gradient: str, share: float) -> None:
+    learner = agent(config(gradient, imagine_share=share))
+    before = {name: x.clone() for name, x in learner.named_parameters() if x.requires_grad}
+    for seed in range(2):  # zero output layers let gradients through from the second update on
+        metrics = learner.update(*random_batch(3, 4, seed=seed))
+    assert all(torch.isfinite(x) for x in metrics.values())
+    assert 0 <= metrics["plan/bonus_share"] <= 1 and metrics["plan/invalid"] == 0
+    still = [
+        name
+        for name, x in learner.named_parameters()
+        if name in before and torch.equal(x, before[name])
+    ]
+    assert not still
+
+
+@pytest.mark.parametrize("gradient", ["reinforce", "pathwise"])
+def test_one_candidate_is_plain_dreamer(gradient: str) -> None:
+    plain = weights_after_an_update(agent_config(gradient=gradient))
+    one = weights_after_an_update(config(gradient, candidates=1, imagine_rate=9.0))
+    none = weights_after_an_update(config(gradient, imagine_share=0.0))
+    for name, x in plain.items():
+        assert torch.equal(x, one[name]) and torch.equal(x, none[name]), name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"imagine_rate": -0.5},
+        {"imagine_share": 0.5},
+        {"value": False},
+        {"discount": False},
+        {"normalize": False},
+        {"horizon": 3},
+        {"candidates": 4},
+    ],
+    ids=str,
+)
+def test_every_switch_changes_what_is_learned(changes: dict[str, object]) -> None:
+    one, other = (weights_after_two(config(**x)) for x in ({}, changes))
+    assert any(not torch.equal(x, other[name]) for name, x in one.items() if "actor" in name)
+
+
+def weights_after_two(settings: Config) -> dict[str, Tensor]:
+    learner = agent(settings)
+    torch.manual_seed(1)
+    for seed in range(3):
+        learner.update(*random_batch(3, 4, seed=seed))
+    return learner.state_dict()
+
+
+def test_the_replan_interval_saves_plans() -> None:
+    counts = []
+    for every in (1, 2):
+        learner = agent(config(replan_every=every))
+        latent = learner.world.initial(6)
+        counts.append(len(learner.imagine(latent, 4)[1].plans))
+    assert counts == [4, 2]
+
+
+# --- in the environment ---------------------------------------------------------------------
+
+
+def row(n: int = 5) -> object:
+    return part(random_batch(n, 1)[0], 0)
+
+
+def test_exploration_plans_and_evaluation_does_not() -> None:
+    learner = agent(config(explore_rate=3.0))
+    asked = []
+    learner.plan = lambda latent, optimism, generator=None: (
+        asked.append(optimism) or real(latent, optimism, generator)
+    )
+    real = Agent.plan.__get__(learner)
+    for mode in ("explore", "mean", "planner"):
+        action, _ = learner.act(row(), learner.initial(5), mode)
+        assert action.shape == (5, 2) and action.abs().max() <= 1
+    assert asked == [3.0, 0.0]
+
+
+@pytest.mark.parametrize("changes", [{"explore": False}, {"candidates": 1}])
+def test_exploration_can_do_without(changes: dict[str, object]) -> None:
+    learner = agent(config(**changes))
+    learner.plan = None
+    learner.act(row(), learner.initial(5))
+
+
+def test_planning_with_a_generator_leaves_the_global_one_alone() -> None:
+    learner = agent(config())
+    state = torch.get_rng_state()
+    actions = [
+        learner.act(row(), learner.initial(5), "planner", torch.Generator().manual_seed(3))[0]
+        for _ in range(2)
+    ]
+    assert torch.equal(*actions) and torch.equal(torch.get_rng_state(), state)
