@@ -59,7 +59,7 @@ class Agent(nn.Module):
         self.actor = Actor(features, spec.action_dim, config.behavior, norm)
         self.critic = Critic(features, config.behavior, norm)
         self.scale = ReturnScale(config.behavior.scale_rate)
-        self.novelty = NoveltyScale(config.behavior.scale_rate)
+        self.novelty_scale = NoveltyScale(config.behavior.scale_rate)
         self.to(device)
         o = config.optim
         self.optimizer = LaProp(
@@ -149,7 +149,7 @@ class Agent(nn.Module):
                 discount=1 - 1 / self.config.behavior.discount_horizon if c.discount else 1.0,
                 value=value if c.value else None,
                 reward_scale=self.scale.value if c.normalize else 1.0,
-                uncertainty_scale=self.novelty.value if c.normalize else 1.0,
+                uncertainty_scale=self.novelty_scale.value if c.normalize else 1.0,
                 noise=torch.randn(shape, **draw),
                 step_noise=self.world.draw_noise(n, c.horizon, generator),
             )
@@ -172,7 +172,7 @@ class Agent(nn.Module):
         self.world.fit_pictures(batch.obs)
         terms, latent, seen = self.world.loss(batch, episode)
         sum(terms.values()).backward()
-        self.novelty.update(seen[HIGH_UNCERTAINTY])
+        self.novelty_scale.update(seen[HIGH_UNCERTAINTY])
         start = Latent(*(x.detach() for x in latent))
         behavior, metrics = self._behavior_loss(start, batch)
         sum(behavior.values()).backward()
