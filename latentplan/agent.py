@@ -172,7 +172,6 @@ class Agent(nn.Module):
         self.world.fit_pictures(batch.obs)
         terms, latent, seen = self.world.loss(batch, episode)
         sum(terms.values()).backward()
-        self.novelty_scale.update(seen[HIGH_UNCERTAINTY])
         start = Latent(*(x.detach() for x in latent))
         behavior, metrics = self._behavior_loss(start, batch)
         sum(behavior.values()).backward()
@@ -181,6 +180,7 @@ class Agent(nn.Module):
         self.optimizer.step()
         self.world.rssm.updates += 1
         self.critic.follow()
+        self.novelty_scale.update(seen[HIGH_UNCERTAINTY])
         return {f"train/loss/{k}": v.detach() for k, v in terms.items()} | seen | metrics
 
     def _require_finite(self, terms: dict[str, Tensor]) -> None:

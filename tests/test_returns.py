@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from latentplan.behavior.learn import make_target, replay_returns
-from latentplan.behavior.returns import ReturnScale, lambda_returns
+from latentplan.behavior.returns import NoveltyScale, ReturnScale, lambda_returns
 from latentplan.schema import BehaviorConfig
 from latentplan.types import Choice, Latent, Rollout
 
@@ -167,3 +167,14 @@ def test_replayed_returns_end_where_the_episode_did() -> None:
     returns, weight = replayed([1, 0, 0, 1, 0], [0, 0, 1, 0, 0])
     assert returns[0, :2].tolist() == pytest.approx([5.8, 2.0])  # 1 + 0.8 (5 + 1)
     assert_row(weight, [1.0, 1.0, 0.0, 1.0])
+
+
+def test_the_novelty_scale_never_decreases() -> None:
+    scale = NoveltyScale(0.1)
+    assert scale.value == 1
+    seen = []
+    for high in (2.0, 2.0, 4.0, 4.0, 1.0, 0.1, 0.1):
+        scale.update(torch.tensor(high))
+        seen.append(float(scale.value))
+    assert seen[0] == pytest.approx(2.0)  # corrected for the zero that it started from
+    assert seen == sorted(seen) and 2.0 < seen[3] < 4.0 and seen[-1] == seen[3]

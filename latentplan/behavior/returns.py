@@ -82,5 +82,5 @@ class NoveltyScale(nn.Module):
 
     @property
     def value(self) -> Tensor:
-        """() the scale U."""
-        return self.largest.clamp(min=1e-8)
+        """() the scale U; 1 before the first batch."""
+        return torch.where(self.count > 0, self.largest.clamp(min=1e-8), 1.0)
