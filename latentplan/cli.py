@@ -74,6 +74,17 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--device", default="auto")
     evaluate.set_defaults(run=_eval)
 
+    calibrate = commands.add_parser(
+        "calibrate", help="does the uncertainty know where the model errs? JSON, plot, TensorBoard"
+    )
+    calibrate.add_argument("run_folder", metavar="RUN")
+    calibrate.add_argument("--episodes", type=int, default=10)
+    calibrate.add_argument(
+        "--unseen", default="", metavar="TASK", help="a variant never trained on"
+    )
+    calibrate.add_argument("--device", default="auto")
+    calibrate.set_defaults(run=_calibrate)
+
     doctor = commands.add_parser("doctor", help="check rendering, packages and hardware")
     doctor.set_defaults(run=_doctor)
 
@@ -139,6 +150,17 @@ def _eval(args: argparse.Namespace) -> int:
         device=args.device,
     )
     print(to_json(result))
+    return 0
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from latentplan.calibrate import calibrate
+    from latentplan.evaluate import to_json
+
+    report = calibrate(
+        args.run_folder, episodes=args.episodes, unseen=args.unseen, device=args.device
+    )
+    print(to_json(report))
     return 0
 
 
