@@ -85,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--device", default="auto")
     calibrate.set_defaults(run=_calibrate)
 
+    study = commands.add_parser("study", help="tasks x ablations x seeds, from one file")
+    study.add_argument("action", choices=("run", "status"))
+    study.add_argument("file", type=Path, metavar="FILE")
+    study.set_defaults(run=_study)
+
     doctor = commands.add_parser("doctor", help="check rendering, packages and hardware")
     doctor.set_defaults(run=_doctor)
 
@@ -161,6 +166,15 @@ def _calibrate(args: argparse.Namespace) -> int:
         args.run_folder, episodes=args.episodes, unseen=args.unseen, device=args.device
     )
     print(to_json(report))
+    return 0
+
+
+def _study(args: argparse.Namespace) -> int:
+    from latentplan.study import runner
+
+    if args.action == "run":
+        return runner.run(args.file)
+    print(runner.show(args.file))
     return 0
 
 

@@ -172,5 +172,6 @@ def _finish(merged: DictConfig) -> Config:
     check(flat)
     if not flat["run_dir"]:
         task = _task_name(flat["task"]).replace(":", "-")
-        merged.run_dir = f"runs/{task}-{flat['obs']}-{flat['size']}-s{flat['seed']}"
+        ablation = "" if flat["ablation"] == "none" else f"-{flat['ablation']}"
+        merged.run_dir = f"runs/{task}-{flat['obs']}-{flat['size']}{ablation}-s{flat['seed']}"
     return OmegaConf.to_object(merged)
