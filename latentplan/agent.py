@@ -44,15 +44,25 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
 class Agent(nn.Module):
     """A Dreamer agent with an ensemble of dynamics heads.
 
+    ``world`` may be any model with the verbs of :class:`WorldModel` that are used here: initial,
+    filter, features, step, step_unmeasured, draw_noise, lowered, fit_pictures, loss, updated.
+    Planner and behavior know no more of it (``tests/test_plug_and_play.py`` has another one).
+
     State that belongs to an environment is an argument and a return value (``carry``), so that
     any number of environments, evaluations and resumed runs share one agent.
     """
 
-    def __init__(self, spec: EnvSpec, config: Config, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        spec: EnvSpec,
+        config: Config,
+        device: torch.device | str = "cpu",
+        world: WorldModel | None = None,
+    ):
         super().__init__()
         device = torch.device(device)
         self.config = config
-        self.world = WorldModel(
+        self.world = world or WorldModel(
             spec, config.world, bfloat16=use_bfloat16(config.train.precision, device)
         )
         features, norm = self.world.feature_size, config.world.norm
@@ -77,7 +87,7 @@ class Agent(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.world.bins.device
+        return next(self.parameters()).device
 
     # --- acting -----------------------------------------------------------------------------
 
@@ -107,8 +117,7 @@ class Agent(nn.Module):
             Actions (N, A) in [-1, 1] and the new carry.
         """
         draw = {"device": self.device, "generator": generator}
-        uniform = torch.rand(row.reward.shape[0], self.config.world.stoch, **draw)
-        latent = self.world.filter(row, carry, uniform)
+        latent = self.world.filter(row, carry, generator=generator)
         c = self.config.plan
         if mode == "explore":
             mode = "planner" if c.explore and c.candidates > 1 else "sample"
@@ -178,7 +187,7 @@ class Agent(nn.Module):
         terms |= behavior
         self._require_finite(terms)
         self.optimizer.step()
-        self.world.rssm.updates += 1
+        self.world.updated()
         self.critic.follow()
         self.novelty_scale.update(seen[HIGH_UNCERTAINTY])
         return {f"train/loss/{k}": v.detach() for k, v in terms.items()} | seen | metrics
@@ -304,38 +313,6 @@ class Agent(nn.Module):
             self.critic, features[:, :-1], returns, weight, slow[:, :-1], c.slow_scale
         )
         return loss
-
-    # --- looking ----------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def open_loop(self, batch: Timestep, context: int) -> dict[str, Tensor]:
-        """See ``context`` rows, then predict the rest from the actions alone.
-
-        Args:
-            batch: (B, T) rows.
-
-        Returns:
-            {name: (B, T, *shape)} decoded: reconstructions first, predictions from ``context`` on.
-        """
-        posterior, _ = self.world.observe(Timestep(*_first_rows(batch, context)))
-        actions = batch.prev_action[:, context:]
-        start = Latent(*(x[:, -1] for x in posterior))
-        horizon = actions.shape[1]
-        noise = self.world.draw_noise(actions.shape[0], horizon)
-        recorded = lambda latent, h: Choice(actions[:, h], torch.zeros_like(actions[:, h]))  # noqa: E731
-        rollout = imagine(self.world.step, recorded, start, horizon, noise)
-        latents = Latent(
-            *(torch.cat([a, b[:, 1:]], 1) for a, b in zip(posterior, rollout.latent, strict=True))
-        )
-        n = actions.shape[0]
-        rows = Latent(*(rearrange(x, "b t ... -> (b t) ...") for x in latents))
-        decoded = self.world.decode(rows)
-        return {k: rearrange(x, "(b t) ... -> b t ...", b=n) for k, x in decoded.items()}
-
-
-def _first_rows(batch: Timestep, count: int) -> Iterator:
-    yield {name: x[:, :count] for name, x in batch.obs.items()}
-    yield from (x[:, :count] for x in batch[1:])
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from latentplan.clock import Every, Stopwatch, memory
 from latentplan.envs.rendering import Renderer
 from latentplan.evaluate import make_eval_env, run_episodes, to_tensors
 from latentplan.inspection.film import open_loop_film
+from latentplan.inspection.open_loop import open_loop
 from latentplan.logger import Logger
 from latentplan.replay import Replay
 from latentplan.schema import Config
@@ -163,7 +164,7 @@ class Monitor:
             batch, _ = self.replay.sample(FILMED_SEQUENCES, length, rng)
             device = self.agent.device
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                decoded = self.agent.open_loop(to_tensors(batch, device), context)
+                decoded = open_loop(self.agent, to_tensors(batch, device), context)
             name = self.agent.world.spec.images[0]
             film = open_loop_film(batch.obs[name], decoded[name].cpu().numpy(), context)
             self.logger.video("open_loop", film, frames, fps=8)

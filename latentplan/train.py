@@ -182,9 +182,11 @@ class Trainer:
                 # none makes a resumed run (which starts with resets) go on bit for bit.
                 action = np.zeros(shape, np.float32)
             else:
-                chosen, carry = self.agent.act(to_tensors(row, self.device), carry)
+                random = self.decisions < self.config.train.prefill
+                mode = "sample" if random else "explore"  # the carry is needed, a plan is not
+                chosen, carry = self.agent.act(to_tensors(row, self.device), carry, mode)
                 action = chosen.cpu().numpy()
-                if self.decisions < self.config.train.prefill:
+                if random:
                     action = self.rng.uniform(-1, 1, shape).astype(np.float32)
         self.env.step_async(action)
         self._learn()

@@ -12,6 +12,7 @@ from torch import nn
 
 from latentplan import checkpoint
 from latentplan.agent import Agent, NonFiniteLossError
+from latentplan.inspection.open_loop import open_loop
 from latentplan.types import EnvSpec, Timestep
 
 
@@ -209,7 +210,7 @@ def test_a_gpu_does_the_same() -> None:
     assert all(value.isfinite() for value in metrics.values())
     action, _ = agent.act(part(rows, 0), agent.initial(4))
     assert action.device.type == "cuda"
-    assert agent.open_loop(rows, 2)["image"].shape == (4, 4, 16, 16, 3)
+    assert open_loop(agent, rows, 2)["image"].shape == (4, 4, 16, 16, 3)
 
 
 def test_saving_and_loading_in_between_changes_nothing(tmp_path: Path) -> None:
@@ -255,7 +256,7 @@ def test_starts_may_be_a_share_of_the_rows() -> None:
 def test_open_loop_shows_reconstructions_then_predictions() -> None:
     agent = make_agent(BOTH)
     batch, _ = random_batch(2, 6, BOTH)
-    decoded = agent.open_loop(batch, 2)
+    decoded = open_loop(agent, batch, 2)
     assert decoded["image"].shape == (2, 6, 16, 16, 3)
     assert decoded["vector"].shape == (2, 6, 3)
     assert ((decoded["image"] >= 0) & (decoded["image"] <= 1)).all()
@@ -278,7 +279,7 @@ def test_open_loop_sees_the_context_and_nothing_after_it() -> None:
         films = []
         for rows in (batch, changed):
             torch.manual_seed(0)
-            films.append(agent.open_loop(rows, 2)["vector"])
+            films.append(open_loop(agent, rows, 2)["vector"])
         return [not torch.equal(films[0][:, t], films[1][:, t]) for t in range(6)]
 
     assert not any(seen(3, "obs"))

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from latentplan import run_folder
 from latentplan.agent import Agent
-from latentplan.behavior.imagine import imagine
+from latentplan.behavior.imagine import follow, imagine
 from latentplan.envs import choose_renderer, needs_renderer, parse_task
 from latentplan.envs.dmc import ControlSuite, build
-from latentplan.types import Choice, Latent, StepNoise, Timestep, UserError
+from latentplan.types import Latent, StepNoise, Timestep, UserError
 
 EPISODES, STATES, SEQUENCES, HORIZON, SAMPLES = 6, 5, 24, 10, 40
 HOLD = 2  # decisions that a random action lasts: white noise would hardly move anything
@@ -62,11 +62,7 @@ def imagined(agent: Agent, latent: Latent, sequences: np.ndarray) -> np.ndarray:
     start = Latent(*(x.expand(n, *x.shape[1:]) for x in latent))
     member = torch.randint(world.config.members, (1, n)).expand(HORIZON, n)
     noise = StepNoise(member, torch.rand(HORIZON, n, world.config.stoch))
-
-    def recorded(_: Latent, h: int) -> Choice:
-        return Choice(actions[:, h], actions[:, h])
-
-    rewards = imagine(world.step_unmeasured, recorded, start, HORIZON, noise).reward
+    rewards = imagine(world.step_unmeasured, follow(actions), start, HORIZON, noise).reward
     return rewards.unflatten(0, (SAMPLES, -1)).mean(0).numpy()
 
 

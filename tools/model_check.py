@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from latentplan import run_folder
-from latentplan.behavior.imagine import imagine
+from latentplan.behavior.imagine import follow, imagine
 from latentplan.evaluate import to_tensors
 from latentplan.replay import Replay
-from latentplan.types import Choice, Latent, Timestep, UserError
+from latentplan.types import Latent, Timestep, UserError
 
 LENGTH, CONTEXT, WINDOWS, SAMPLES = 24, 8, 256, 8
 
@@ -59,7 +59,7 @@ def check(folder: Path) -> list[str]:
         [
             imagine(
                 world.step_unmeasured,
-                lambda latent, h: Choice(actions[:, h], actions[:, h]),
+                follow(actions),
                 start,
                 horizon,
                 world.draw_noise(n, horizon),

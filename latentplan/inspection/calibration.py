@@ -22,9 +22,9 @@ from scipy import stats
 from torch import Tensor
 
 from latentplan.agent import Agent
-from latentplan.behavior.imagine import imagine
+from latentplan.behavior.imagine import follow, imagine
 from latentplan.nn.dists import mixed_probs, symlog
-from latentplan.types import Choice, Latent, StepNoise, Timestep
+from latentplan.types import Latent, StepNoise, Timestep
 
 SAMPLES = 8  # rollouts per window, whose mean is the prediction
 
@@ -53,7 +53,7 @@ def k_step(agent: Agent, rows: Timestep, context: int) -> KStep:
     uniform = world.draw_noise(SAMPLES * n, horizon).uniform
     rollout = imagine(
         world.step,
-        lambda latent, h: Choice(actions[:, h], torch.zeros_like(actions[:, h])),
+        follow(actions),
         start,
         horizon,
         StepNoise(member.expand(horizon, -1), uniform),

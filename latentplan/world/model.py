@@ -93,11 +93,18 @@ class WorldModel(nn.Module):
         with self.lowered():
             return self.encoder(obs | pictures)
 
-    def filter(self, row: Timestep, latent: Latent, uniform: Tensor | None = None) -> Latent:
+    def filter(
+        self,
+        row: Timestep,
+        latent: Latent,
+        uniform: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Latent:
         """Take in one observed row (N); ``uniform`` (N, S) is drawn when not given."""
         embed = self.encode(row.obs)
         if uniform is None:
-            uniform = torch.rand(embed.shape[0], self.config.stoch, device=embed.device)
+            shape = embed.shape[0], self.config.stoch
+            uniform = torch.rand(shape, device=embed.device, generator=generator)
         return self.rssm.filter(latent, embed, row.prev_action, row.is_first, uniform)
 
     def observe(self, batch: Timestep, uniform: Tensor | None = None) -> tuple[Latent, Tensor]:
@@ -211,6 +218,10 @@ class WorldModel(nn.Module):
         """Take the statistics of pictures from the first batches seen."""
         for name, scale in self.pictures.items():
             scale.fit(obs[name])
+
+    def updated(self) -> None:
+        """The weights were moved once more."""
+        self.rssm.updates += 1
 
     def _reconstruction(self, features: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Squared errors per row, summed over pixels (in [0, 1]) or entries (symlog)."""
