@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     widths = bench.add_mutually_exclusive_group()
     widths.add_argument("--peer", choices=("small", "large"), help="default: both peers' widths")
     widths.add_argument("--size", help="a preset of configs/size instead, for example cpu")
+    bench.add_argument("--planning", action="store_true", help="also updates and actions with it")
     bench.add_argument("--repeats", type=int, default=7, help="interleaved repetitions")
     bench.add_argument("--seconds", type=float, default=5.0, help="of stepping the environment")
     bench.add_argument("--json", metavar="FILE", help="also write the results there")
@@ -195,6 +196,7 @@ def _bench(args: argparse.Namespace) -> int:
         args.items,
         repeats=args.repeats,
         env_seconds=args.seconds,
+        planning=args.planning,
     )
     print(describe(results))
     if args.json:

@@ -35,7 +35,16 @@ LAYERS = [
     {"agent": "agent", "inspection": "inspection"},
     {
         name: "run"
-        for name in ("run_folder", "evaluate", "calibrate", "monitor", "train", "bench", "doctor")
+        for name in (
+            "run_folder",
+            "evaluate",
+            "calibrate",
+            "monitor",
+            "train",
+            "bench",
+            "bench_planning",
+            "doctor",
+        )
     },
     {"study": "study"},
     {"cli": "cli"},

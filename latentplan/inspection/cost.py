@@ -6,16 +6,18 @@ Every part is the update's own code, with the other parts answered from a record
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from latentplan.agent import Agent, frozen
-from latentplan.types import Latent, Rollout, Timestep
+from latentplan.types import EnvSpec, Latent, Rollout, Timestep
 
 FULL = "full update"
+WARM_UPS = 2
 
 
 class Part(NamedTuple):
@@ -127,3 +129,40 @@ def _outcome(rollout: Rollout) -> list[Tensor]:
 
 def _backward(outputs: list[Tensor]) -> None:
     torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
+
+
+def random_rows(
+    spec: EnvSpec, batch: int, length: int, device: torch.device
+) -> tuple[Timestep, Tensor]:
+    """Rows (B, T) of noise, one episode per sequence, and the episodes' numbers (B, T)."""
+    obs = {}
+    for name, (shape, dtype) in spec.obs.items():
+        size = (batch, length, *shape)
+        image = dtype == "uint8"
+        rows = torch.randint(256, size).byte() if image else torch.randn(size)
+        obs[name] = rows.to(device)
+    is_first = torch.zeros(batch, length, dtype=torch.bool, device=device)
+    is_first[:, 0] = True
+    keep = (~is_first).float()
+    action = (torch.rand(batch, length, spec.action_dim, device=device) * 2 - 1) * keep[..., None]
+    reward = torch.rand(batch, length, device=device) * keep
+    episode = torch.arange(batch, device=device)[:, None].expand(batch, length).contiguous()
+    return Timestep(obs, action, reward, is_first, torch.zeros_like(is_first)), episode
+
+
+def time_parts(
+    parts: Mapping[str, Part], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of every part, ``repeats`` interleaved times after warming up."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    for repeat in range(WARM_UPS + repeats):
+        for name, part in parts.items():
+            part.prepare()
+            wait()
+            begin = time.perf_counter()
+            part.run()
+            wait()
+            if repeat >= WARM_UPS:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
