@@ -4,8 +4,8 @@
     tools/results.py RUN [RUN ...] --out docs/results/NAME [--goal 700]
 
 NAME.csv has a row per evaluation (run, task, obs, size, seed, frame, seconds, mean, std), NAME.json
-what the runs were (command, commit, packages, machine, configuration keys), NAME.png returns against
-frames and against wall clock. Every run named is in all three: none is left out.
+what the runs were (command, commit, packages, machine, configuration keys), NAME.png returns
+against frames and wall clock. Every run named is in all three: none is left out.
 """
 
 from __future__ import annotations
