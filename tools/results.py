@@ -3,9 +3,9 @@
 
     tools/results.py RUN [RUN ...] --out docs/results/NAME [--goal 700]
 
-NAME.csv has a row per evaluation (task, obs, size, seed, frame, seconds, mean, std), NAME.json what
-the runs were (command, commit, packages, machine, configuration keys), NAME.png returns against
-frames and against wall clock. Every run named is in all three: none is left out.
+NAME.csv has a row per evaluation (run, task, obs, size, seed, frame, seconds, mean, std), NAME.json
+what the runs were (command, commit, packages, machine, configuration keys), NAME.png returns
+against frames and wall clock. Every run named is in all three: none is left out.
 """
 
 from __future__ import annotations
@@ -25,13 +25,19 @@ from matplotlib import pyplot as plt
 from latentplan.config import load_resolved
 from latentplan.types import UserError
 
-COLUMNS = ("task", "obs", "size", "seed", "frame", "seconds", "mean", "std")
+COLUMNS = ("run", "task", "obs", "size", "seed", "frame", "seconds", "mean", "std")
 
 
 def read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The evaluations of a run, and what the run was."""
     config = load_resolved(folder / "config.yaml")
-    what = {"task": config.task, "obs": config.obs, "size": config.size, "seed": config.seed}
+    what = {
+        "run": folder.name,
+        "task": config.task,
+        "obs": config.obs,
+        "size": config.size,
+        "seed": config.seed,
+    }
     rows = []
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         metrics = json.loads(line)
@@ -44,7 +50,7 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             }
             rows.append(what | measured)
     sessions = json.loads((folder / "run.json").read_text())["sessions"]
-    return rows, what | {"run": folder.name, "repeat": config.env.repeat, "sessions": sessions}
+    return rows, what | {"repeat": config.env.repeat, "sessions": sessions}
 
 
 def draw(runs: list[list[dict[str, Any]]], goal: float | None, path: Path) -> None:
