@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from latentplan.behavior.imagine import imagine
+from latentplan.behavior.imagine import follow, imagine
 from latentplan.behavior.learn import actor_loss, critic_loss, make_target, replay_returns
 from latentplan.behavior.nets import Actor, Critic
 from latentplan.behavior.returns import ReturnScale
@@ -238,8 +238,7 @@ class Agent(nn.Module):
         start = Latent(*(x[:, -1] for x in posterior))
         horizon = actions.shape[1]
         noise = self.world.draw_noise(actions.shape[0], horizon)
-        recorded = lambda latent, h: Choice(actions[:, h], torch.zeros_like(actions[:, h]))  # noqa: E731
-        rollout = imagine(self.world.step, recorded, start, horizon, noise)
+        rollout = imagine(self.world.step, follow(actions), start, horizon, noise)
         latents = Latent(
             *(torch.cat([a, b[:, 1:]], 1) for a, b in zip(posterior, rollout.latent, strict=True))
         )

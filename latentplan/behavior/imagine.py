@@ -13,6 +13,12 @@ Step = Callable[[Latent, Tensor, StepNoise | None], Prediction]
 Act = Callable[[Latent, int], Choice]
 
 
+def follow(actions: Tensor) -> Act:
+    """Recorded ``actions`` (N, H, A) as an ``act``."""
+    nothing = torch.zeros_like(actions[:, 0])
+    return lambda latent, h: Choice(actions[:, h], nothing)
+
+
 def imagine(
     step: Step, act: Act, start: Latent, horizon: int, noise: StepNoise | None = None
 ) -> Rollout:
