@@ -12,19 +12,20 @@ Control-suite tasks only.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from run_check import main
 from torch import Tensor
 
 from latentplan import run_folder
 from latentplan.agent import Agent
 from latentplan.behavior.imagine import follow, imagine
-from latentplan.envs import choose_renderer, needs_renderer, parse_task
+from latentplan.envs import parse_task
 from latentplan.envs.dmc import ControlSuite, build
+from latentplan.evaluate import pick_renderer
 from latentplan.types import Latent, StepNoise, Timestep, UserError
 
 EPISODES, STATES, SEQUENCES, HORIZON, SAMPLES = 6, 5, 24, 10, 40
@@ -78,9 +79,7 @@ def check(folder: Path) -> list[str]:
     suite, name = parse_task(config.task)
     if suite != "dmc":
         raise UserError(f"{config.task} is not a control-suite task: its state cannot be put back.")
-    renderer = None
-    if needs_renderer(config.task, config.obs):
-        renderer = choose_renderer(config.env.renderer, config.env.render_quality)
+    renderer = pick_renderer(config)
     real = Real(build(name, config.obs, config.env.image_size, renderer), spec.repeat)
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
@@ -113,18 +112,5 @@ def check(folder: Path) -> list[str]:
     return lines
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, metavar="RUN")
-    try:
-        print("\n".join(check(parser.parse_args().run)))
-    except UserError as error:
-        print(f"action_check: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("action_check", __doc__, check))

@@ -10,7 +10,6 @@ what is lost in seeing, the others what is lost in predicting. 1 is perfect, 0 a
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -18,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from run_check import main
 from torch import Tensor
 
 from latentplan import run_folder
 from latentplan.behavior.imagine import follow, imagine
 from latentplan.evaluate import to_tensors
 from latentplan.replay import Replay
-from latentplan.types import Latent, Timestep, UserError
+from latentplan.types import Latent, Timestep
 
 LENGTH, CONTEXT, WINDOWS, SAMPLES = 24, 8, 256, 8
 
@@ -79,18 +79,5 @@ def check(folder: Path) -> list[str]:
     return lines
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path, metavar="RUN")
-    try:
-        print("\n".join(check(parser.parse_args().run)))
-    except UserError as error:
-        print(f"model_check: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("model_check", __doc__, check))
