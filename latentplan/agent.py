@@ -100,7 +100,7 @@ class Agent(nn.Module):
         self,
         row: Timestep,
         carry: Latent,
-        mode: str = "explore",
+        mode: str = "sample",
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Latent]:
         """Take in one row of N environments and decide.
@@ -108,28 +108,35 @@ class Agent(nn.Module):
         Args:
             row: (N, ...) tensors on the agent's device.
             carry: from :meth:`initial` or the previous call.
-            mode: ``explore`` is what training does: plan optimistically, or ``sample`` the policy
-                where nothing is planned; ``mean`` is the policy's; ``planner`` plans without
+            mode: the policy's ``mean``, a ``sample`` of it, or what the ``planner`` finds without
                 optimism.
             generator: of all samples; default the global one.
 
         Returns:
             Actions (N, A) in [-1, 1] and the new carry.
         """
-        draw = {"device": self.device, "generator": generator}
         latent = self.world.filter(row, carry, generator=generator)
-        c = self.config.plan
-        if mode == "explore":
-            mode = "planner" if c.explore and c.candidates > 1 else "sample"
-            optimism = c.explore_rate
-        else:
-            optimism = 0.0
         if mode == "planner":
-            return self.plan(latent, optimism, generator).action.clamp(-1, 1), latent
+            return self.plan(latent, 0.0, generator).action.clamp(-1, 1), latent
         dist = self.policy(latent)
         if mode == "mean":
             return dist.mode, latent
-        return dist.rsample(torch.randn(dist.mean.shape, **draw)).clamp(-1, 1), latent
+        noise = torch.randn(dist.mean.shape, device=self.device, generator=generator)
+        return dist.rsample(noise).clamp(-1, 1), latent
+
+    @torch.no_grad()
+    def explore(self, row: Timestep, carry: Latent) -> tuple[Tensor, Latent, dict[str, Tensor]]:
+        """As :meth:`act`, for training: plan optimistically, or sample where nothing is planned.
+
+        Returns:
+            Actions (N, A), the new carry, and what the plan was like.
+        """
+        c = self.config.plan
+        if not c.explore or c.candidates == 1:
+            return *self.act(row, carry), {}
+        latent = self.world.filter(row, carry)
+        found = self.plan(latent, c.explore_rate)
+        return found.action.clamp(-1, 1), latent, plan_metrics("explore", [found], c.explore_rate)
 
     def policy(self, latent: Latent) -> ActionDist:
         """The actor at latents (...), on detached features: an action changes what comes after it,
@@ -273,9 +280,8 @@ class Agent(nn.Module):
             "imagination/cont": rollout.cont.mean().detach(),
         }
         if acting is not None:
-            metrics |= plan_metrics(
-                [found for _, found in acting.plans], -self.config.plan.imagine_rate
-            )
+            plans = [found for _, found in acting.plans]
+            metrics |= plan_metrics("imagine", plans, -self.config.plan.imagine_rate)
         return losses, metrics
 
     def _learn_from_plans(self, acting: PlannedActing, dist: ActionDist) -> Planned:

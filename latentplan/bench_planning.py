@@ -63,7 +63,7 @@ def latency(agent: Agent, batch: Timestep) -> dict[str, float]:
     carry, times = agent.initial(1), []
     for _ in range(ACTIONS + 10):
         begin = time.perf_counter()
-        action, carry = agent.act(row, carry)
+        action, carry, _ = agent.explore(row, carry)
         action.cpu()
         times.append(time.perf_counter() - begin)
     cuts = statistics.quantiles(times[10:], n=100)

@@ -87,7 +87,7 @@ class Monitor:
             )
 
     def update(self, metrics: Mapping[str, Tensor]) -> None:
-        """The agent made an update."""
+        """The agent made an update, or a plan."""
         self.logger.add(metrics)
 
     def report(self, frames: int, updates: int, *, last: bool = False) -> None:

@@ -137,7 +137,8 @@ def test_a_planned_update_moves_every_weight(gradient: str, share: float) -> Non
     for seed in range(2):  # zero output layers let gradients through from the second update on
         metrics = learner.update(*random_batch(3, 4, seed=seed))
     assert all(torch.isfinite(x) for x in metrics.values())
-    assert 0 <= metrics["plan/bonus_share"] <= 1 and metrics["plan/invalid"] == 0
+    assert 0 <= metrics["train/plan/imagine_bonus_share"] <= 1
+    assert metrics["train/plan/imagine_invalid"] == 0
     still = [
         name
         for name, x in learner.named_parameters()
@@ -204,17 +205,23 @@ def test_exploration_plans_and_evaluation_does_not() -> None:
         asked.append(optimism) or real(latent, optimism, generator)
     )
     real = Agent.plan.__get__(learner)
-    for mode in ("explore", "mean", "planner"):
-        action, _ = learner.act(row(), learner.initial(5), mode)
-        assert action.shape == (5, 2) and action.abs().max() <= 1
+    action, _, metrics = learner.explore(row(), learner.initial(5))
+    assert action.shape == (5, 2) and action.abs().max() <= 1
+    assert 0 < metrics["train/plan/explore_bonus_share"] <= 1
+    for mode in ("mean", "sample", "planner"):
+        learner.act(row(), learner.initial(5), mode)
     assert asked == [3.0, 0.0]
 
 
 @pytest.mark.parametrize("changes", [{"explore": False}, {"candidates": 1}])
 def test_exploration_can_do_without(changes: dict[str, object]) -> None:
     learner = agent(config(**changes))
+    torch.manual_seed(1)
+    sampled, _ = learner.act(row(), learner.initial(5))
     learner.plan = None
-    learner.act(row(), learner.initial(5))
+    torch.manual_seed(1)
+    action, _, metrics = learner.explore(row(), learner.initial(5))
+    assert torch.equal(action, sampled) and not metrics
 
 
 def test_planning_with_a_generator_leaves_the_global_one_alone() -> None:

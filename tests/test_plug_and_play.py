@@ -154,7 +154,7 @@ def learn(folder: Path, seed: int, plan: PlanConfig) -> tuple[float, float]:
             if env.is_last[0]:
                 returns.append(total)
                 total = 0.0
-            action, carry = agent.act(to_tensors(row, agent.device), carry)
+            action, carry, _ = agent.explore(to_tensors(row, agent.device), carry)
             if t >= PREFILL and t % 2 == 0:
                 batch, episode = replay.sample(8, 12, rng)
                 agent.update(to_tensors(batch, agent.device), torch.as_tensor(episode))

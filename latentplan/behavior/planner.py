@@ -117,13 +117,13 @@ def bonus_share(plan: Plan, optimism: float) -> Tensor:
     return bonus_spread / (ret_spread + bonus_spread).clamp(min=1e-12)
 
 
-def plan_metrics(plans: Sequence[Plan], optimism: float) -> dict[str, Tensor]:
+def plan_metrics(purpose: str, plans: Sequence[Plan], optimism: float) -> dict[str, Tensor]:
     """What to watch: does the rate do anything, or everything; are scores finite."""
     mean = lambda values: torch.stack(list(values)).mean()  # noqa: E731
     return {
-        "plan/bonus_share": mean(bonus_share(x, optimism) for x in plans),
-        "plan/gain": mean(_gain(x) for x in plans),
-        "plan/invalid": mean((~x.score.isfinite()).float().sum() for x in plans),
+        f"train/plan/{purpose}_bonus_share": mean(bonus_share(x, optimism) for x in plans),
+        f"train/plan/{purpose}_gain": mean(_gain(x) for x in plans),
+        f"train/plan/{purpose}_invalid": mean((~x.score.isfinite()).float().sum() for x in plans),
     }
 
 
