@@ -86,8 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.set_defaults(run=_calibrate)
 
     study = commands.add_parser("study", help="tasks x ablations x seeds, from one file")
-    study.add_argument("action", choices=("run", "status"))
+    study.add_argument("action", choices=("run", "status", "report"))
     study.add_argument("file", type=Path, metavar="FILE")
+    study.add_argument("--out", type=Path, help="of the report, without a suffix: FOLDER/NAME")
     study.set_defaults(run=_study)
 
     doctor = commands.add_parser("doctor", help="check rendering, packages and hardware")
@@ -171,10 +172,13 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _study(args: argparse.Namespace) -> int:
-    from latentplan.study import runner
+    from latentplan.study import report, runner
 
     if args.action == "run":
         return runner.run(args.file)
+    if args.action == "report":
+        print(report.report(args.file, args.out or Path("runs") / args.file.stem))
+        return 0
     print(runner.show(args.file))
     return 0
 

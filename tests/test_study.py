@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from environments import ROOT
 
 from latentplan.cli import main
 from latentplan.config import flatten, load, preset_folder
+from latentplan.study.curves import Curve, mean_curve, read_curve
 from latentplan.study.matrix import jobs, read_study, table
+from latentplan.study.mechanisms import coverage, first_reward
+from latentplan.types import Timestep
 
 STUDY = """
-tasks: [dummy:count]
+tasks: [dummy:pixels]
 ablations: [dreamer, optimistic_only]
 seeds: [1, 2]
 settings: {obs: state, size: tiny, steps: 300, env.workers: false, eval.episodes: 1}
@@ -74,7 +79,9 @@ def test_mistakes_start_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_study_runs_and_goes_on(tmp_path: Path) -> None:
+def test_a_study_runs_goes_on_and_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path)
     command = [sys.executable, "-m", "latentplan.cli", "study", "run", str(path)]
 
@@ -88,11 +95,66 @@ def test_a_study_runs_and_goes_on(tmp_path: Path) -> None:
     assert "running" not in run()  # nothing was left to do
     longer = write(tmp_path, STUDY.replace("steps: 300", "steps: 400"))
     assert "running" in run()
-    assert all(job.progress().frames >= 400 for job in jobs(read_study(longer), longer))
+    matrix = jobs(read_study(longer), longer)
+    assert all(job.progress().frames >= 400 for job in matrix)
+
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "report" / "small"
+    assert main(["study", "report", str(longer), "--out", str(out)]) == 0
+    text = capsys.readouterr().out.splitlines()
+    final = [read_curve(job.folder).rows[-1]["mean"] for job in matrix if job.ablation == "dreamer"]
+    assert len(text) == 4 and f"({final[0]:.0f}, {final[1]:.0f})" in text[2]
+    assert out.with_suffix(".png").stat().st_size > 5000
+    rows = list(csv.DictReader((out.parent / "small_mechanisms.csv").open()))
+    assert len(rows) == 4 and all(int(row["coverage"]) > 1 for row in rows)
+    for row in rows:  # only who explores by planning has such a bonus
+        assert bool(row["explore_bonus"]) == (row["ablation"] == "optimistic_only")
+        assert not row["imagine_bonus"]
+        assert 0 < float(row["reward_error"]) < 5 and 0 < float(row["latent_error"]) < 1
+
+
+def test_there_is_no_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "report", str(write(tmp_path)), "--out", str(tmp_path / "x")]) == 2
+    assert "No run" in capsys.readouterr().err
+
+
+def test_a_mean_is_of_frames_that_all_runs_have() -> None:
+    curves = [
+        Curve({}, [{"frame": f, "mean": m} for f, m in points])
+        for points in ([(10, 1.0), (20, 2.0), (25, 9.0)], [(10, 3.0), (20, 6.0)])
+    ]
+    assert mean_curve(curves) == ([10, 20], [2.0, 4.0])
+
+
+def history(reward: list[float], first: list[bool]) -> Timestep:
+    n = len(reward)
+    return Timestep(
+        {"vector": np.zeros((1, n, 2), np.float32)},
+        np.zeros((1, n, 1), np.float32),
+        np.array([reward], np.float32),
+        np.array([first]),
+        np.zeros((1, n), bool),
+    )
+
+
+def test_frames_to_the_first_reward_are_frames_of_the_environment() -> None:
+    """Two decisions of 4 frames, an end and a reset that costs nothing, then a rewarded one."""
+    met = history([0, 0, 0.1, 0, 3], [True, False, False, True, False])
+    assert first_reward(met, 4) == 8
+    assert first_reward(met._replace(reward=met.reward / 10), 4) is None
+
+
+def test_coverage_counts_cells_of_the_common_range() -> None:
+    line = np.linspace(0, 1, 50, dtype=np.float32).reshape(1, 50, 1)
+    assert coverage([{"v": line}, {"v": line * 0.2}, {"v": line * 0}]) == [4, 1, 1]
+    pictures = np.zeros((1, 3, 64, 64, 3), np.uint8)
+    pictures[0, 1, :16, :16] = 255
+    pictures[0, 2, 48:] = 255
+    assert coverage([{"image": pictures}]) == [3]
 
 
 def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
-    text = STUDY.replace("dummy:count", "dummy:nothing").replace("[1, 2]", "[1]")
+    text = STUDY.replace("dummy:pixels", "dummy:nothing").replace("[1, 2]", "[1]")
     path = write(tmp_path, text)
     done = subprocess.run(
         [sys.executable, "-m", "latentplan.cli", "study", "run", str(path)],
