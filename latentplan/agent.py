@@ -9,15 +9,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from latentplan.behavior.conservative import PlannedActing, leave_one_out_loss
+from latentplan.behavior.conservative import PlannedActing, learn_from_plans
 from latentplan.behavior.imagine import imagine
-from latentplan.behavior.learn import (
-    Planned,
-    actor_loss,
-    critic_loss,
-    make_target,
-    replay_returns,
-)
+from latentplan.behavior.learn import actor_loss, critic_loss, make_target, replay_returns
 from latentplan.behavior.nets import Actor, Critic
 from latentplan.behavior.planner import Plan, plan, plan_metrics
 from latentplan.behavior.returns import NoveltyScale, ReturnScale
@@ -69,7 +63,7 @@ class Agent(nn.Module):
         self.actor = Actor(features, spec.action_dim, config.behavior, norm)
         self.critic = Critic(features, config.behavior, norm)
         self.scale = ReturnScale(config.behavior.scale_rate)
-        self.novelty_scale = NoveltyScale(config.behavior.scale_rate)
+        self.novelty_scale = NoveltyScale(config.behavior.scale_rate, 2 * config.optim.warmup)
         self.to(device)
         o = config.optim
         self.optimizer = LaProp(
@@ -108,8 +102,7 @@ class Agent(nn.Module):
         Args:
             row: (N, ...) tensors on the agent's device.
             carry: from :meth:`initial` or the previous call.
-            mode: the policy's ``mean``, a ``sample`` of it, or what the ``planner`` finds without
-                optimism.
+            mode: the policy's ``mean``, a ``sample`` of it, or what the ``planner`` finds.
             generator: of all samples; default the global one.
 
         Returns:
@@ -117,7 +110,8 @@ class Agent(nn.Module):
         """
         latent = self.world.filter(row, carry, generator=generator)
         if mode == "planner":
-            return self.plan(latent, 0.0, generator).action.clamp(-1, 1), latent
+            found = self.plan(latent, self.config.plan.act_rate, generator)
+            return found.action.clamp(-1, 1), latent
         dist = self.policy(latent)
         if mode == "mean":
             return dist.mode, latent
@@ -143,29 +137,38 @@ class Agent(nn.Module):
         not the states the actor will read."""
         return self.actor(self.world.features(latent).detach())
 
+    def value(self, latent: Latent) -> Tensor:
+        """What the slow critic says of latents (...): (...)."""
+        return self.critic.slow(self.world.features(latent)).mean()
+
     def plan(
-        self, latent: Latent, optimism: float, generator: torch.Generator | None = None
+        self,
+        latent: Latent,
+        optimism: float,
+        generator: torch.Generator | None = None,
+        first: ActionDist | None = None,
     ) -> Plan:
-        """UP-MPC from N latents, in the units that the configuration asks for."""
+        """UP-MPC from N latents, in the units that the configuration asks for.
+
+        Args:
+            first: the policy there, if known.
+        """
         c, n = self.config.plan, latent.deter.shape[0]
         draw = {"device": self.device, "generator": generator}
         shape = (n, c.candidates, c.horizon, self.world.spec.action_dim)
-
-        def value(latent: Latent) -> Tensor:
-            return self.critic.slow(self.world.features(latent)).mean()
-
         with self.world.lowered():
             return plan(
-                self.world.step,
+                self.world.step if optimism else self.world.step_unmeasured,
                 self.policy,
                 latent,
+                first=first,
                 candidates=c.candidates,
                 horizon=c.horizon,
                 optimism=optimism,
-                discount=1 - 1 / self.config.behavior.discount_horizon if c.discount else 1.0,
-                value=value if c.value else None,
-                reward_scale=self.scale.value if c.normalize else 1.0,
-                uncertainty_scale=self.novelty_scale.value if c.normalize else 1.0,
+                discount=self.config.behavior.discount if c.discount else 1.0,
+                value=self.value if c.value else None,
+                reward_scale=self.scale.value if c.normalize_reward else 1.0,
+                uncertainty_scale=self.novelty_scale.value if c.normalize_uncertainty else 1.0,
                 noise=torch.randn(shape, **draw),
                 step_noise=self.world.draw_noise(n, c.horizon, generator),
             )
@@ -230,18 +233,17 @@ class Agent(nn.Module):
         count = round(c.imagine_share * n)
         if c.candidates == 1 or not count:
             return None
-        # Spread evenly, so that every ensemble member moves planned rows.
-        rows = torch.arange(count, device=self.device) * n // count
-        return PlannedActing(
-            self.policy, lambda x: self.plan(x, -c.imagine_rate), rows, c.replan_every
-        )
+        # In another order than the rollout's, whose rows are dealt out to members: a state is not
+        # planned by the very member that then moves it.
+        rows = torch.randperm(n, device=self.device)[:count]
+        search = lambda latent, first: self.plan(latent, -c.imagine_rate, first=first)  # noqa: E731
+        return PlannedActing(self.policy, search, rows, c.replan_every)
 
     def _behavior_loss(
         self, latent: Latent, batch: Timestep
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses of actor and critic from rollouts that start at replayed states (B, T)."""
         c = self.config.behavior
-        discount = 1 - 1 / c.discount_horizon
         flat = Latent(*(rearrange(x, "b t ... -> (b t) ...") for x in latent))
         alive = rearrange((~batch.is_terminal).float(), "b t -> (b t)")
         chosen = self._choose_starts(alive.shape[0])
@@ -251,16 +253,19 @@ class Agent(nn.Module):
             features = self.world.features(rollout.latent)
             with self.world.lowered():
                 slow = self.critic.slow(features).mean()
-            target = make_target(rollout, slow[:, 1:], alive, discount, c.lam)
+            target = make_target(rollout, slow[:, 1:], alive, c.discount, c.lam)
         self.scale.update(target.returns.detach())
+        scale = self.scale.value
         features = features[:, :-1].detach()
         with self.world.lowered():
             dist = self.actor(features)
             critic, baseline = critic_loss(
                 self.critic, features, target.returns, target.weight, slow[:, :-1], c.slow_scale
             )
-        scale = self.scale.value
-        planned = None if acting is None else self._learn_from_plans(acting, dist)
+            planned = None
+            if acting is not None:
+                lam = c.lam if c.gradient == "pathwise" else None
+                planned = learn_from_plans(acting, dist, self.value, scale, c.discount, lam)
         losses = {
             "policy": actor_loss(dist, rollout, target, baseline, scale, c, planned),
             "value": critic,
@@ -283,19 +288,6 @@ class Agent(nn.Module):
             plans = [found for _, found in acting.plans]
             metrics |= plan_metrics("imagine", plans, -self.config.plan.imagine_rate)
         return losses, metrics
-
-    def _learn_from_plans(self, acting: PlannedActing, dist: ActionDist) -> Planned:
-        """What the actor gains from candidates; ``dist`` (N, H) is it at the states left."""
-        c = self.config
-        gain = torch.zeros_like(dist.mean[..., 0])
-        mean = dist.mean.detach() if c.behavior.gradient == "pathwise" else dist.mean
-        for h, found in acting.plans:
-            at = acting.rows, torch.full_like(acting.rows, h)
-            ret = found.ret if c.plan.normalize else found.ret / self.scale.value
-            actions = found.candidates.choice.action[:, :, 0]
-            loss = leave_one_out_loss(ActionDist.of(mean[at], dist.std[at]), actions, ret)
-            gain = gain.index_put(at, -loss)
-        return Planned(acting.own(*gain.shape), gain)
 
     def _choose_starts(self, n: int) -> Tensor:
         """Shuffled, since ensemble members are dealt out to blocks of rows; a multiple of M."""

@@ -59,7 +59,7 @@ def planning_cost(
 
 def latency(agent: Agent, batch: Timestep) -> dict[str, float]:
     """Median and 99th percentile of one exploring decision of one environment."""
-    row = Timestep({k: x[0, :1] for k, x in batch.obs.items()}, *(x[0, :1] for x in batch[1:]))
+    row = batch.map(lambda x: x[0, :1])
     carry, times = agent.initial(1), []
     for _ in range(ACTIONS + 10):
         begin = time.perf_counter()

@@ -38,8 +38,8 @@ def calibrate(
 
     Args:
         episodes: played by the sampled policy, held out from training.
-        unseen: a variant of the task with the same observations and actions that training never
-            saw, for example ``cartpole_two_poles``; without it there is no AUROC.
+        unseen: a task with the same observations and actions that training never saw, to be told
+            from the replay; without it there is no AUROC.
 
     Raises:
         UserError: no run there, too few episodes, or a variant that does not fit.
@@ -49,17 +49,17 @@ def calibrate(
     folder = Path(run)
     agent, config, _, saved = run_folder.load_agent(folder, run_folder.pick_device(device))
     rows = held_out(agent, config, episodes)
+    windows = len(rows.reward)
     result = k_step(agent, to_tensors(rows, agent.device), CONTEXT)
     correlations = rank_correlations(result)
     separation = None
     if unseen:
         other = held_out(agent, replace(config, task=unseen), episodes)
-        if {k: x.shape[2:] for k, x in other.obs.items()} != {
-            k: x.shape[2:] for k, x in rows.obs.items()
-        }:
-            raise UserError(f"{unseen} has other observations than {config.task}.")
+        with run_folder.open_replay(folder) as replay:
+            rng = np.random.default_rng(SEED)
+            known = replay.sample_within_episodes(windows, CONTEXT + HORIZON, rng)
         known, unknown = (
-            one_step(agent, to_tensors(x, agent.device), CONTEXT) for x in (rows, other)
+            one_step(agent, to_tensors(x, agent.device), CONTEXT) for x in (known, other)
         )
         separation = auroc(known, unknown)
     report = {
@@ -69,7 +69,7 @@ def calibrate(
         "members": config.world.members,
         "frames": saved["frames"],
         "updates": saved["updates"],
-        "windows": len(rows.reward),
+        "windows": windows,
         "rank_correlation": correlations,
         "mean_error": {k: x.mean(0).tolist() for k, x in result.errors.items()},
         "reliability": {"steps": RELIABLE_AT, **reliability(result, RELIABLE_AT)},
@@ -90,8 +90,9 @@ def held_out(agent: Agent, config: Config, episodes: int) -> Timestep:
     """Windows (B, CONTEXT + HORIZON), overlapping, of episodes played by the sampled policy."""
     renderer = pick_renderer(config)
     with make_eval_env(config, renderer, 1, SEED) as env:
-        if env.spec.action_dim != agent.world.spec.action_dim:
-            raise UserError(f"{config.task} has {env.spec.action_dim} actions, the agent others.")
+        for what in ("obs", "action_dim"):
+            if getattr(env.spec, what) != getattr(agent.world.spec, what):
+                raise UserError(f"{config.task} has other observations or actions than the agent.")
         played = [_episode(agent, env, k) for k in range(episodes)]
     length = CONTEXT + HORIZON
     windows = [
@@ -111,7 +112,7 @@ def _episode(agent: Agent, env: VectorEnv, number: int) -> list[Timestep]:
     )
     carry, rows = agent.initial(1), []
     while True:
-        rows.append(Timestep({k: x[0] for k, x in row.obs.items()}, *(x[0] for x in row[1:])))
+        rows.append(row.map(lambda x: x[0]))
         if env.is_last[0]:
             return rows
         action, carry = agent.act(to_tensors(row, agent.device), carry, "sample", generator)

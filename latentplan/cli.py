@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("eval", help="score a run; JSON on standard output, and a video")
     evaluate.add_argument("run_folder", metavar="RUN")
+    evaluate.add_argument(
+        "items", nargs="*", metavar="plan.key=value", help="plan otherwise than in training"
+    )
     evaluate.add_argument("--episodes", type=int, default=10)
     evaluate.add_argument("--seed", type=int, default=0, help="never one that training saw")
     evaluate.add_argument(
@@ -153,6 +156,7 @@ def _eval(args: argparse.Namespace) -> int:
         episodes=args.episodes,
         seed=args.seed,
         policy=args.policy,
+        overrides=args.items,
         video=args.video,
         device=args.device,
     )

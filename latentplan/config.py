@@ -43,9 +43,9 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
     return _finish(merged)
 
 
-def load_resolved(path: Path) -> Config:
+def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read the ``config.yaml`` of a run folder, which is already resolved: no preset is applied."""
-    return _finish(_merge([_schema(), _read(path)]))
+    return _finish(_merge([_schema(), _read(path), *map(_parse, overrides)]))
 
 
 def to_yaml(config: Config) -> str:

@@ -123,8 +123,23 @@ class Replay:
         episode = values.pop("episode")
         return _gather(values), episode
 
+    def sample_within_episodes(self, count: int, length: int, rng: np.random.Generator) -> Timestep:
+        """Up to ``count`` windows (B, T, ...) of rows that are of one episode each; for looking."""
+        rows, episode = self.sample(4 * count, length, rng)
+        keep = np.flatnonzero((episode == episode[:, :1]).all(1))[:count]
+        return rows.map(lambda x: x[keep])
+
     def history(self) -> Timestep:
-        """All rows ``(N, T, ...)``, oldest first, in memory of their own."""
+        """All rows ``(N, T, ...)``, oldest first, in memory of their own.
+
+        Raises:
+            UserError: the first rows were overwritten.
+        """
+        if self._first:
+            raise UserError(
+                f"The replay in {self._folder} has forgotten the run's first {self._first} rows: "
+                "give such a run a larger replay.capacity."
+            )
         slots = np.arange(self._first, self._cursor) % self._rows
         values = {name: ring[:, slots] for name, ring in self._rings.items() if name != "episode"}
         return _gather(values)

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
@@ -116,15 +116,21 @@ def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
     agent.load_state_dict(state)
 
 
-def load(folder: Path) -> tuple[Config, EnvSpec, dict[str, Any]]:
+def load(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, EnvSpec, dict[str, Any]]:
     """The configuration of a run folder, what its agent exchanges, and its checkpoint.
 
+    Args:
+        overrides: ``plan.key=value``; the rest of a configuration is part of what the agent is.
+
     Raises:
-        UserError: the folder holds no run, or its checkpoint is damaged.
+        UserError: the folder holds no run, its checkpoint is damaged, or an override is no plan's.
     """
+    for item in overrides:
+        if not item.startswith("plan."):
+            raise UserError(f"{item!r} would make it another agent: only plan.* may be changed.")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.yaml.")
-    config = load_resolved(folder / "config.yaml")
+    config = load_resolved(folder / "config.yaml", overrides)
     payload = checkpoint.load(checkpoint_path(folder))
     spec = EnvSpec(
         {name: (tuple(shape), dtype) for name, (shape, dtype) in payload["spec"]["obs"].items()},
@@ -134,13 +140,18 @@ def load(folder: Path) -> tuple[Config, EnvSpec, dict[str, Any]]:
     return config, spec, payload
 
 
-def load_agent(folder: Path, device: str = "cpu") -> tuple[Agent, Config, EnvSpec, dict[str, Any]]:
+def load_agent(
+    folder: Path, device: torch.device | str = "cpu", overrides: Sequence[str] = ()
+) -> tuple[Agent, Config, EnvSpec, dict[str, Any]]:
     """The agent of a run folder, its configuration, what it exchanges, and its checkpoint.
 
+    Args:
+        overrides: as of :func:`load`.
+
     Raises:
-        UserError: the folder holds no run, or its checkpoint is damaged or foreign.
+        UserError: as :func:`load`, or the checkpoint is foreign.
     """
-    config, spec, payload = load(folder)
+    config, spec, payload = load(folder, overrides)
     agent = Agent(spec, config, device)
     restore(agent, payload["agent"], checkpoint_path(folder))
     return agent, config, spec, payload

@@ -81,7 +81,7 @@ def test_a_run_is_calibrated(
     report = json.loads(capsys.readouterr().out)
     assert report == report | json.loads((run / "calibration" / "calibration.json").read_text())
     assert all(len(rho) == 15 for rho in report["rank_correlation"].values())
-    assert 0.3 < report["auroc"] < 0.7  # the same task is no unseen one
+    assert 0 < report["auroc"] < 1 and report["unseen"] == "dummy:pixels"
     assert (run / "calibration" / "calibration.png").stat().st_size > 5000
     assert list((run / "calibration").glob("events.out.tfevents*"))
     assert main(["calibrate", str(run), "--episodes", "0"]) == 2

@@ -10,12 +10,17 @@ from tiny import VECTOR, agent_config, part, random_batch
 from torch import Tensor
 
 from latentplan.agent import Agent
-from latentplan.behavior.conservative import PlannedActing, leave_one_out_loss
+from latentplan.behavior.conservative import (
+    PlannedActing,
+    learn_from_plans,
+    leave_one_out_loss,
+)
 from latentplan.behavior.imagine import imagine
+from latentplan.behavior.learn import actor_loss, make_target
 from latentplan.behavior.planner import Plan, plan
 from latentplan.nn.dists import ActionDist
-from latentplan.schema import Config, PlanConfig
-from latentplan.types import Latent, Prediction, StepNoise
+from latentplan.schema import BehaviorConfig, Config, PlanConfig
+from latentplan.types import Choice, Latent, Prediction, StepNoise
 
 
 def gradient(mean: float, std: float, score: str, seed: int = 0) -> tuple[float, float]:
@@ -50,6 +55,68 @@ def test_a_return_that_is_not_finite_teaches_nothing() -> None:
     assert grad[0] == 0 and grad[1] != 0
 
 
+def deviation_gradient(
+    planned: bool, gradient: str, entropy: float = 0.0, every: int = 1
+) -> Tensor:
+    """(H,) Of the actor's whole loss with respect to the deviation at each step; -a^2 is paid."""
+    torch.manual_seed(0)
+    n, horizon, lam = 30_000, 6, 0.9
+    std = torch.full((horizon,), 0.5, requires_grad=True)
+
+    def policy(state: Latent) -> ActionDist:
+        shape = state.deter.shape[:-1]
+        h = int(state.stoch.flatten()[0])
+        return ActionDist.of(torch.zeros(*shape, 1), std[h].expand(*shape, 1))
+
+    def squares(state: Latent, action: Tensor, noise: StepNoise | None = None) -> Prediction:
+        one = torch.ones(len(action))
+        return Prediction(state._replace(stoch=state.stoch + 1), -action[:, 0].square(), one, one)
+
+    def search(state: Latent, first: ActionDist) -> Plan:
+        steps = min(every, horizon - int(state.stoch.flatten()[0]))
+        return plan(squares, policy, state, first=first, candidates=4, horizon=steps, optimism=0.0)
+
+    def sample(state: Latent, h: int) -> Choice:
+        dist = policy(state)
+        noise = torch.randn_like(dist.mean)
+        return Choice(dist.rsample(noise), noise)
+
+    acting = PlannedActing(policy, search, torch.arange(n), every) if planned else None
+    rollout = imagine(squares, acting or sample, start(n), horizon)
+    zero = torch.zeros(n, horizon)
+    target = make_target(rollout, zero, torch.ones(n), 1.0, lam)
+    dist = ActionDist.of(torch.zeros(n, horizon, 1), std[:, None].expand(n, horizon, 1))
+    learned = None
+    if acting:
+        at_end = lambda state: torch.zeros(state.deter.shape[:-1])  # noqa: E731
+        pathwise = lam if gradient == "pathwise" else None
+        learned = learn_from_plans(acting, dist, at_end, torch.ones(()), 1.0, pathwise)
+    config = BehaviorConfig(gradient=gradient, entropy=entropy)
+    loss = actor_loss(dist, rollout, target, zero, torch.ones(()), config, learned)
+    return torch.autograd.grad(loss, std)[0] * horizon
+
+
+@pytest.mark.parametrize("gradient", ["reinforce", "pathwise"])
+def test_planned_and_own_rows_teach_the_deviation_the_same(gradient: str) -> None:
+    """E[-a^2] = -std^2 at every step. A pathwise loss counts a reward in all returns before it, so
+    planned rows must, or there the entropy bonus would win."""
+    own, planned = (deviation_gradient(x, gradient) for x in (False, True))
+    torch.testing.assert_close(planned, own, atol=0.12, rtol=0.1)
+    counted = torch.ones(6) if gradient == "reinforce" else (0.9 ** torch.arange(6)).cumsum(0)
+    torch.testing.assert_close(planned, counted, atol=0.12, rtol=0.1)
+
+
+@pytest.mark.parametrize("gradient", ["reinforce", "pathwise"])
+def test_entropy_is_paid_where_something_is_learned(gradient: str) -> None:
+    """A candidate that is followed for three steps teaches at the first: entropy alone would widen
+    the policy at the others."""
+    plain, paid = (deviation_gradient(True, gradient, x, every=3) for x in (0.0, 1.0))
+    assert (plain[[1, 2, 4, 5]] == 0).all() and (plain[[0, 3]] > 0).all()
+    difference = paid - plain
+    assert (difference[[1, 2, 4, 5]] == 0).all()
+    torch.testing.assert_close(difference[[0, 3]], torch.full((2,), -2.0))  # -d/dstd log std
+
+
 # --- acting ---------------------------------------------------------------------------------
 
 
@@ -63,8 +130,8 @@ def acting(rows: list[int], every: int, mean: Tensor, std: Tensor) -> PlannedAct
     def policy(state: Latent) -> ActionDist:
         return ActionDist.of(mean.expand(len(state.deter), 1), std.expand(len(state.deter), 1))
 
-    def planned(state: Latent) -> Plan:
-        return plan(step, policy, state, candidates=8, horizon=4, optimism=0.0)
+    def planned(state: Latent, first: ActionDist) -> Plan:
+        return plan(step, policy, state, first=first, candidates=8, horizon=4, optimism=0.0)
 
     return PlannedActing(policy, planned, torch.tensor(rows), every)
 
@@ -94,8 +161,6 @@ def test_rows_that_are_not_planned_sample_the_policy() -> None:
     rollout = imagine(step, act, start(n), 1)
     free = rollout.choice.noise[1::2]
     assert abs(float(free.mean())) < 0.06 and float(free.std()) == pytest.approx(1, abs=0.05)
-    own = act.own(n, 1)
-    assert own[1::2].all() and not own[::2].any()
     std_gradient = torch.autograd.grad(rollout.reward[1::2].sum(), std)[0]
     torch.testing.assert_close(std_gradient, free.sum())
 
@@ -163,22 +228,38 @@ def test_one_candidate_is_plain_dreamer(gradient: str) -> None:
         {"imagine_share": 0.5},
         {"value": False},
         {"discount": False},
-        {"normalize": False},
+        {"normalize_reward": False},
+        {"normalize_uncertainty": False},
+        {"replan_every": 2},
         {"horizon": 3},
         {"candidates": 4},
     ],
     ids=str,
 )
 def test_every_switch_changes_what_is_learned(changes: dict[str, object]) -> None:
-    one, other = (weights_after_two(config(**x)) for x in ({}, changes))
+    one, other = (weights_after_three(telling(**x)) for x in ({}, changes))
     assert any(not torch.equal(x, other[name]) for name, x in one.items() if "actor" in name)
 
 
-def weights_after_two(settings: Config) -> dict[str, Tensor]:
+def telling(**changes: object) -> Config:
+    """Where every term of the score matters."""
+    settings = config(**{"imagine_rate": 1.0, "candidates": 8, **changes})
+    return replace(settings, behavior=replace(settings.behavior, discount_horizon=2.0))
+
+
+def awaken(learner: Agent) -> None:
+    """Heads start at zero, where no candidate is better than another."""
+    with torch.no_grad():
+        for x in learner.parameters():
+            x.add_(0.5 * torch.randn_like(x))
+
+
+def weights_after_three(settings: Config) -> dict[str, Tensor]:
     learner = agent(settings)
+    awaken(learner)
     torch.manual_seed(1)
     for seed in range(3):
-        learner.update(*random_batch(3, 4, seed=seed))
+        learner.update(*random_batch(8, 6, seed=seed))
     return learner.state_dict()
 
 
@@ -201,8 +282,8 @@ def row(n: int = 5) -> object:
 def test_exploration_plans_and_evaluation_does_not() -> None:
     learner = agent(config(explore_rate=3.0))
     asked = []
-    learner.plan = lambda latent, optimism, generator=None: (
-        asked.append(optimism) or real(latent, optimism, generator)
+    learner.plan = lambda latent, optimism, *rest: (
+        asked.append(optimism) or real(latent, optimism, *rest)
     )
     real = Agent.plan.__get__(learner)
     action, _, metrics = learner.explore(row(), learner.initial(5))

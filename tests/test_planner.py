@@ -9,7 +9,7 @@ import torch
 from tiny import VECTOR, world_config
 from torch import Tensor
 
-from latentplan.behavior.planner import Plan, bonus_share, plan
+from latentplan.behavior.planner import Plan, plan, plan_metrics
 from latentplan.nn.dists import ActionDist
 from latentplan.types import Latent, Prediction, StepNoise
 from latentplan.world.model import WorldModel
@@ -116,7 +116,7 @@ def test_the_score_is_the_sum_of_its_terms() -> None:
         horizon=3,
         optimism=-0.5,
         discount=0.9,
-        value=lambda state: state.deter[:, 0] * 10,
+        value=lambda state: state.deter[..., 0] * 10,
         reward_scale=2.0,
         uncertainty_scale=4.0,
     )
@@ -136,7 +136,7 @@ def test_an_end_cuts_the_plan() -> None:
         uncertainty=lambda x, a: torch.ones(len(x)),
         cont=lambda x, a: torch.zeros(len(x)),
     )
-    value = lambda state: torch.full((len(state.deter),), 1e6)  # noqa: E731
+    value = lambda state: torch.full(state.deter.shape[:-1], 1e6)  # noqa: E731
     start = latent(torch.zeros(3, 1))
     found = plan(step, policy, start, candidates=2, horizon=5, optimism=1.0, value=value)
     assert (found.ret == 1).all() and (found.novelty == 1).all()
@@ -186,7 +186,7 @@ def test_the_plan_carries_no_gradient() -> None:
     weight = torch.ones(1, requires_grad=True)
     step = toy(lambda x, a: weight * closeness(x, a))
     found = plan(step, policy, latent(torch.zeros(2, 1)), candidates=3, horizon=2, optimism=0.1)
-    tensors = [*found[:6], *found.candidates.latent, found.candidates.reward]
+    tensors = [*found[:7], *found.candidates.latent, found.candidates.reward]
     assert not any(x.requires_grad for x in tensors)
 
 
@@ -211,14 +211,57 @@ def test_candidates_share_the_dynamics_randomness(n: int, measure: str) -> None:
     assert not torch.equal(*(own.candidates.latent.stoch[:, k] for k in (0, 1)))
 
 
+def considered(ret: list[float], novelty: list[float], optimism: float, value: float = 0) -> Plan:
+    ret, novelty = torch.tensor([ret]), torch.tensor([novelty])
+    score = ret + optimism * novelty
+    score = score.masked_fill(~score.isfinite(), -torch.inf)
+    worth = torch.tensor([[0.0, value]])
+    return Plan(ZERO, ZERO, score.argmax(1), score, ret, worth, novelty, None)
+
+
 def test_the_bonus_share_compares_spreads() -> None:
     def share(ret: list[float], novelty: list[float], optimism: float) -> float:
-        ret, novelty = torch.tensor([ret]), torch.tensor([novelty])
-        score = ret + optimism * novelty
-        found = Plan(ZERO, ZERO, score.argmax(1), score, ret, novelty, None)
-        return float(bonus_share(found, optimism))
+        found = considered(ret, novelty, optimism)
+        return float(plan_metrics("x", [found], optimism)["train/plan/x_bonus_share"])
 
     assert share([1.0, 2.0], [5.0, 5.0], 1.0) == 0
     assert share([2.0, 2.0], [1.0, 5.0], 1.0) == 1
     assert share([1.0, 2.0], [3.0, 2.0], -3.0) == pytest.approx(0.75)
-    assert share([1.0, 2.0], [3.0, 2.0], 0.0) == 0
+    assert share([1.0, 2.0], [3.0, torch.nan], 0.0) == 0
+
+
+def test_plans_are_summed_up_over_states_with_finite_scores() -> None:
+    good = considered([1.0, 3.0], [1.0, 0.0], 1.0, value=6.0)
+    bad = considered([1.0, torch.nan], [2.0, 0.0], 1.0)
+    metrics = plan_metrics("x", [good, bad], 1.0)
+    expected = {
+        "reward_spread": 2.0,  # of 1 and 3 - 6
+        "value_spread": 3.0,
+        "bonus_spread": 0.5,
+        "bonus_share": pytest.approx(1 / 3),
+        "gain": 1.0,  # 3 instead of 2
+        "invalid": 1.0,
+    }
+    assert {k.removeprefix("train/plan/x_"): float(x) for k, x in metrics.items()} == expected
+    assert all(x.isfinite() for x in plan_metrics("x", [bad], 1.0).values())
+
+
+def test_optimism_needs_something_to_be_optimistic_about() -> None:
+    def blind(state: Latent, action: Tensor, noise: StepNoise | None = None) -> Prediction:
+        return toy(closeness)(state, action)._replace(uncertainty=None)
+
+    start = latent(torch.zeros(2, 1))
+    assert not plan(blind, policy, start, candidates=2, horizon=2, optimism=0.0).novelty.any()
+    with pytest.raises(ValueError, match="uncertainty"):
+        plan(blind, policy, start, candidates=2, horizon=2, optimism=0.1)
+
+
+def test_a_known_policy_at_the_start_is_not_asked_again() -> None:
+    asked = []
+    counting = lambda state: asked.append(len(state.deter)) or policy(state)  # noqa: E731
+    start, noise = latent(gaussians(3, 1)), gaussians(3, 4, 2, 1)
+    options = dict(candidates=4, horizon=2, optimism=0.0, noise=noise)
+    one = plan(toy(closeness), counting, start, **options)
+    assert asked == [3, 12]
+    other = plan(toy(closeness), counting, start, first=policy(start), **options)
+    assert asked == [3, 12, 12] and torch.equal(one.score, other.score)

@@ -21,7 +21,7 @@ from torch import Tensor
 from latentplan import run_folder
 from latentplan.behavior.imagine import follow, imagine
 from latentplan.evaluate import to_tensors
-from latentplan.types import Latent, Timestep
+from latentplan.types import Latent
 
 LENGTH, CONTEXT, WINDOWS, SAMPLES = 24, 8, 256, 8
 
@@ -35,9 +35,7 @@ def check(folder: Path) -> list[str]:
     """The lines to print for a run folder, which is not touched."""
     agent, _, _, saved = run_folder.load_agent(folder)
     with run_folder.open_replay(folder) as replay:
-        rows, _ = replay.sample(WINDOWS, LENGTH, np.random.default_rng(0))
-    keep = ~rows.is_first[:, 1:].any(1)  # within one episode
-    rows = Timestep({k: x[keep] for k, x in rows.obs.items()}, *(x[keep] for x in rows[1:]))
+        rows = replay.sample_within_episodes(WINDOWS, LENGTH, np.random.default_rng(0))
     batch = to_tensors(rows, agent.device)
     torch.manual_seed(0)
     world = agent.world

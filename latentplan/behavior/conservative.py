@@ -7,6 +7,9 @@ scores well, and following it widens the policy even where nothing is gained. Wh
 - all K candidates *are* samples, so they estimate the gradient, each against the others
   (:func:`leave_one_out_loss`);
 - through the chosen action the return may move the mean, not the deviation.
+
+The critic learns the returns of these rollouts: where all rows are planned at every step, the value
+of the *planner*; otherwise that of what acted, a mixture of planner and policy.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from latentplan.behavior.planner import Plan, Policy
+from latentplan.behavior.learn import Planned
+from latentplan.behavior.planner import Plan, Policy, Value, discounts
 from latentplan.nn.dists import ActionDist
 from latentplan.types import Choice, Latent
 
@@ -26,15 +30,21 @@ class PlannedActing:
 
     Args:
         policy: acts in the other rows, and in planned rows with the chosen candidate's noise.
-        plan: latent (R) -> Plan, conservative.
+        plan: latent (R), the policy there -> Plan, conservative.
         rows: (R,) int64, which of the N rows are planned.
         every: steps between plans.
 
     Attributes:
-        plans: (step, plan) of every planning.
+        plans: (step, plan) of every planning; of the candidates' latents only the last is kept.
     """
 
-    def __init__(self, policy: Policy, plan: Callable[[Latent], Plan], rows: Tensor, every: int):
+    def __init__(
+        self,
+        policy: Policy,
+        plan: Callable[[Latent, ActionDist], Plan],
+        rows: Tensor,
+        every: int,
+    ):
         self.policy, self.plan, self.rows, self.every = policy, plan, rows, every
         self.plans: list[tuple[int, Plan]] = []
 
@@ -42,17 +52,59 @@ class PlannedActing:
         dist = self.policy(latent)
         noise = torch.randn_like(dist.mean)
         if h % self.every == 0:
-            chosen = self.plan(Latent(*(x[self.rows].detach() for x in latent)))
-            self.plans.append((h, chosen))
+            there = Latent(*(x[self.rows].detach() for x in latent))
+            at = ActionDist.of(dist.mean[self.rows].detach(), dist.std[self.rows].detach())
+            self.plans.append((h, _without_path(self.plan(there, at))))
         noise = noise.index_copy(0, self.rows, self.plans[-1][1].noise[:, h % self.every])
         spread = dist.std.index_copy(0, self.rows, dist.std[self.rows].detach())
         return Choice(dist.mean + spread * noise, noise)
 
-    def own(self, n: int, horizon: int) -> Tensor:
-        """(N, H) 1 where the action was a sample of the policy, 0 where it was planned."""
-        own = torch.ones(n, horizon, device=self.rows.device)
-        own[self.rows] = 0.0
-        return own
+
+def learn_from_plans(
+    acting: PlannedActing,
+    dist: ActionDist,
+    value: Value,
+    scale: Tensor,
+    discount: float,
+    lam: float | None,
+) -> Planned:
+    """What the actor gains from the candidates of planned rows.
+
+    Their returns are those of the behavior, whatever the plan's score left out: only the *choice*
+    of an action is the planner's.
+
+    Args:
+        dist: (N, H) the policy at the states of the rollout.
+        value: latent (R, S, K) -> (R, S, K), of the state after a candidate's last step.
+        scale: () of returns. discount: per step.
+        lam: with the pathwise gradient, that of the returns; None with the score function. The
+            pathwise loss counts an action at h once in every return before it, sum_{j<=h} lam^j
+            times in all, and what it says of the deviation here must weigh the same. There the mean
+            learns through the chosen action.
+    """
+    n, horizon = dist.mean.shape[:2]
+    steps = [h for h, _ in acting.plans]
+    found = [plan.candidates for _, plan in acting.plans]
+    reward, cont = (torch.stack([getattr(x, k) for x in found], 1) for k in ("reward", "cont"))
+    action = torch.stack([x.choice.action[:, :, 0] for x in found], 1)
+    last = Latent(
+        *(torch.stack([getattr(x.latent, k)[:, :, -1] for x in found], 1) for k in Latent._fields)
+    )
+    weight, after = discounts(cont, discount)
+    with torch.no_grad():
+        ret = ((weight * reward).sum(-1) + after * value(last)) / scale
+    rows, at = acting.rows[:, None], torch.tensor(steps, device=acting.rows.device)
+    mean, std = dist.mean[rows, at], dist.std[rows, at]
+    if lam is not None:
+        mean = mean.detach()
+    gain = -leave_one_out_loss(ActionDist.of(mean, std), action, ret)
+    if lam is not None:
+        gain = gain * (lam ** torch.arange(horizon, device=at.device)).cumsum(0)[at]
+    own = torch.ones(n, horizon, device=at.device)
+    own[acting.rows] = 0.0
+    learns = own.clone()
+    learns[rows, at] = 1.0
+    return Planned(own, learns, torch.zeros_like(own).index_put((rows, at), gain))
 
 
 def leave_one_out_loss(dist: ActionDist, action: Tensor, ret: Tensor) -> Tensor:
@@ -61,13 +113,19 @@ def leave_one_out_loss(dist: ActionDist, action: Tensor, ret: Tensor) -> Tensor:
     Its gradient is an unbiased estimate of that of the policy's expected return (Kool et al. 2019).
 
     Args:
-        dist: the policy at the states, (N, A). action: (N, K, A). ret: (N, K).
+        dist: the policy at the states, (..., A). action: (..., K, A). ret: (..., K).
 
     Returns:
-        (N,), zero gradient where a return is not finite.
+        (...), zero gradient where a return is not finite.
     """
-    valid = ret.isfinite().all(1)
-    ret = ret.masked_fill(~valid[:, None], 0.0)
-    others = (ret.sum(1, keepdim=True) - ret) / (ret.shape[1] - 1)
-    log_prob = ActionDist.of(dist.mean[:, None], dist.std[:, None]).log_prob(action)
-    return -(log_prob * (ret - others).detach()).mean(1)
+    valid = ret.isfinite().all(-1)
+    ret = ret.masked_fill(~valid[..., None], 0.0)
+    others = (ret.sum(-1, keepdim=True) - ret) / (ret.shape[-1] - 1)
+    log_prob = ActionDist.of(dist.mean[..., None, :], dist.std[..., None, :]).log_prob(action)
+    return -(log_prob * (ret - others).detach()).mean(-1)
+
+
+def _without_path(found: Plan) -> Plan:
+    """The candidates' states on the way are gigabytes at large sizes, and nobody asks for them."""
+    last = Latent(*(x[:, :, -1:].clone() for x in found.candidates.latent))
+    return found._replace(candidates=found.candidates._replace(latent=last))

@@ -25,7 +25,8 @@ class Planned(NamedTuple):
     """What planned rows change in the actor's loss."""
 
     own: Tensor  # (N, H) 1 where the action was a sample of the policy, 0 where it was chosen
-    gain: Tensor  # (N, H) what is gained there from the candidates instead, 0 elsewhere
+    learns: Tensor  # (N, H) 0 where a chosen candidate was merely followed, else 1
+    gain: Tensor  # (N, H) what the candidates of a plan teach, 0 where there was no plan
 
 
 def make_target(
@@ -70,9 +71,11 @@ def actor_loss(
             gain = gain * planned.own
     else:
         gain = target.returns / scale
+    entropy = config.entropy * dist.entropy()
     if planned is not None:
         gain = gain + planned.gain
-    return -(target.weight * (gain + config.entropy * dist.entropy())).mean()
+        entropy = entropy * planned.learns  # else it would outweigh the returns
+    return -(target.weight * (gain + entropy)).mean()
 
 
 def critic_loss(
@@ -108,7 +111,7 @@ def replay_returns(
     Returns:
         returns (B, T-1) from rows 0 .. T-2, and weights (B, T-1): 0 where the next row is a reset.
     """
-    discount = (1 - 1 / config.discount_horizon) * (~is_terminal[:, 1:]).float()
+    discount = config.discount * (~is_terminal[:, 1:]).float()
     last = torch.cat([is_first[:, 2:], torch.ones_like(is_first[:, :1])], 1)
     returns = lambda_returns(reward[:, 1:], bootstrap[:, 1:], discount, config.lam, last)
     return returns, (~is_first[:, 1:]).float()

@@ -3,7 +3,7 @@
 Open loop: from ``context`` rows that the model saw, recorded actions lead k steps ahead. The
 ensemble's disagreement on the way, summed as a plan sums it, is ranked against what was then wrong:
 
-- latent: total variation between imagined and posterior distributions, mean over groups, in [0, 1]
+- latent: total variation between predicted and posterior distributions, mean over groups, in [0, 1]
 - reward: absolute error
 - pixels (or vector): squared error of the decoded observation, summed
 
@@ -26,7 +26,7 @@ from latentplan.behavior.imagine import follow, imagine
 from latentplan.nn.dists import mixed_probs, symlog
 from latentplan.types import Latent, StepNoise, Timestep
 
-SAMPLES = 8  # rollouts per window, whose mean is the prediction
+ROLLOUTS = 8  # at least, per window; their mean is the prediction
 
 
 class KStep(NamedTuple):
@@ -37,20 +37,23 @@ class KStep(NamedTuple):
 
 
 @torch.no_grad()
-def k_step(agent: Agent, rows: Timestep, context: int) -> KStep:
+def k_step(agent: Agent, rows: Timestep, context: int, decode: bool = True) -> KStep:
     """Uncertainty and errors 1 .. T - context steps ahead.
 
     Args:
         rows: (B, T) held-out rows, each window within one episode.
         context: rows that the model sees before it is on its own.
+        decode: also the errors of decoded observations.
     """
     world, n = agent.world, rows.reward.shape[0]
+    members = world.config.members
+    count = -(-ROLLOUTS // members) * members  # every member as often as the others
     posterior, logits = world.observe(rows)
-    actions = repeat(rows.prev_action[:, context:], "b h a -> (s b) h a", s=SAMPLES)
-    start = Latent(*(repeat(x[:, context - 1], "b ... -> (s b) ...", s=SAMPLES) for x in posterior))
+    actions = repeat(rows.prev_action[:, context:], "b h a -> (s b) h a", s=count)
+    start = Latent(*(repeat(x[:, context - 1], "b ... -> (s b) ...", s=count) for x in posterior))
     horizon = actions.shape[1]
-    member = torch.arange(SAMPLES * n, device=agent.device) // n % world.config.members
-    uniform = world.draw_noise(SAMPLES * n, horizon).uniform
+    member = torch.arange(count * n, device=agent.device) // n % members
+    uniform = world.draw_noise(count * n, horizon).uniform
     rollout = imagine(
         world.step,
         follow(actions),
@@ -58,19 +61,24 @@ def k_step(agent: Agent, rows: Timestep, context: int) -> KStep:
         horizon,
         StepNoise(member.expand(horizon, -1), uniform),
     )
-    mean = lambda x: rearrange(x, "(s b) ... -> s b ...", s=SAMPLES).mean(0)  # noqa: E731
-    expected = mean(rollout.latent.stoch[:, 1:])
-    seen = mixed_probs(logits[:, context:], world.config.unimix)
+    mean = lambda x: rearrange(x, "(s b) ... -> s b ...", s=count).mean(0)  # noqa: E731
     errors = {
-        "latent": (expected - seen).abs().sum(-1).mean(-1) / 2,
+        "latent": torch.zeros(n, horizon, device=agent.device),
         "reward": (mean(rollout.reward) - rows.reward[:, context:]).abs(),
     }
-    latents = Latent(*(rearrange(x[:, 1:], "n h ... -> (n h) ...") for x in rollout.latent))
-    for name, decoded in world.decode(latents).items():
-        decoded = mean(rearrange(decoded, "(n h) ... -> n h ...", h=horizon))
-        truth = rows.obs[name][:, context:]
-        truth = truth / 255.0 if name in world.spec.images else symlog(truth)
-        errors[name] = (decoded - truth).square().flatten(2).sum(-1)
+    for h in range(horizon):  # pictures of all steps at once would be gigabytes
+        arrived = Latent(*(x[:, h + 1] for x in rollout.latent))
+        priors = world.rssm.prior_logits(arrived.deter).float()
+        own = priors[member, torch.arange(len(member), device=agent.device)]
+        predicted, seen = (
+            mixed_probs(x, world.config.unimix) for x in (own, logits[:, context + h])
+        )
+        errors["latent"][:, h] = (mean(predicted) - seen).abs().sum(-1).mean(-1) / 2
+        for name, decoded in world.decode(arrived).items() if decode else ():
+            truth = rows.obs[name][:, context + h]
+            truth = truth / 255.0 if name in world.spec.images else symlog(truth)
+            error = (mean(decoded) - truth).square().flatten(1).sum(-1)
+            errors.setdefault(name, torch.zeros_like(errors["latent"]))[:, h] = error
     return KStep(mean(rollout.uncertainty).cumsum(1), errors)
 
 

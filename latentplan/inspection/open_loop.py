@@ -19,8 +19,7 @@ def open_loop(agent: Agent, batch: Timestep, context: int) -> dict[str, Tensor]:
         {name: (B, T, *shape)} decoded: reconstructions first, predictions from ``context`` on.
     """
     world, n = agent.world, batch.reward.shape[0]
-    seen = Timestep({k: x[:, :context] for k, x in batch.obs.items()}, *_first(batch, context))
-    posterior, _ = world.observe(seen)
+    posterior, _ = world.observe(batch.map(lambda x: x[:, :context]))
     actions = batch.prev_action[:, context:]
     start = Latent(*(x[:, -1] for x in posterior))
     horizon = actions.shape[1]
@@ -31,7 +30,3 @@ def open_loop(agent: Agent, batch: Timestep, context: int) -> dict[str, Tensor]:
     )
     decoded = world.decode(Latent(*(rearrange(x, "b t ... -> (b t) ...") for x in latents)))
     return {k: rearrange(x, "(b t) ... -> b t ...", b=n) for k, x in decoded.items()}
-
-
-def _first(batch: Timestep, count: int) -> list[Tensor]:
-    return [x[:, :count] for x in batch[1:]]

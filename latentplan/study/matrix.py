@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from latentplan.config import load
+from latentplan.study.curves import read_metrics
 from latentplan.types import UserError
 
 SET_BY_STUDY = ("task", "ablation", "seed", "run_dir")
@@ -45,19 +45,13 @@ class Job(NamedTuple):
     steps: int
 
     def progress(self) -> Progress:
-        """How far the run is, from its metrics; a line that is being written is not read."""
-        frames, score = 0, None
+        """How far the run is, from its metrics."""
         try:
-            lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        except OSError:
+            rows = read_metrics(self.folder)
+        except UserError:
             return Progress(0, None)
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            frames, score = row["step"], row.get("episode/eval_score", score)
-        return Progress(frames, score)
+        scores = [row["episode/eval_score"] for row in rows if "episode/eval_score" in row]
+        return Progress(rows[-1]["step"] if rows else 0, scores[-1] if scores else None)
 
     def done(self) -> bool:
         return self.progress().frames >= self.steps

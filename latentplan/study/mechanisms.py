@@ -15,9 +15,8 @@ import torch
 from latentplan import run_folder
 from latentplan.evaluate import to_tensors
 from latentplan.inspection.calibration import k_step, rank_correlations
-from latentplan.replay import Replay
 from latentplan.study.curves import read_metrics
-from latentplan.types import Timestep
+from latentplan.types import Timestep, UserError
 
 REWARDED = 0.1  # of a frame's largest reward: what counts as having met the reward
 BINS = 4  # per dimension of a cell
@@ -28,13 +27,13 @@ WINDOWS = 64  # per run
 class Mechanisms(NamedTuple):
     """Of one run. None where it was not met, or does not exist."""
 
-    first_reward: int | None  # environment frames before the first rewarded decision
-    coverage: int  # cells of the observation space visited in training
+    first_reward: int | None  # frames from the last random decision to the first rewarded one
+    coverage: int  # cells of the observation space visited since
     reward_error: float | None  # mean absolute, AHEAD decisions ahead, on rows of other seeds' runs
     latent_error: float | None  # total variation there
     reward_rank: float | None  # Spearman's rho of the uncertainty with that reward error
     latent_rank: float | None
-    explore_bonus: float | None  # share of the bonus in the spread of scores, mean over training
+    explore_bonus: float | None  # share of the bonus in the spread of scores, last half of training
     imagine_bonus: float | None
 
 
@@ -46,31 +45,42 @@ def measure(runs: Sequence[Path], seeds: Sequence[int]) -> list[Mechanisms]:
             all rows where there are none.
 
     Raises:
-        UserError: a folder holds no run, or it is damaged.
+        UserError: a folder holds no run, it is damaged, or its first rows were overwritten.
     """
-    histories, windows, configs = [], [], []
+    waits, visited, windows = [], [], []
     for run in runs:
+        config = run_folder.load(run)[0]
         with run_folder.open_replay(run) as replay:
-            histories.append(replay.history())
-            windows.append(_windows(replay))
-        configs.append(run_folder.load(run)[0])
-    visited = coverage([history.obs for history in histories])
+            history = since(replay.history(), config.train.prefill)
+            rng = np.random.default_rng(0)
+            windows.append(replay.sample_within_episodes(WINDOWS, CONTEXT + AHEAD, rng))
+        if not history.reward.size:
+            raise UserError(f"{run} has made no decision yet that was not random.")
+        waits.append(first_reward(history, config.env.repeat))
+        visited.append(points(history.obs))
+    cells = coverage(visited)
     measured = []
     for i, run in enumerate(runs):
         others = [w for w, seed in zip(windows, seeds, strict=True) if seed != seeds[i]]
         metrics = read_metrics(run)
         measured.append(
             Mechanisms(
-                first_reward(histories[i], configs[i].env.repeat),
-                visited[i],
+                waits[i],
+                cells[i],
                 *_held_out(run, _join(others or windows)),
-                *(
-                    _mean(metrics, f"train/plan/{who}_bonus_share")
-                    for who in ("explore", "imagine")
-                ),
+                _late(metrics, "train/plan/explore_bonus_share"),
+                _late(metrics, "train/plan/imagine_bonus_share"),
             )
         )
     return measured
+
+
+def since(history: Timestep, decisions: int) -> Timestep:
+    """Rows (N, T) after so many decisions of all environments: the random ones are the same in all
+    ablations of a seed."""
+    made = (~history.is_first).sum(0).cumsum()
+    begin = int(np.searchsorted(made, decisions, side="right"))
+    return history.map(lambda x: x[:, begin:])
 
 
 def first_reward(history: Timestep, repeat: int) -> int | None:
@@ -82,34 +92,31 @@ def first_reward(history: Timestep, repeat: int) -> int | None:
     return int((arrivals[rewarded.argmax()] - 1) * repeat)
 
 
-def coverage(observations: Sequence[Mapping[str, np.ndarray]]) -> list[int]:
+def points(obs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """{name: (N, T, ...)} -> (N T, D); of pictures, a 4 x 4 grey thumbnail."""
+    flat = []
+    for x in obs.values():
+        n, t = x.shape[:2]
+        if x.dtype != np.uint8:
+            flat.append(x.reshape(n * t, -1))
+            continue
+        height, width = x.shape[2:4]
+        blocks = x.reshape(n * t, 4, height // 4, 4, width // 4, -1)
+        flat.append(blocks.mean((2, 4, 5), dtype=np.float32).reshape(n * t, 16))
+    return np.concatenate(flat, 1)
+
+
+def coverage(visited: Sequence[np.ndarray]) -> list[int]:
     """Distinct cells that each run visited: BINS per dimension, over the range that any run saw.
 
     Args:
-        observations: of each run, {name: (N, T, ...)}; of pictures, a 4 x 4 grey thumbnail counts.
+        visited: (T, D) points of each run.
     """
-    points = [np.concatenate([_points(x) for x in obs.values()], 1) for obs in observations]
-    low = np.min([x.min(0) for x in points], 0)
-    high = np.max([x.max(0) for x in points], 0)
+    low = np.min([x.min(0) for x in visited], 0)
+    high = np.max([x.max(0) for x in visited], 0)
     width = np.maximum(high - low, 1e-8) / BINS
-    cells = [np.minimum((x - low) // width, BINS - 1).astype(np.int8) for x in points]
+    cells = (np.minimum((x - low) // width, BINS - 1).astype(np.int8) for x in visited)
     return [len(np.unique(x, axis=0)) for x in cells]
-
-
-def _points(x: np.ndarray) -> np.ndarray:
-    """(N, T, ...) -> (N T, D)."""
-    if x.dtype != np.uint8:
-        return x.reshape(x.shape[0] * x.shape[1], -1)
-    n, t, height, width = x.shape[:4]
-    blocks = x.reshape(n * t, 4, height // 4, 4, width // 4, -1)
-    return blocks.mean((2, 4, 5), dtype=np.float32).reshape(n * t, 16)
-
-
-def _windows(replay: Replay) -> Timestep:
-    """WINDOWS rows (B, CONTEXT + AHEAD), each window within one episode."""
-    rows, _ = replay.sample(4 * WINDOWS, CONTEXT + AHEAD, np.random.default_rng(0))
-    keep = np.flatnonzero(~rows.is_first[:, 1:].any(1))[:WINDOWS]
-    return Timestep({k: x[keep] for k, x in rows.obs.items()}, *(x[keep] for x in rows[1:]))
 
 
 def _join(parts: Sequence[Timestep]) -> Timestep:
@@ -123,13 +130,15 @@ def _held_out(run: Path, rows: Timestep) -> tuple[float | None, ...]:
         return (None,) * 4  # no episode lasts as long as a window
     agent, *_ = run_folder.load_agent(run)
     torch.manual_seed(0)
-    result = k_step(agent, to_tensors(rows, agent.device), CONTEXT)
+    result = k_step(agent, to_tensors(rows, agent.device), CONTEXT, decode=False)
     ranks = rank_correlations(result)
     names = ("reward", "latent")
     errors = (float(result.errors[name][:, -1].mean()) for name in names)
     return *errors, *(ranks[name][-1] for name in names)
 
 
-def _mean(metrics: Sequence[Mapping[str, float]], name: str) -> float | None:
-    values = [row[name] for row in metrics if row.get(name) is not None]
+def _late(metrics: Sequence[Mapping[str, float]], name: str) -> float | None:
+    """Mean of a metric over the last half of the frames."""
+    half = metrics[-1]["step"] / 2 if metrics else 0
+    values = [x[name] for x in metrics if x["step"] > half and x.get(name) is not None]
     return float(np.mean(values)) if values else None

@@ -19,7 +19,7 @@ HEAD = (
     "final return: mean (each seed)",
     "mean of the curve",
     "planner, final",
-    "first reward, frames",
+    "frames to reward",
     "cells",
     "reward error",
     "latent error",
@@ -82,7 +82,7 @@ def _row(
     digits = (0, 3, 3, 2, 2, 2, 2)
     return [
         task,
-        ablation,
+        ablation if all(job.done() for job in group) else f"{ablation} (unfinished)",
         f"{np.mean(final):.0f} ({', '.join(f'{x:.0f}' for x in final)})",
         _average(means, 0),
         _average(planner, 0),

@@ -18,9 +18,9 @@ REPORT = 60.0  # seconds between tables while nothing changes
 
 
 def run(path: Path) -> int:
-    """Run what is not done yet; 0 when every run is done, 1 when one failed.
+    """Run what is not done yet; 0 when every run is done, 1 when one failed or was stopped.
 
-    Ctrl-C stops all runs, which save first; running the study again goes on.
+    Ctrl-C (or SIGTERM) stops all runs, which save first; running the study again goes on.
     """
     study = read_study(path)
     matrix = jobs(study, path)
@@ -29,6 +29,7 @@ def run(path: Path) -> int:
     running: dict[Job, subprocess.Popen] = {}
     threads = max(1, (os.cpu_count() or 1) // study.parallel)
     reported = 0.0
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while waiting or running:
             changed = False
@@ -38,7 +39,8 @@ def run(path: Path) -> int:
                 status[job.folder], changed = "running", True
             for job in [job for job, process in running.items() if process.poll() is not None]:
                 code = running.pop(job).returncode
-                status[job.folder], changed = "failed" if code else "done", True
+                ended = "done" if job.done() else "stopped"
+                status[job.folder], changed = "failed" if code else ended, True
                 if code:
                     log.warning("%s ended with exit code %d; see %s", *_who(job, code))
             if changed or time.monotonic() - reported > REPORT:
@@ -47,7 +49,8 @@ def run(path: Path) -> int:
             time.sleep(POLL)
     finally:
         _stop(running)
-    return 1 if "failed" in status.values() else 0
+        signal.signal(signal.SIGTERM, before)
+    return 0 if all(job.done() for job in matrix) else 1
 
 
 def show(path: Path) -> str:

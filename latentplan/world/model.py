@@ -20,7 +20,7 @@ from latentplan.types import EnvSpec, Latent, Prediction, StepNoise, Timestep
 from latentplan.world.decoder import Decoder
 from latentplan.world.encoder import Encoder
 from latentplan.world.pictures import PictureScale
-from latentplan.world.rssm import RSSM
+from latentplan.world.rssm import RSSM, bound_action
 from latentplan.world.uncertainty import MEASURES, Probes
 
 HIGH_UNCERTAINTY = "train/model/uncertainty_high"  # name of the metric
@@ -66,7 +66,7 @@ class WorldModel(nn.Module):
         self.probes = None
         if config.uncertainty == "probes":
             self.probes = Probes(
-                config.members,
+                config.probe_members,
                 self.feature_size,
                 spec.action_dim,
                 config.probe_units,
@@ -155,7 +155,7 @@ class WorldModel(nn.Module):
         if by_heads:
             uncertainty = self.disagreement(mixed_probs(logits, self.config.unimix))
         elif measure:
-            uncertainty = self.probes.uncertainty(self.features(latent), action)
+            uncertainty = self.probes.uncertainty(self.features(latent), bound_action(action))
         reward, cont = self.outcome(self.features(following))
         return Prediction(following, reward, cont, uncertainty)
 
@@ -193,13 +193,9 @@ class WorldModel(nn.Module):
         """
         latent, logits = self.observe(batch)
         flat = Latent(*(rearrange(x, "b t ... -> (b t) ...") for x in latent))
-        rows = Timestep(
-            {name: rearrange(x, "b t ... -> (b t) ...") for name, x in batch.obs.items()},
-            *(rearrange(x, "b t ... -> (b t) ...") for x in batch[1:]),
-        )
-        mask = bootstrap_mask(
-            rearrange(episode, "b t -> (b t)"), self.config.members, self.config.bootstrap
-        )
+        rows = batch.map(lambda x: rearrange(x, "b t ... -> (b t) ..."))
+        owned = lambda members: bootstrap_mask(episode, members, self.config.bootstrap)  # noqa: E731
+        mask = rearrange(owned(self.config.members), "m b t -> m (b t)")
         features = self.features(flat)
         logits = rearrange(logits, "b t s c -> (b t) s c")
         terms, metrics = self._divergence(flat.deter, logits, mask)
@@ -210,7 +206,9 @@ class WorldModel(nn.Module):
         cont = bernoulli_log_prob(cont_logits.squeeze(-1), ~rows.is_terminal)
         terms["con"] = -cont.mean()
         if self.probes is not None:
-            terms["probes"], uncertainty = self._probe_loss(latent, batch, mask)
+            terms["probes"], uncertainty = self._probe_loss(
+                latent, batch, owned(self.config.probe_members)
+            )
             metrics.update(_summary(uncertainty))
         return terms, latent, metrics
 
@@ -271,8 +269,7 @@ class WorldModel(nn.Module):
 
     def _probe_loss(self, latent: Latent, batch: Timestep, mask: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(latent)
-        mask = rearrange(mask, "m (b t) -> m b t", b=features.shape[0])[:, :, 1:]
-        mask = mask & ~batch.is_first[:, 1:]  # never across an episode boundary
+        mask = mask[:, :, 1:] & ~batch.is_first[:, 1:]  # never across an episode boundary
         return self.probes.loss(
             rearrange(features[:, :-1], "b t f -> (b t) f"),
             rearrange(batch.prev_action[:, 1:], "b t a -> (b t) a"),
