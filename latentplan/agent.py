@@ -38,9 +38,10 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
 class Agent(nn.Module):
     """A Dreamer agent with an ensemble of dynamics heads.
 
-    ``world`` may be any model with the verbs of :class:`WorldModel` that are used here: initial,
-    filter, features, step, step_unmeasured, draw_noise, lowered, fit_pictures, loss, updated.
-    Planner and behavior know no more of it (``tests/test_plug_and_play.py`` has another one).
+    ``world`` may be any model that has what is used here of :class:`WorldModel`: ``spec`` and
+    ``feature_size``; initial, filter, features, step, step_unmeasured, draw_noise, lowered,
+    fit_pictures, loss (whose metrics name ``HIGH_UNCERTAINTY``), updated. ``config.world`` must say
+    its number of ``members``. ``tests/test_plug_and_play.py`` has another model.
 
     State that belongs to an environment is an argument and a return value (``carry``), so that
     any number of environments, evaluations and resumed runs share one agent.

@@ -17,7 +17,8 @@ from latentplan.behavior.conservative import (
 )
 from latentplan.behavior.imagine import imagine
 from latentplan.behavior.learn import actor_loss, make_target
-from latentplan.behavior.planner import Plan, plan
+from latentplan.behavior.planner import Plan, discounts, plan
+from latentplan.config import load
 from latentplan.nn.dists import ActionDist
 from latentplan.schema import BehaviorConfig, Config, PlanConfig
 from latentplan.types import Choice, Latent, Prediction, StepNoise
@@ -292,6 +293,21 @@ def test_exploration_plans_and_evaluation_does_not() -> None:
     for mode in ("mean", "sample", "planner"):
         learner.act(row(), learner.initial(5), mode)
     assert asked == [3.0, 0.0]
+
+
+def test_coplanner_without_rates_and_value_is_best_of_k_by_reward() -> None:
+    """The ablation as its file has it, both rates 0."""
+    asked = ["ablation=coplanner", "plan.explore_rate=0", "plan.imagine_rate=0", "plan.value=false"]
+    settings = load([], ["size=tiny", *asked]).plan
+    learner = agent(replace(agent_config(), plan=settings))
+    awaken(learner)
+    latent = Latent(torch.randn(40, 16).tanh(), torch.rand(40, 3, 4))
+    for rate in (settings.explore_rate, -settings.imagine_rate):
+        found = learner.plan(latent, rate)
+        weight, _ = discounts(found.candidates.cont, learner.config.behavior.discount)
+        best = (weight * found.candidates.reward).sum(-1).argmax(1)
+        assert found.score.shape == (40, 4) and torch.equal(found.best, best)
+        assert found.best.unique().numel() == 4
 
 
 @pytest.mark.parametrize("changes", [{"explore": False}, {"candidates": 1}])

@@ -1,7 +1,7 @@
 """Is the model's uncertainty worth planning with? Compared with errors that it could not know.
 
 Open loop: from ``context`` rows that the model saw, recorded actions lead k steps ahead. The
-ensemble's disagreement on the way, summed as a plan sums it, is ranked against what was then wrong:
+ensemble's disagreement on the way, summed over the steps, is ranked against what was then wrong:
 
 - latent: total variation between predicted and posterior distributions, mean over groups, in [0, 1]
 - reward: absolute error
