@@ -25,7 +25,8 @@ def symexp(x: Tensor) -> Tensor:
 
 def mixed_probs(logits: Tensor, unimix: float) -> Tensor:
     """Probabilities of ``(..., S, C)`` logits with a share ``unimix`` of the uniform mixed in."""
-    return (1 - unimix) * torch.softmax(logits, -1) + unimix / logits.shape[-1]
+    uniform = logits.new_full((), unimix / logits.shape[-1])
+    return torch.add(uniform, torch.softmax(logits, -1), alpha=1 - unimix)  # one pass, not two
 
 
 class _SampleStraightThrough(torch.autograd.Function):
@@ -36,7 +37,8 @@ class _SampleStraightThrough(torch.autograd.Function):
         softmax = torch.softmax(logits, -1)
         ctx.save_for_backward(softmax)
         ctx.unimix = unimix
-        probs = (1 - unimix) * softmax + unimix / logits.shape[-1]
+        uniform_share = logits.new_full((), unimix / logits.shape[-1])
+        probs = torch.add(uniform_share, softmax, alpha=1 - unimix)
         cdf = probs.cumsum(-1)
         # Rounding can leave the last entry of the CDF below a draw near one.
         index = (cdf < uniform.unsqueeze(-1)).sum(-1, keepdim=True).clamp_(max=logits.shape[-1] - 1)
