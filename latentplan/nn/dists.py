@@ -25,8 +25,12 @@ def symexp(x: Tensor) -> Tensor:
 
 def mixed_probs(logits: Tensor, unimix: float) -> Tensor:
     """Probabilities of ``(..., S, C)`` logits with a share ``unimix`` of the uniform mixed in."""
-    uniform = logits.new_full((), unimix / logits.shape[-1])
-    return torch.add(uniform, torch.softmax(logits, -1), alpha=1 - unimix)  # one pass, not two
+    return _mix(torch.softmax(logits, -1), unimix)
+
+
+def _mix(probs: Tensor, unimix: float) -> Tensor:
+    uniform = probs.new_full((), unimix / probs.shape[-1])
+    return torch.add(uniform, probs, alpha=1 - unimix)  # one pass, not two
 
 
 class _SampleStraightThrough(torch.autograd.Function):
@@ -37,8 +41,7 @@ class _SampleStraightThrough(torch.autograd.Function):
         softmax = torch.softmax(logits, -1)
         ctx.save_for_backward(softmax)
         ctx.unimix = unimix
-        uniform_share = logits.new_full((), unimix / logits.shape[-1])
-        probs = torch.add(uniform_share, softmax, alpha=1 - unimix)
+        probs = _mix(softmax, unimix)
         cdf = probs.cumsum(-1)
         # Rounding can leave the last entry of the CDF below a draw near one.
         index = (cdf < uniform.unsqueeze(-1)).sum(-1, keepdim=True).clamp_(max=logits.shape[-1] - 1)
