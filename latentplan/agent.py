@@ -9,14 +9,17 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from latentplan.behavior.imagine import follow, imagine
+from latentplan.behavior.conservative import PlannedActing, learn_from_plans
+from latentplan.behavior.imagine import imagine
 from latentplan.behavior.learn import actor_loss, critic_loss, make_target, replay_returns
 from latentplan.behavior.nets import Actor, Critic
-from latentplan.behavior.returns import ReturnScale
+from latentplan.behavior.planner import Plan, plan, plan_metrics
+from latentplan.behavior.returns import NoveltyScale, ReturnScale
+from latentplan.nn.dists import ActionDist
 from latentplan.nn.optim import LaProp
 from latentplan.schema import Config
 from latentplan.types import Choice, EnvSpec, Latent, Rollout, Timestep
-from latentplan.world.model import WorldModel
+from latentplan.world.model import HIGH_UNCERTAINTY, WorldModel
 
 
 class NonFiniteLossError(RuntimeError):
@@ -35,21 +38,33 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
 class Agent(nn.Module):
     """A Dreamer agent with an ensemble of dynamics heads.
 
+    ``world`` may be any model that has what is used here of :class:`WorldModel`: ``spec`` and
+    ``feature_size``; initial, filter, features, step, step_unmeasured, draw_noise, lowered,
+    fit_pictures, loss (whose metrics name ``HIGH_UNCERTAINTY``), updated. ``config.world`` must say
+    its number of ``members``. ``tests/test_plug_and_play.py`` has another model.
+
     State that belongs to an environment is an argument and a return value (``carry``), so that
     any number of environments, evaluations and resumed runs share one agent.
     """
 
-    def __init__(self, spec: EnvSpec, config: Config, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        spec: EnvSpec,
+        config: Config,
+        device: torch.device | str = "cpu",
+        world: WorldModel | None = None,
+    ):
         super().__init__()
         device = torch.device(device)
         self.config = config
-        self.world = WorldModel(
+        self.world = world or WorldModel(
             spec, config.world, bfloat16=use_bfloat16(config.train.precision, device)
         )
         features, norm = self.world.feature_size, config.world.norm
         self.actor = Actor(features, spec.action_dim, config.behavior, norm)
         self.critic = Critic(features, config.behavior, norm)
         self.scale = ReturnScale(config.behavior.scale_rate)
+        self.novelty_scale = NoveltyScale(config.behavior.scale_rate, 2 * config.optim.warmup)
         self.to(device)
         o = config.optim
         self.optimizer = LaProp(
@@ -67,7 +82,7 @@ class Agent(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.world.bins.device
+        return next(self.parameters()).device
 
     # --- acting -----------------------------------------------------------------------------
 
@@ -80,7 +95,7 @@ class Agent(nn.Module):
         self,
         row: Timestep,
         carry: Latent,
-        mode: str = "explore",
+        mode: str = "sample",
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Latent]:
         """Take in one row of N environments and decide.
@@ -88,19 +103,76 @@ class Agent(nn.Module):
         Args:
             row: (N, ...) tensors on the agent's device.
             carry: from :meth:`initial` or the previous call.
-            mode: ``explore`` samples the policy, ``eval`` takes its mode.
-            generator: of the posterior's and the policy's samples; default the global one.
+            mode: the policy's ``mean``, a ``sample`` of it, or what the ``planner`` finds.
+            generator: of all samples; default the global one.
 
         Returns:
             Actions (N, A) in [-1, 1] and the new carry.
         """
-        draw = {"device": self.device, "generator": generator}
-        uniform = torch.rand(row.reward.shape[0], self.config.world.stoch, **draw)
-        latent = self.world.filter(row, carry, uniform)
-        dist = self.actor(self.world.features(latent))
-        if mode == "eval":
+        latent = self.world.filter(row, carry, generator=generator)
+        if mode == "planner":
+            found = self.plan(latent, self.config.plan.act_rate, generator)
+            return found.action.clamp(-1, 1), latent
+        dist = self.policy(latent)
+        if mode == "mean":
             return dist.mode, latent
-        return dist.rsample(torch.randn(dist.mean.shape, **draw)).clamp(-1, 1), latent
+        noise = torch.randn(dist.mean.shape, device=self.device, generator=generator)
+        return dist.rsample(noise).clamp(-1, 1), latent
+
+    @torch.no_grad()
+    def explore(self, row: Timestep, carry: Latent) -> tuple[Tensor, Latent, dict[str, Tensor]]:
+        """As :meth:`act`, for training: plan optimistically, or sample where nothing is planned.
+
+        Returns:
+            Actions (N, A), the new carry, and what the plan was like.
+        """
+        c = self.config.plan
+        if not c.explore or c.candidates == 1:
+            return *self.act(row, carry), {}
+        latent = self.world.filter(row, carry)
+        found = self.plan(latent, c.explore_rate)
+        return found.action.clamp(-1, 1), latent, plan_metrics("explore", [found], c.explore_rate)
+
+    def policy(self, latent: Latent) -> ActionDist:
+        """The actor at latents (...), on detached features: an action changes what comes after it,
+        not the states the actor will read."""
+        return self.actor(self.world.features(latent).detach())
+
+    def value(self, latent: Latent) -> Tensor:
+        """What the slow critic says of latents (...): (...)."""
+        return self.critic.slow(self.world.features(latent)).mean()
+
+    def plan(
+        self,
+        latent: Latent,
+        optimism: float,
+        generator: torch.Generator | None = None,
+        first: ActionDist | None = None,
+    ) -> Plan:
+        """UP-MPC from N latents, in the units that the configuration asks for.
+
+        Args:
+            first: the policy there, if known.
+        """
+        c, n = self.config.plan, latent.deter.shape[0]
+        draw = {"device": self.device, "generator": generator}
+        shape = (n, c.candidates, c.horizon, self.world.spec.action_dim)
+        with self.world.lowered():
+            return plan(
+                self.world.step if optimism else self.world.step_unmeasured,
+                self.policy,
+                latent,
+                first=first,
+                candidates=c.candidates,
+                horizon=c.horizon,
+                optimism=optimism,
+                discount=self.config.behavior.discount if c.discount else 1.0,
+                value=self.value if c.value else None,
+                reward_scale=self.scale.value if c.normalize_reward else 1.0,
+                uncertainty_scale=self.novelty_scale.value if c.normalize_uncertainty else 1.0,
+                noise=torch.randn(shape, **draw),
+                step_noise=self.world.draw_noise(n, c.horizon, generator),
+            )
 
     # --- learning ---------------------------------------------------------------------------
 
@@ -126,8 +198,9 @@ class Agent(nn.Module):
         terms |= behavior
         self._require_finite(terms)
         self.optimizer.step()
-        self.world.rssm.updates += 1
+        self.world.updated()
         self.critic.follow()
+        self.novelty_scale.update(seen[HIGH_UNCERTAINTY])
         return {f"train/loss/{k}": v.detach() for k, v in terms.items()} | seen | metrics
 
     def _require_finite(self, terms: dict[str, Tensor]) -> None:
@@ -141,45 +214,61 @@ class Agent(nn.Module):
             bad = [n for n in bad if not torch.isfinite(self.get_parameter(n).grad).all()]
             raise NonFiniteLossError(f"The gradient is not finite: {', '.join(bad[:5])}.")
 
-    def imagine(self, start: Latent, horizon: int) -> Rollout:
-        """Follow the actor (sampling) from N states."""
+    def imagine(self, start: Latent, horizon: int) -> tuple[Rollout, PlannedActing | None]:
+        """Follow the actor from N states, or the conservative planner where it plans."""
+        n = start.deter.shape[0]
+        acting = self._planned_acting(n)
+        noise = self.world.draw_noise(n, horizon)
 
-        def act(latent: Latent, h: int) -> Choice:
-            # Detached: an action changes what comes after it, not the states the actor will read.
-            dist = self.actor(self.world.features(latent).detach())
+        def sample(latent: Latent, h: int) -> Choice:
+            dist = self.policy(latent)
             noise = torch.randn_like(dist.mean)
             return Choice(dist.rsample(noise), noise)
 
-        noise = self.world.draw_noise(start.deter.shape[0], horizon)
         with self.world.lowered():
-            return imagine(self.world.step_unmeasured, act, start, horizon, noise)
+            rollout = imagine(self.world.step_unmeasured, acting or sample, start, horizon, noise)
+        return rollout, acting
+
+    def _planned_acting(self, n: int) -> PlannedActing | None:
+        c = self.config.plan
+        count = round(c.imagine_share * n)
+        if c.candidates == 1 or not count:
+            return None
+        # In another order than the rollout's, whose rows are dealt out to members: a state is not
+        # planned by the very member that then moves it.
+        rows = torch.randperm(n, device=self.device)[:count]
+        search = lambda latent, first: self.plan(latent, -c.imagine_rate, first=first)  # noqa: E731
+        return PlannedActing(self.policy, search, rows, c.replan_every)
 
     def _behavior_loss(
         self, latent: Latent, batch: Timestep
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses of actor and critic from rollouts that start at replayed states (B, T)."""
         c = self.config.behavior
-        discount = 1 - 1 / c.discount_horizon
         flat = Latent(*(rearrange(x, "b t ... -> (b t) ...") for x in latent))
         alive = rearrange((~batch.is_terminal).float(), "b t -> (b t)")
         chosen = self._choose_starts(alive.shape[0])
         start, alive = Latent(*(x[chosen] for x in flat)), alive[chosen]
         with frozen(self.world), torch.set_grad_enabled(c.gradient == "pathwise"):
-            rollout = self.imagine(start, c.horizon)
+            rollout, acting = self.imagine(start, c.horizon)
             features = self.world.features(rollout.latent)
             with self.world.lowered():
                 slow = self.critic.slow(features).mean()
-            target = make_target(rollout, slow[:, 1:], alive, discount, c.lam)
+            target = make_target(rollout, slow[:, 1:], alive, c.discount, c.lam)
         self.scale.update(target.returns.detach())
+        scale = self.scale.value
         features = features[:, :-1].detach()
         with self.world.lowered():
             dist = self.actor(features)
             critic, baseline = critic_loss(
                 self.critic, features, target.returns, target.weight, slow[:, :-1], c.slow_scale
             )
-        scale = self.scale.value
+            planned = None
+            if acting is not None:
+                lam = c.lam if c.gradient == "pathwise" else None
+                planned = learn_from_plans(acting, dist, self.value, scale, c.discount, lam)
         losses = {
-            "policy": actor_loss(dist, rollout, target, baseline, scale, c),
+            "policy": actor_loss(dist, rollout, target, baseline, scale, c, planned),
             "value": critic,
         }
         if c.replay_scale:
@@ -196,6 +285,9 @@ class Agent(nn.Module):
             "imagination/reward": rollout.reward.mean().detach(),
             "imagination/cont": rollout.cont.mean().detach(),
         }
+        if acting is not None:
+            plans = [found for _, found in acting.plans]
+            metrics |= plan_metrics("imagine", plans, -self.config.plan.imagine_rate)
         return losses, metrics
 
     def _choose_starts(self, n: int) -> Tensor:
@@ -220,37 +312,6 @@ class Agent(nn.Module):
             self.critic, features[:, :-1], returns, weight, slow[:, :-1], c.slow_scale
         )
         return loss
-
-    # --- looking ----------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def open_loop(self, batch: Timestep, context: int) -> dict[str, Tensor]:
-        """See ``context`` rows, then predict the rest from the actions alone.
-
-        Args:
-            batch: (B, T) rows.
-
-        Returns:
-            {name: (B, T, *shape)} decoded: reconstructions first, predictions from ``context`` on.
-        """
-        posterior, _ = self.world.observe(Timestep(*_first_rows(batch, context)))
-        actions = batch.prev_action[:, context:]
-        start = Latent(*(x[:, -1] for x in posterior))
-        horizon = actions.shape[1]
-        noise = self.world.draw_noise(actions.shape[0], horizon)
-        rollout = imagine(self.world.step, follow(actions), start, horizon, noise)
-        latents = Latent(
-            *(torch.cat([a, b[:, 1:]], 1) for a, b in zip(posterior, rollout.latent, strict=True))
-        )
-        n = actions.shape[0]
-        rows = Latent(*(rearrange(x, "b t ... -> (b t) ...") for x in latents))
-        decoded = self.world.decode(rows)
-        return {k: rearrange(x, "(b t) ... -> b t ...", b=n) for k, x in decoded.items()}
-
-
-def _first_rows(batch: Timestep, count: int) -> Iterator:
-    yield {name: x[:, :count] for name, x in batch.obs.items()}
-    yield from (x[:, :count] for x in batch[1:])
 
 
 @contextmanager

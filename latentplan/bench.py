@@ -15,20 +15,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from latentplan.agent import Agent
 from latentplan.allocator import keep_memory
+from latentplan.bench_planning import describe_planning, planning_cost
 from latentplan.config import load
 from latentplan.envs import VectorEnv
 from latentplan.evaluate import make_train_env, pick_renderer, to_tensors
-from latentplan.inspection.cost import FULL, Part, UpdateParts
+from latentplan.inspection.cost import FULL, UpdateParts, random_rows, time_parts
 from latentplan.run_folder import pick_device
 from latentplan.schema import Config
-from latentplan.types import EnvSpec, Timestep, UserError
+from latentplan.types import UserError
 
 log = logging.getLogger("latentplan")
-_WARM_UPS = 2
 
 
 class Peer(NamedTuple):
@@ -71,10 +70,12 @@ def bench(
     *,
     repeats: int = 7,
     env_seconds: float = 5.0,
+    planning: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure at the widths of ``peers`` or, where ``size`` is given, of that preset.
 
-    ``overrides`` come last in either case. Returns one result of plain values for each.
+    ``overrides`` come last in either case. ``planning`` also compares updates with and without it.
+    Returns one result of plain values for each.
 
     Raises:
         UserError: a wrong key or value, an unknown preset, no working renderer.
@@ -83,17 +84,20 @@ def bench(
         raise UserError(f"repeats must be at least 1, not {repeats}.")
     if size is not None:
         config = load(overrides=[f"size={size}", *overrides])
-        return [{"name": f"size {size}", **measure(config, repeats, env_seconds)}]
+        return [{"name": f"size {size}", **measure(config, repeats, env_seconds, planning)}]
     results = []
     for key in peers:
         peer = PEERS[key]
         config = load(overrides=[*peer.overrides, *overrides])
-        result = {"name": f"widths of {peer.name}", **measure(config, repeats, env_seconds)}
+        measured = measure(config, repeats, env_seconds, planning)
+        result = {"name": f"widths of {peer.name}", **measured}
         results.append(result | {"peer": _compare(peer, result)})
     return results
 
 
-def measure(config: Config, repeats: int, env_seconds: float) -> dict[str, Any]:
+def measure(
+    config: Config, repeats: int, env_seconds: float, planning: bool = False
+) -> dict[str, Any]:
     """Time an agent of this configuration on random data, and its task's environment."""
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
     kept = keep_memory()
@@ -107,6 +111,7 @@ def measure(config: Config, repeats: int, env_seconds: float) -> dict[str, Any]:
     batch, episode = random_rows(env.spec, config.train.batch, config.train.length, device)
     seconds = time_parts(UpdateParts(agent, batch, episode).parts(), repeats, device)
     parts = {name: _summary(times) for name, times in seconds.items() if name != FULL}
+    extra = {"planning": planning_cost(config, env.spec, device, repeats)} if planning else {}
     return {
         "widths": _widths(config),
         "precision": "bfloat16 where it pays" if agent.world.bfloat16 else "float32",
@@ -124,50 +129,11 @@ def measure(config: Config, repeats: int, env_seconds: float) -> dict[str, Any]:
             "renderer": f"{renderer.backend}, {renderer.quality}" if renderer else "none",
             **frames,
         },
+        **extra,
     }
 
 
-# --- work -------------------------------------------------------------------------------
-
-
-def random_rows(
-    spec: EnvSpec, batch: int, length: int, device: torch.device
-) -> tuple[Timestep, Tensor]:
-    """Rows (B, T) of noise, one episode per sequence, and the episodes' numbers (B, T)."""
-    obs = {}
-    for name, (shape, dtype) in spec.obs.items():
-        size = (batch, length, *shape)
-        image = dtype == "uint8"
-        obs[name] = torch.randint(256, size).byte() if image else torch.randn(size)
-    is_first = torch.zeros(batch, length, dtype=torch.bool)
-    is_first[:, 0] = True
-    keep = (~is_first).float()
-    action = (torch.rand(batch, length, spec.action_dim) * 2 - 1) * keep[..., None]
-    reward = torch.rand(batch, length) * keep
-    rows = Timestep(obs, action, reward, is_first, torch.zeros_like(is_first))
-    episode = torch.arange(batch)[:, None].expand(batch, length).contiguous()
-    return to_tensors(rows, device), episode.to(device)
-
-
 # --- clocks ---------------------------------------------------------------------------------
-
-
-def time_parts(
-    parts: Mapping[str, Part], repeats: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of every part, ``repeats`` interleaved times after warming up."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    seconds: dict[str, list[float]] = {name: [] for name in parts}
-    for repeat in range(_WARM_UPS + repeats):
-        for name, part in parts.items():
-            part.prepare()
-            wait()
-            begin = time.perf_counter()
-            part.run()
-            wait()
-            if repeat >= _WARM_UPS:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
 
 
 def time_environment(agent: Agent, env: VectorEnv, seconds: float) -> dict[str, float]:
@@ -255,6 +221,8 @@ def _describe(result: Mapping[str, Any]) -> str:
         f"{1000 * env['policy_seconds']:.1f} ms, simulator "
         f"{1000 * env['simulation_seconds']:.1f} ms"
     )
+    if "planning" in result:
+        lines += describe_planning(result["planning"])
     if "peer" in result:
         lines += _describe_peer(result["peer"])
     return "\n".join(lines)

@@ -62,12 +62,37 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("eval", help="score a run; JSON on standard output, and a video")
     evaluate.add_argument("run_folder", metavar="RUN")
+    evaluate.add_argument(
+        "items", nargs="*", metavar="plan.key=value", help="plan otherwise than in training"
+    )
     evaluate.add_argument("--episodes", type=int, default=10)
     evaluate.add_argument("--seed", type=int, default=0, help="never one that training saw")
-    evaluate.add_argument("--sample", action="store_true", help="sample actions, not their mean")
+    evaluate.add_argument(
+        "--policy",
+        choices=("mean", "sample", "planner"),
+        default="mean",
+        help="the actor's mean action (default), its samples, or a plan of several candidates",
+    )
     evaluate.add_argument("--video", help="path of the mp4 or GIF; default: in the run folder")
     evaluate.add_argument("--device", default="auto")
     evaluate.set_defaults(run=_eval)
+
+    calibrate = commands.add_parser(
+        "calibrate", help="does the uncertainty know where the model errs? JSON, plot, TensorBoard"
+    )
+    calibrate.add_argument("run_folder", metavar="RUN")
+    calibrate.add_argument("--episodes", type=int, default=10)
+    calibrate.add_argument(
+        "--unseen", default="", metavar="TASK", help="a variant never trained on"
+    )
+    calibrate.add_argument("--device", default="auto")
+    calibrate.set_defaults(run=_calibrate)
+
+    study = commands.add_parser("study", help="tasks x ablations x seeds, from one file")
+    study.add_argument("action", choices=("run", "status", "report"))
+    study.add_argument("file", type=Path, metavar="FILE")
+    study.add_argument("--out", type=Path, help="of the report, without a suffix: FOLDER/NAME")
+    study.set_defaults(run=_study)
 
     doctor = commands.add_parser("doctor", help="check rendering, packages and hardware")
     doctor.set_defaults(run=_doctor)
@@ -77,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     widths = bench.add_mutually_exclusive_group()
     widths.add_argument("--peer", choices=("small", "large"), help="default: both peers' widths")
     widths.add_argument("--size", help="a preset of configs/size instead, for example cpu")
+    bench.add_argument("--planning", action="store_true", help="also updates and actions with it")
     bench.add_argument("--repeats", type=int, default=7, help="interleaved repetitions")
     bench.add_argument("--seconds", type=float, default=5.0, help="of stepping the environment")
     bench.add_argument("--json", metavar="FILE", help="also write the results there")
@@ -129,11 +155,35 @@ def _eval(args: argparse.Namespace) -> int:
         args.run_folder,
         episodes=args.episodes,
         seed=args.seed,
-        mode="explore" if args.sample else "eval",
+        policy=args.policy,
+        overrides=args.items,
         video=args.video,
         device=args.device,
     )
     print(to_json(result))
+    return 0
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from latentplan.calibrate import calibrate
+    from latentplan.evaluate import to_json
+
+    report = calibrate(
+        args.run_folder, episodes=args.episodes, unseen=args.unseen, device=args.device
+    )
+    print(to_json(report))
+    return 0
+
+
+def _study(args: argparse.Namespace) -> int:
+    from latentplan.study import report, runner
+
+    if args.action == "run":
+        return runner.run(args.file)
+    if args.action == "report":
+        print(report.report(args.file, args.out or Path("runs") / args.file.stem))
+        return 0
+    print(runner.show(args.file))
     return 0
 
 
@@ -154,6 +204,7 @@ def _bench(args: argparse.Namespace) -> int:
         args.items,
         repeats=args.repeats,
         env_seconds=args.seconds,
+        planning=args.planning,
     )
     print(describe(results))
     if args.json:

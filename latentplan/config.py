@@ -43,9 +43,9 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
     return _finish(merged)
 
 
-def load_resolved(path: Path) -> Config:
+def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read the ``config.yaml`` of a run folder, which is already resolved: no preset is applied."""
-    return _finish(_merge([_schema(), _read(path)]))
+    return _finish(_merge([_schema(), _read(path), *map(_parse, overrides)]))
 
 
 def to_yaml(config: Config) -> str:
@@ -134,11 +134,12 @@ def _check_keys(node: DictConfig, where: str) -> None:
         if key in sections:
             raise UserError(f"{key} in {where} is a section: set its keys, {key}.<key>=<value>.")
         if key not in known:
-            # The full path first; else the last part alone, for a key typed without its section.
-            near = difflib.get_close_matches(key, known, 1, 0.6) or [
-                k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]
-            ]
-            hint = f"; did you mean {near[0]!r}?" if near else "."
+            tail = key.rsplit(".", 1)[-1]
+            twins = [k for k in known if k.rsplit(".", 1)[-1] == tail]
+            close = difflib.get_close_matches(key, known, 1, 0.6)
+            # A key typed without its section may be any of its namesakes.
+            near = (close or twins) if "." in key else (twins or close)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
             raise UserError(f"Unknown key {key!r} in {where}{hint}")
 
 
@@ -172,5 +173,6 @@ def _finish(merged: DictConfig) -> Config:
     check(flat)
     if not flat["run_dir"]:
         task = _task_name(flat["task"]).replace(":", "-")
-        merged.run_dir = f"runs/{task}-{flat['obs']}-{flat['size']}-s{flat['seed']}"
+        ablation = "" if flat["ablation"] == "none" else f"-{flat['ablation']}"
+        merged.run_dir = f"runs/{task}-{flat['obs']}-{flat['size']}{ablation}-s{flat['seed']}"
     return OmegaConf.to_object(merged)

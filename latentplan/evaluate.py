@@ -68,7 +68,7 @@ def make_eval_env(config: Config, renderer: Renderer | None, count: int, seed: i
     )
 
 
-def run_episodes(agent: Agent, env: VectorEnv, episodes: int, mode: str = "eval") -> Scores:
+def run_episodes(agent: Agent, env: VectorEnv, episodes: int, mode: str = "mean") -> Scores:
     """Play whole episodes and leave every random generator of the caller as it was.
 
     Each environment plays ``ceil(episodes / env.count)`` episodes and the first of each are
@@ -105,7 +105,8 @@ def evaluate(
     *,
     episodes: int = 10,
     seed: int = 0,
-    mode: str = "eval",
+    policy: str = "mean",
+    overrides: Sequence[str] = (),
     video: str | Path | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -113,24 +114,28 @@ def evaluate(
 
     Args:
         seed: of the evaluation episodes, which training never sees whatever the number.
-        mode: ``eval`` acts with the mean, ``explore`` samples.
+        policy: ``mean`` or ``sample`` of the actor, or ``planner``.
+        overrides: of the planner, ``plan.candidates=8``; any agent can be planned with.
         video: where to write the first episode as mp4 or GIF; default inside the run folder.
 
     Raises:
-        UserError: no run there, a damaged checkpoint, no working renderer.
+        UserError: no run there, a damaged checkpoint, no working renderer, nothing to plan with.
     """
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}.")
     folder = Path(run)
-    agent, config, _, payload = run_folder.load_agent(folder, run_folder.pick_device(device))
+    place = run_folder.pick_device(device)
+    agent, config, _, payload = run_folder.load_agent(folder, place, overrides)
+    if policy == "planner" and config.plan.candidates == 1:
+        raise UserError("One candidate is no choice: add plan.candidates=4, for example.")
     renderer = pick_renderer(config)
     with make_eval_env(config, renderer, min(episodes, 2), seed) as env:
-        scores = run_episodes(agent, env, episodes, mode)
+        scores = run_episodes(agent, env, episodes, policy)
     result = {
         "run": str(folder),
         "task": config.task,
         "obs": config.obs,
-        "policy": "actor mean" if mode == "eval" else "actor sample",
+        "policy": policy,
         "frames": payload["frames"],
         "updates": payload["updates"],
         "action_repeat": config.env.repeat,
@@ -199,7 +204,7 @@ class LoadedAgent:
             np.zeros(1, bool),
         )
         row = to_tensors(row, self.agent.device)
-        action, self._carry = self.agent.act(row, self._carry, "eval", self._generator)
+        action, self._carry = self.agent.act(row, self._carry, "mean", self._generator)
         self._action, self._first = action.cpu().numpy(), False
         return self._action[0].copy()
 

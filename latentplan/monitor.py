@@ -22,6 +22,7 @@ from latentplan.clock import Every, Stopwatch, memory
 from latentplan.envs.rendering import Renderer
 from latentplan.evaluate import make_eval_env, run_episodes, to_tensors
 from latentplan.inspection.film import open_loop_film
+from latentplan.inspection.open_loop import open_loop
 from latentplan.logger import Logger
 from latentplan.replay import Replay
 from latentplan.schema import Config
@@ -29,6 +30,7 @@ from latentplan.types import Timestep
 
 log = logging.getLogger("latentplan")
 FILMED_SEQUENCES = 3
+LABELS = {"eval": "evaluation", "planner": "evaluation of the planner"}
 
 
 class Monitor:
@@ -85,7 +87,7 @@ class Monitor:
             )
 
     def update(self, metrics: Mapping[str, Tensor]) -> None:
-        """The agent made an update."""
+        """The agent made an update, or a plan."""
         self.logger.add(metrics)
 
     def report(self, frames: int, updates: int, *, last: bool = False) -> None:
@@ -134,18 +136,23 @@ class Monitor:
         with self.watch.section("eval"):
             # Made anew, so that every evaluation of a run plays the same episodes.
             count = min(config.eval.episodes, 2 if config.env.workers else 1)
-            with make_eval_env(config, self.renderer, count, config.seed) as env:
-                scores = run_episodes(self.agent, env, config.eval.episodes)
-        self.logger.add(
-            {
-                "episode/eval_score": float(np.mean(scores.returns)),
-                "episode/eval_std": float(np.std(scores.returns)),
-                "episode/eval_length": float(np.mean(scores.lengths)),
-            }
-        )
-        log.info("evaluation at frame %d: %.1f", frames, np.mean(scores.returns))
-        if scores.film is not None and config.eval.video:
-            self.logger.video("eval_video", scores.film, frames, fps=30)
+            modes = {"eval": "mean"}
+            if config.plan.candidates > 1:
+                modes["planner"] = "planner"
+            for name, mode in modes.items():
+                with make_eval_env(config, self.renderer, count, config.seed) as env:
+                    scores = run_episodes(self.agent, env, config.eval.episodes, mode)
+                mean = float(np.mean(scores.returns))
+                self.logger.add(
+                    {
+                        f"episode/{name}_score": mean,
+                        f"episode/{name}_std": float(np.std(scores.returns)),
+                        f"episode/{name}_length": float(np.mean(scores.lengths)),
+                    }
+                )
+                log.info("%s at frame %d: %.1f", LABELS[name], frames, mean)
+                if scores.film is not None and config.eval.video:
+                    self.logger.video(f"{name}_video", scores.film, frames, fps=30)
 
     def _film(self, frames: int) -> None:
         length = self.config.train.length
@@ -157,7 +164,7 @@ class Monitor:
             batch, _ = self.replay.sample(FILMED_SEQUENCES, length, rng)
             device = self.agent.device
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                decoded = self.agent.open_loop(to_tensors(batch, device), context)
+                decoded = open_loop(self.agent, to_tensors(batch, device), context)
             name = self.agent.world.spec.images[0]
             film = open_loop_film(batch.obs[name], decoded[name].cpu().numpy(), context)
             self.logger.video("open_loop", film, frames, fps=8)

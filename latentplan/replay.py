@@ -121,12 +121,28 @@ class Replay:
         index = env * self._rows + (start + np.arange(length)) % self._rows
         values = {name: flat.take(index, axis=0) for name, flat in self._flat.items()}
         episode = values.pop("episode")
-        obs = {
-            name.removeprefix("obs."): values.pop(name)
-            for name in self._fields
-            if name.startswith("obs.")
-        }
-        return Timestep(obs=obs, **values), episode
+        return _gather(values), episode
+
+    def sample_within_episodes(self, count: int, length: int, rng: np.random.Generator) -> Timestep:
+        """Up to ``count`` windows (B, T, ...) of rows that are of one episode each; for looking."""
+        rows, episode = self.sample(4 * count, length, rng)
+        keep = np.flatnonzero((episode == episode[:, :1]).all(1))[:count]
+        return rows.map(lambda x: x[keep])
+
+    def history(self) -> Timestep:
+        """All rows ``(N, T, ...)``, oldest first, in memory of their own.
+
+        Raises:
+            UserError: the first rows were overwritten.
+        """
+        if self._first:
+            raise UserError(
+                f"The replay in {self._folder} has forgotten the run's first {self._first} rows: "
+                "give such a run a larger replay.capacity."
+            )
+        slots = np.arange(self._first, self._cursor) % self._rows
+        values = {name: ring[:, slots] for name, ring in self._rings.items() if name != "episode"}
+        return _gather(values)
 
     def clear(self) -> None:
         """Forget all rows; for a run that starts anew in a folder that has no checkpoint."""
@@ -247,6 +263,11 @@ def _flatten(row: Timestep, episode: np.ndarray) -> dict[str, np.ndarray]:
     for name in ("prev_action", "reward", "is_first", "is_terminal"):
         values[name] = getattr(row, name)
     return {**values, "episode": episode}
+
+
+def _gather(values: dict[str, np.ndarray]) -> Timestep:
+    obs = {k.removeprefix("obs."): x for k, x in values.items() if k.startswith("obs.")}
+    return Timestep(obs=obs, **{k: x for k, x in values.items() if not k.startswith("obs.")})
 
 
 def _described(meta: dict[str, Any]) -> dict[str, str]:

@@ -10,8 +10,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +27,7 @@ from latentplan import __version__, checkpoint
 from latentplan.agent import Agent
 from latentplan.config import flatten, load_resolved, to_yaml
 from latentplan.envs import parse_task
+from latentplan.replay import Replay
 from latentplan.schema import Config
 from latentplan.types import EnvSpec, UserError
 
@@ -111,24 +116,64 @@ def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
     agent.load_state_dict(state)
 
 
-def load_agent(folder: Path, device: str = "cpu") -> tuple[Agent, Config, EnvSpec, dict[str, Any]]:
-    """The agent of a run folder, its configuration, what it exchanges, and its checkpoint.
+def load(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, EnvSpec, dict[str, Any]]:
+    """The configuration of a run folder, what its agent exchanges, and its checkpoint.
+
+    Args:
+        overrides: ``plan.key=value``; the rest of a configuration is part of what the agent is.
 
     Raises:
-        UserError: the folder holds no run, or its checkpoint is damaged or foreign.
+        UserError: the folder holds no run, its checkpoint is damaged, or an override is no plan's.
     """
+    for item in overrides:
+        if not item.startswith("plan."):
+            raise UserError(f"{item!r} would make it another agent: only plan.* may be changed.")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.yaml.")
-    config = load_resolved(folder / "config.yaml")
+    config = load_resolved(folder / "config.yaml", overrides)
     payload = checkpoint.load(checkpoint_path(folder))
     spec = EnvSpec(
         {name: (tuple(shape), dtype) for name, (shape, dtype) in payload["spec"]["obs"].items()},
         payload["spec"]["action_dim"],
         payload["spec"]["repeat"],
     )
+    return config, spec, payload
+
+
+def load_agent(
+    folder: Path, device: torch.device | str = "cpu", overrides: Sequence[str] = ()
+) -> tuple[Agent, Config, EnvSpec, dict[str, Any]]:
+    """The agent of a run folder, its configuration, what it exchanges, and its checkpoint.
+
+    Args:
+        overrides: as of :func:`load`.
+
+    Raises:
+        UserError: as :func:`load`, or the checkpoint is foreign.
+    """
+    config, spec, payload = load(folder, overrides)
     agent = Agent(spec, config, device)
     restore(agent, payload["agent"], checkpoint_path(folder))
     return agent, config, spec, payload
+
+
+@contextmanager
+def open_replay(folder: Path) -> Iterator[Replay]:
+    """A copy of a run's replay as it was at the checkpoint; the run itself is not touched.
+
+    Raises:
+        UserError: the folder holds no run, or its replay is damaged.
+    """
+    config, spec, payload = load(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "replay"
+        shutil.copytree(folder / "replay", copy)  # opening locks, and moves the cursor
+        replay = Replay(copy, spec, capacity=config.replay.capacity, envs=config.env.count)
+        try:
+            replay.load_state_dict(payload["replay"])
+            yield replay
+        finally:
+            replay.close()
 
 
 def pick_device(name: str) -> torch.device:

@@ -41,7 +41,8 @@ class WorldConfig:
     bootstrap: float = 0.8  # share of episodes each member learns from
     member_per: str = "rollout"  # rollout | step: how long one member moves an imagined row
     uncertainty: str = "jsd"  # jsd | std | kl_rest | probes
-    probe_units: int = 512  # width of the probes' two hidden layers
+    probe_members: int = 8  # probes, where they measure the uncertainty
+    probe_units: int = 512  # width of their two hidden layers
     unimix: float = 0.01  # share of the uniform in every categorical
     soft_updates: int = 0  # states pass from probabilities to samples over these first updates
     bins: int = 255  # of the two-hot reward
@@ -71,6 +72,27 @@ class BehaviorConfig:
     replay_scale: float = 0.3  # weight of the value loss on replayed rows
     scale_rate: float = 0.01  # of the running 5-95 percentile range
     starts_fraction: float = 1.0  # share of the batch's rows that imagination starts from
+
+    @property
+    def discount(self) -> float:
+        """Per decision."""
+        return 1 - 1 / self.discount_horizon
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    candidates: int = 1  # K rollouts of the policy to choose from; 1 is the policy itself
+    horizon: int = 4  # P, steps of each
+    explore: bool = True  # plan in the training environments, optimistically
+    explore_rate: float = 1.0  # bonus there, per unit of uncertainty
+    imagine_share: float = 1.0  # of the imagined trajectories are planned, conservatively
+    imagine_rate: float = 0.5  # penalty there
+    act_rate: float = 0.0  # bonus (or penalty, < 0) where a plan acts at test time
+    replan_every: int = 1  # imagined steps; between plans the chosen candidate is followed
+    value: bool = True  # the slow critic values the state after the last step
+    discount: bool = True  # as the returns; off: only a predicted end discounts
+    normalize_reward: bool = True  # by the return scale
+    normalize_uncertainty: bool = True  # by its own scale, which never decreases
 
 
 @dataclass(frozen=True)
@@ -124,6 +146,7 @@ class Config:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     behavior: BehaviorConfig = field(default_factory=BehaviorConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -154,7 +177,7 @@ MINIMA = {
         f"world.{name}": 1
         for name in (
             *("deter", "stoch", "hidden", "blocks", "units", "depth"),
-            *("members", "member_hidden", "probe_units"),
+            *("members", "member_hidden", "probe_members", "probe_units"),
         )
     },
     "world.classes": 2,
@@ -163,6 +186,10 @@ MINIMA = {
     "behavior.discount_horizon": 1,
     "behavior.units": 1,
     "behavior.bins": 3,
+    "plan.candidates": 1,
+    "plan.horizon": 1,
+    "plan.imagine_share": 0,
+    "plan.replan_every": 1,
     "train.batch": 1,
     "train.length": 2,
     "train.prefill": 0,
@@ -195,5 +222,14 @@ def check(flat: dict[str, object]) -> None:
             raise UserError(f"{key} must be odd, so that one bin is zero, not {flat[key]}.")
     if flat["world.deter"] % flat["world.blocks"]:
         raise UserError("world.blocks must divide world.deter.")
+    if flat["plan.replan_every"] > flat["plan.horizon"]:
+        raise UserError("plan.replan_every must not exceed plan.horizon: a plan ends there.")
+    if flat["plan.imagine_share"] > 1:
+        raise UserError(f"plan.imagine_share is a share, not {flat['plan.imagine_share']}.")
+    ensemble = "world.probe_members" if flat["world.uncertainty"] == "probes" else "world.members"
+    if flat[ensemble] == 1 and (
+        flat["plan.candidates"] > 1 or flat["world.uncertainty"] == "kl_rest"
+    ):
+        raise UserError(f"{ensemble} must be at least 2: one alone cannot disagree.")
     if flat["train.length"] > flat["replay.capacity"] // flat["env.count"]:
         raise UserError("replay.capacity must hold train.length rows of each environment.")

@@ -182,10 +182,15 @@ class Trainer:
                 # none makes a resumed run (which starts with resets) go on bit for bit.
                 action = np.zeros(shape, np.float32)
             else:
-                chosen, carry = self.agent.act(to_tensors(row, self.device), carry)
-                action = chosen.cpu().numpy()
+                tensors = to_tensors(row, self.device)
                 if self.decisions < self.config.train.prefill:
+                    with torch.no_grad():
+                        carry = self.agent.world.filter(tensors, carry)
                     action = self.rng.uniform(-1, 1, shape).astype(np.float32)
+                else:
+                    chosen, carry, metrics = self.agent.explore(tensors, carry)
+                    self.monitor.update(metrics)
+                    action = chosen.cpu().numpy()
         self.env.step_async(action)
         self._learn()
         with watch.section("env"):

@@ -3,6 +3,7 @@
 Symbols (the authority for every shape comment in the code)::
 
     B sequences   T time   N flat batch (environments, or B*T starts)   H imagination horizon
+    K candidates   P plan horizon   R planned rows
     M ensemble members   A action   X embedding
     D deterministic   S groups x C classes   F = D + S*C features
 
@@ -24,6 +25,7 @@ Images are ``(..., height, width, 3)`` uint8 from renderer to replay to encoder.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # environment workers read this module and must start without torch
@@ -65,6 +67,10 @@ class Timestep(NamedTuple):
     reward: Array  # (...,) float32, received on arriving here; 0 where is_first
     is_first: Array  # (...,) bool, this row starts an episode
     is_terminal: Array  # (...,) bool, nothing can be earned after this row
+
+    def map(self, f: Callable[[Array], Array]) -> Timestep:
+        """Every array through ``f``."""
+        return Timestep({name: f(x) for name, x in self.obs.items()}, *map(f, self[1:]))
 
 
 class Latent(NamedTuple):

@@ -12,6 +12,7 @@ from torch import nn
 
 from latentplan import checkpoint
 from latentplan.agent import Agent, NonFiniteLossError
+from latentplan.inspection.open_loop import open_loop
 from latentplan.types import EnvSpec, Timestep
 
 
@@ -40,7 +41,7 @@ def test_actions_stay_in_the_box() -> None:
     rows, carry = random_batch(20, 4)[0], agent.initial(20)
     outermost = 0.0
     for t in range(4):
-        for mode in ("eval", "explore"):
+        for mode in ("mean", "sample"):
             action, following = agent.act(part(rows, t), carry, mode)
             assert action.shape == (20, 2) and not action.requires_grad
             outermost = max(outermost, action.abs().max().item())
@@ -48,7 +49,7 @@ def test_actions_stay_in_the_box() -> None:
     assert outermost == 1.0  # samples beyond are clipped
 
 
-@pytest.mark.parametrize("mode", ["eval", "explore"])
+@pytest.mark.parametrize("mode", ["mean", "sample"])
 def test_acting_is_a_function_of_the_random_state(mode: str) -> None:
     agent, row = make_agent(), part(random_batch(3, 1)[0], 0)
     actions = []
@@ -56,23 +57,23 @@ def test_acting_is_a_function_of_the_random_state(mode: str) -> None:
         torch.manual_seed(seed)
         actions.append(agent.act(row, agent.initial(3), mode)[0])
     assert torch.equal(actions[0], actions[1])
-    assert mode == "eval" or not torch.equal(actions[0], actions[2])
+    assert mode == "mean" or not torch.equal(actions[0], actions[2])
 
 
-def test_eval_takes_the_mode_and_explore_samples() -> None:
+def test_mean_takes_the_mode_and_sample_samples() -> None:
     agent, row = make_agent(), part(random_batch(3, 1)[0], 0)
     torch.manual_seed(0)
-    action, carry = agent.act(row, agent.initial(3), "eval")
+    action, carry = agent.act(row, agent.initial(3), "mean")
     torch.testing.assert_close(action, agent.actor(agent.world.features(carry)).mode)
     torch.manual_seed(0)
-    explored, same = agent.act(row, agent.initial(3), "explore")
+    explored, same = agent.act(row, agent.initial(3), "sample")
     assert torch.equal(carry.deter, same.deter) and not torch.allclose(action, explored)
 
 
 def test_a_generator_of_its_own_leaves_the_global_one_alone() -> None:
     agent, row = make_agent(), part(random_batch(3, 1)[0], 0)
     before = torch.get_rng_state()
-    draw = lambda: agent.act(row, agent.initial(3), "explore", torch.Generator().manual_seed(3))  # noqa: E731
+    draw = lambda: agent.act(row, agent.initial(3), "sample", torch.Generator().manual_seed(3))  # noqa: E731
     assert torch.equal(draw()[0], draw()[0])
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -209,7 +210,7 @@ def test_a_gpu_does_the_same() -> None:
     assert all(value.isfinite() for value in metrics.values())
     action, _ = agent.act(part(rows, 0), agent.initial(4))
     assert action.device.type == "cuda"
-    assert agent.open_loop(rows, 2)["image"].shape == (4, 4, 16, 16, 3)
+    assert open_loop(agent, rows, 2)["image"].shape == (4, 4, 16, 16, 3)
 
 
 def test_saving_and_loading_in_between_changes_nothing(tmp_path: Path) -> None:
@@ -255,7 +256,7 @@ def test_starts_may_be_a_share_of_the_rows() -> None:
 def test_open_loop_shows_reconstructions_then_predictions() -> None:
     agent = make_agent(BOTH)
     batch, _ = random_batch(2, 6, BOTH)
-    decoded = agent.open_loop(batch, 2)
+    decoded = open_loop(agent, batch, 2)
     assert decoded["image"].shape == (2, 6, 16, 16, 3)
     assert decoded["vector"].shape == (2, 6, 3)
     assert ((decoded["image"] >= 0) & (decoded["image"] <= 1)).all()
@@ -278,7 +279,7 @@ def test_open_loop_sees_the_context_and_nothing_after_it() -> None:
         films = []
         for rows in (batch, changed):
             torch.manual_seed(0)
-            films.append(agent.open_loop(rows, 2)["vector"])
+            films.append(open_loop(agent, rows, 2)["vector"])
         return [not torch.equal(films[0][:, t], films[1][:, t]) for t in range(6)]
 
     assert not any(seen(3, "obs"))

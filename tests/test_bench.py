@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import BOTH, agent_config, random_batch, world_config
 
-from latentplan import bench, cli
+from latentplan import bench, bench_planning, cli
 from latentplan.agent import Agent
 from latentplan.config import load
 from latentplan.inspection.cost import FULL, Part, UpdateParts
@@ -85,6 +85,16 @@ def test_the_command_prints_every_part_and_the_peer(
     assert result["peer"]["ratio"] == pytest.approx(result["full"]["median"] / 2.4)
     assert result["peer"]["measured_here"] is False
     assert result["environment"]["frames_per_second"] > 0
+
+
+def test_planning_is_timed_beside_the_same_update_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_planning, "ACTIONS", 5)
+    flags = ["--size", "cpu", "--repeats", "1", "--seconds", "0.05", "--planning"]
+    assert cli.main(["bench", *flags, *TINY]) == 0
+    text = capsys.readouterr().out
+    assert "update, faithful" in text and "action, planner" in text and "x 1.00" in text
 
 
 def test_sizes_have_no_peer() -> None:

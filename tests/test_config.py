@@ -18,7 +18,10 @@ from latentplan.schema import Config
 from latentplan.types import UserError
 
 CONFIGS = preset_folder()
-FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
+STUDIES = CONFIGS / "study"  # read by latentplan.study, not as settings of one run
+FILES = sorted(
+    path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml") if path.parent != STUDIES
+)
 NAMES = {
     kind: sorted(p.stem for p in (CONFIGS / kind).glob("*.yaml")) for kind in ("size", "ablation")
 }
@@ -144,7 +147,7 @@ def test_the_default_size_follows_the_device() -> None:
     ("override", "words"),
     [
         ("wrold.deter=3", ["wrold.deter", "world.deter"]),
-        ("horizon=3", ["horizon", "behavior.horizon"]),
+        ("horizon=3", ["horizon", "behavior.horizon", "plan.horizon"]),
         ("tsak=walker_walk", ["tsak", "'task'"]),
         ("task.name=3", ["task.name"]),
         ("world.deter=abc", ["world.deter", "abc", "Integer"]),

@@ -33,7 +33,19 @@ LAYERS = [
     {"nn": "nn"},
     {"world": "world", "behavior": "behavior"},
     {"agent": "agent", "inspection": "inspection"},
-    {name: "run" for name in ("run_folder", "evaluate", "monitor", "train", "bench", "doctor")},
+    {
+        name: "run"
+        for name in (
+            "run_folder",
+            "evaluate",
+            "calibrate",
+            "monitor",
+            "train",
+            "bench",
+            "bench_planning",
+            "doctor",
+        )
+    },
     {"study": "study"},
     {"cli": "cli"},
 ]

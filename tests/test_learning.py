@@ -6,11 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from environments import make
+import torch
+from environments import make, walk
 
+from latentplan import run_folder
 from latentplan.config import load
-from latentplan.evaluate import evaluate
+from latentplan.evaluate import evaluate, to_tensors
+from latentplan.inspection.calibration import auroc, one_step
+from latentplan.nn.dists import categorical_kl, mixed_probs
 from latentplan.train import train
+from latentplan.types import Timestep
 
 EPISODES = 10
 REPEAT = 4
@@ -28,23 +33,72 @@ def score_of_chance() -> float:
     return total / EPISODES
 
 
-@pytest.mark.last
-@pytest.mark.parametrize("gradient", ["pathwise", "reinforce"])
-def test_a_task_is_learned_from_pixels(tmp_path: Path, gradient: str) -> None:
+@pytest.fixture(scope="module", params=["pathwise", "reinforce"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """About half a minute on one core for 64 episodes, 16 decisions each."""
+    folder = tmp_path_factory.mktemp("learned") / request.param
     config = load(
         [],
         [
-            *("task=dummy:pixels", "size=tiny", "device=cpu", f"run_dir={tmp_path / 'run'}"),
+            *("task=dummy:pixels", "size=tiny", "device=cpu", f"run_dir={folder}"),
             *("env.image_size=32", f"env.repeat={REPEAT}", "env.workers=false", "steps=4096"),
             *("train.ratio=64", "train.prefill=200", "train.precision=float32", "train.threads=1"),
             *("behavior.horizon=8", "behavior.discount_horizon=20"),
-            *(f"behavior.gradient={gradient}", "eval.every=0", "log.film_every=0"),
+            *(f"behavior.gradient={request.param}", "eval.every=0", "log.film_every=0"),
         ],
     )
-    train(config)
-    learned = evaluate(tmp_path / "run", episodes=EPISODES, device="cpu")["mean"]
+    return train(config)
+
+
+@pytest.mark.last
+def test_a_task_is_learned_from_pixels(run: Path) -> None:
+    learned = evaluate(run, episodes=EPISODES, device="cpu")["mean"]
     chance = score_of_chance()
     # Measured over three seeds: chance 12, learned 40 to 44. Always at the goal would be 64.
     assert chance > 5
     assert learned > 2 * chance, f"{learned:.1f} against {chance:.1f} by chance"
+
+
+def unheard_of() -> Timestep:
+    """Random actions (10, 16) on episodes that training never saw."""
+    with make("dummy:pixels", "pixels", mode="eval", repeat=REPEAT, image_size=32) as env:
+        rows, _ = walk(env, 10 * 17 - 1)
+    begins = [t for t, row in enumerate(rows) if row.is_first[0]]
+    return stacked([stacked([row.map(lambda x: x[0]) for row in rows[t : t + 16]]) for t in begins])
+
+
+def stacked(rows: list[Timestep]) -> Timestep:
+    return Timestep(
+        {name: np.stack([row.obs[name] for row in rows]) for name in rows[0].obs},
+        *(np.stack(x) for x in zip(*(row[1:] for row in rows), strict=True)),
+    )
+
+
+@pytest.mark.last
+def test_every_member_predicts_what_it_never_saw(run: Path) -> None:
+    """Better than the best guess that knows neither state nor action, on held-out episodes."""
+    agent, *_ = run_folder.load_agent(run)
+    world = agent.world
+    torch.manual_seed(0)
+    with torch.no_grad():
+        latent, logits = world.observe(to_tensors(unheard_of(), agent.device))
+        q = mixed_probs(logits[:, 4:], world.config.unimix).flatten(0, 1)
+        p = mixed_probs(world.rssm.prior_logits(latent.deter[:, 4:].flatten(0, 1)), 0.01)
+        members = categorical_kl(q, q.log(), p.log()).mean(1)
+        guess = categorical_kl(q, q.log(), q.mean(0, keepdim=True).log()).mean()
+    assert len(members) == 3 and (members < 0.7 * guess).all(), f"{members} against {guess}"
+
+
+@pytest.mark.last
+def test_what_was_never_seen_is_more_uncertain(run: Path) -> None:
+    """Another task of the same kind: the blob is green and the goal red."""
+    agent, *_ = run_folder.load_agent(run)
+    with run_folder.open_replay(run) as replay:
+        seen = replay.sample_within_episodes(64, 12, np.random.default_rng(0))
+    swapped = {"image": seen.obs["image"][..., [1, 0, 2]]}
+    torch.manual_seed(0)
+    known, unknown = (
+        one_step(agent, to_tensors(rows, agent.device), 4)
+        for rows in (seen, seen._replace(obs=swapped))
+    )
+    assert auroc(known, unknown) > 0.7

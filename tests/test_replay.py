@@ -187,6 +187,18 @@ for step in itertools.count():
     assert last >= 300 - 10
 
 
+def test_history_is_every_row_in_order(tmp_path: Path) -> None:
+    replay = Replay(tmp_path / "r", SPEC, capacity=14, envs=2)
+    fill(replay, range(4), 2)
+    assert replay.history().reward.tolist() == [[0, 1, 2, 3], [1000, 1001, 1002, 1003]]
+    fill(replay, range(4, 10), 2)  # around the ring
+    rows = replay.history()
+    assert rows.obs["vector"][1, :, 1].tolist() == list(range(3, 10))
+    rows.reward[:] = 0
+    assert replay.history().reward.any()
+    replay.close()
+
+
 def test_clear_forgets_the_rows(tmp_path: Path) -> None:
     replay = Replay(tmp_path, SPEC, capacity=6, envs=1)
     fill(replay, range(9), 1)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from latentplan.behavior.learn import make_target, replay_returns
-from latentplan.behavior.returns import ReturnScale, lambda_returns
+from latentplan.behavior.returns import NoveltyScale, ReturnScale, lambda_returns
 from latentplan.schema import BehaviorConfig
 from latentplan.types import Choice, Latent, Rollout
 
@@ -167,3 +167,15 @@ def test_replayed_returns_end_where_the_episode_did() -> None:
     returns, weight = replayed([1, 0, 0, 1, 0], [0, 0, 1, 0, 0])
     assert returns[0, :2].tolist() == pytest.approx([5.8, 2.0])  # 1 + 0.8 (5 + 1)
     assert_row(weight, [1.0, 1.0, 0.0, 1.0])
+
+
+def test_the_novelty_scale_never_decreases() -> None:
+    scale = NoveltyScale(0.1, warmup=2)
+    assert scale.value == 1
+    seen = []
+    for high in (50.0, 2.0, 4.0, 4.0, 1.0, 0.1, 0.1):
+        scale.update(torch.tensor(high))
+        seen.append(float(scale.value))
+    # Untrained members say nothing that should last.
+    assert seen[:2] == [50, 2] and seen[2] == pytest.approx(2.2)
+    assert seen[1:] == sorted(seen[1:]) and seen[-1] == seen[3] < 4.0

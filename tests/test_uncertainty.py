@@ -85,7 +85,7 @@ def probing() -> WorldModel:
 def probe_loss(model: WorldModel, latent: Latent, first: list[int]) -> Tensor:
     batch, episode = random_batch(2, 5)
     batch.is_first[:, first] = True
-    return model._probe_loss(latent, batch, bootstrap_mask(episode.flatten(), 3, 1.0))
+    return model._probe_loss(latent, batch, bootstrap_mask(episode, 3, 1.0))[0]
 
 
 def changed_last(latent: Latent) -> Latent:
@@ -117,7 +117,8 @@ def test_probe_loss_golden_number() -> None:
     probes.net.layers[-1].bias.data = torch.tensor([[[0.5, 0.0]], [[1.0, 1.0]]])
     target = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     mask = torch.tensor([[True, False], [True, True]])
-    loss = probes.loss(torch.ones(2, 3), torch.ones(2, 1), target, mask)
+    loss, uncertainty = probes.loss(torch.ones(2, 3), torch.ones(2, 1), target, mask)
+    assert uncertainty.tolist() == pytest.approx([0.375, 0.375])
     # member 0, row 0: (0.25 + 0) / 2;  member 1: (0 + 1) / 2 on both rows
     assert loss.item() == pytest.approx((0.125 + 0.5 + 0.5) / 3)
     value = probes.uncertainty(torch.ones(2, 3), torch.ones(2, 1))
@@ -134,7 +135,7 @@ def test_probes_learn_what_follows() -> None:
     mask = torch.rand(5, 256) < 0.8
     for _ in range(150):
         optimizer.zero_grad()
-        probes.loss(features, action, target, mask).backward()
+        probes.loss(features, action, target, mask)[0].backward()
         optimizer.step()
     near = probes.uncertainty(features, action).mean()
     far = probes.uncertainty(4 * features + 3, action).mean()

@@ -27,6 +27,7 @@ WORLD = WorldConfig(
     depth=2,
     members=3,
     member_hidden=8,
+    probe_members=3,
     probe_units=8,
     bins=41,
 )

@@ -10,9 +10,7 @@ what is lost in seeing, the others what is lost in predicting. 1 is perfect, 0 a
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +21,7 @@ from torch import Tensor
 from latentplan import run_folder
 from latentplan.behavior.imagine import follow, imagine
 from latentplan.evaluate import to_tensors
-from latentplan.replay import Replay
-from latentplan.types import Latent, Timestep
+from latentplan.types import Latent
 
 LENGTH, CONTEXT, WINDOWS, SAMPLES = 24, 8, 256, 8
 
@@ -36,16 +33,9 @@ def explained(prediction: Tensor, truth: Tensor, variance: Tensor) -> float:
 @torch.no_grad()
 def check(folder: Path) -> list[str]:
     """The lines to print for a run folder, which is not touched."""
-    agent, config, spec, saved = run_folder.load_agent(folder)
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / "replay"
-        shutil.copytree(folder / "replay", copy)  # opening a replay locks it and moves its cursor
-        replay = Replay(copy, spec, capacity=config.replay.capacity, envs=config.env.count)
-        replay.load_state_dict(saved["replay"])
-        rows, _ = replay.sample(WINDOWS, LENGTH, np.random.default_rng(0))
-        replay.close()
-    keep = ~rows.is_first[:, 1:].any(1)  # within one episode
-    rows = Timestep({k: x[keep] for k, x in rows.obs.items()}, *(x[keep] for x in rows[1:]))
+    agent, _, _, saved = run_folder.load_agent(folder)
+    with run_folder.open_replay(folder) as replay:
+        rows = replay.sample_within_episodes(WINDOWS, LENGTH, np.random.default_rng(0))
     batch = to_tensors(rows, agent.device)
     torch.manual_seed(0)
     world = agent.world

@@ -21,6 +21,14 @@ class Target(NamedTuple):
     weight: Tensor  # (N, H) probability that the state left at h is reached at all, discounted
 
 
+class Planned(NamedTuple):
+    """What planned rows change in the actor's loss."""
+
+    own: Tensor  # (N, H) 1 where the action was a sample of the policy, 0 where it was chosen
+    learns: Tensor  # (N, H) 0 where a chosen candidate was merely followed, else 1
+    gain: Tensor  # (N, H) what the candidates of a plan teach, 0 where there was no plan
+
+
 def make_target(
     rollout: Rollout, value: Tensor, alive: Tensor, discount: float, lam: float
 ) -> Target:
@@ -42,6 +50,7 @@ def actor_loss(
     baseline: Tensor,
     scale: Tensor,
     config: BehaviorConfig,
+    planned: Planned | None = None,
 ) -> Tensor:
     """The loss whose gradient improves the policy; () .
 
@@ -53,13 +62,20 @@ def actor_loss(
         dist: the policy at the states left, (N, H), on detached features.
         baseline: (N, H) critic's value of the states left.
         scale: () return scale S, in whose units ``config.entropy`` is paid.
+        planned: where a planner chose among samples of the policy (``conservative.py``).
     """
     if config.gradient == "reinforce":
         advantage = ((target.returns - baseline) / scale).detach()
         gain = dist.log_prob(rollout.choice.action.detach()) * advantage
+        if planned is not None:
+            gain = gain * planned.own
     else:
         gain = target.returns / scale
-    return -(target.weight * (gain + config.entropy * dist.entropy())).mean()
+    entropy = config.entropy * dist.entropy()
+    if planned is not None:
+        gain = gain + planned.gain
+        entropy = entropy * planned.learns  # else it would outweigh the returns
+    return -(target.weight * (gain + entropy)).mean()
 
 
 def critic_loss(
@@ -95,7 +111,7 @@ def replay_returns(
     Returns:
         returns (B, T-1) from rows 0 .. T-2, and weights (B, T-1): 0 where the next row is a reset.
     """
-    discount = (1 - 1 / config.discount_horizon) * (~is_terminal[:, 1:]).float()
+    discount = config.discount * (~is_terminal[:, 1:]).float()
     last = torch.cat([is_first[:, 2:], torch.ones_like(is_first[:, :1])], 1)
     returns = lambda_returns(reward[:, 1:], bootstrap[:, 1:], discount, config.lam, last)
     return returns, (~is_first[:, 1:]).float()

@@ -56,3 +56,34 @@ class ReturnScale(nn.Module):
         """() the scale S, corrected for the zero it started from."""
         correction = 1 - (1 - self.rate) ** self.count.clamp(min=1)
         return (self.range / correction).clamp(min=1.0)
+
+
+class NoveltyScale(nn.Module):
+    """Largest running value, so far, of the uncertainty's 95th percentile on replayed rows.
+
+    It never decreases: uncertainty itself shrinks as the model learns, and in units of a scale that
+    shrank along, a bonus for it would never fade. Except for the first ``warmup`` updates, when
+    the members disagree because of their initialization, 10 to 30 times as much as ever after.
+    """
+
+    def __init__(self, rate: float, warmup: int):
+        super().__init__()
+        self.rate, self.warmup = rate, max(1, warmup)
+        self.register_buffer("recent", torch.zeros(()))
+        self.register_buffer("largest", torch.ones(()))
+        self.register_buffer("count", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, high: Tensor) -> None:
+        """Take in the percentile () of a batch."""
+        self.count.add_(1)
+        young = self.count <= self.warmup
+        self.recent.copy_(torch.where(young, high, self.recent.lerp(high, self.rate)))
+        self.largest.copy_(
+            torch.where(young, self.recent, torch.maximum(self.largest, self.recent))
+        )
+
+    @property
+    def value(self) -> Tensor:
+        """() the scale U; 1 before the first batch."""
+        return self.largest.clamp(min=1e-8)

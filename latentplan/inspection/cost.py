@@ -6,16 +6,18 @@ Every part is the update's own code, with the other parts answered from a record
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from latentplan.agent import Agent, frozen
-from latentplan.types import Latent, Rollout, Timestep
+from latentplan.types import EnvSpec, Latent, Rollout, Timestep
 
 FULL = "full update"
+WARM_UPS = 2
 
 
 class Part(NamedTuple):
@@ -50,7 +52,8 @@ class UpdateParts:
             self.latent = latent
             chosen = agent._choose_starts(flat.deter.shape[0])
             self.start = Latent(*(x[chosen] for x in flat))
-            rollout = agent.imagine(self.start, self.horizon)
+            imagined = agent.imagine(self.start, self.horizon)
+            rollout = imagined[0]
         self.rows = {name: x.flatten(0, 1) for name, x in batch.obs.items()}
         self.features = world.features(flat).requires_grad_()
         inputs = [embed, logits, *(x.clone() for x in latent)]
@@ -59,7 +62,7 @@ class UpdateParts:
             self.leaves += [x.requires_grad_() for x in _outcome(rollout)]
         self.observer = recorded(world, encode=embed)
         self.heads_only = recorded(world, observe=(Latent(*inputs[2:]), logits), _reconstruction={})
-        self.learner = recorded(agent, imagine=rollout)
+        self.learner = recorded(agent, imagine=imagined)
 
     def parts(self) -> dict[str, Part]:
         """In the order of an update, and last the update itself."""
@@ -103,7 +106,7 @@ class UpdateParts:
 
     def imagination(self) -> None:
         with frozen(self.agent.world), torch.set_grad_enabled(self.pathwise):
-            rollout = self.agent.imagine(self.start, self.horizon)
+            rollout, _ = self.agent.imagine(self.start, self.horizon)
         if self.pathwise:
             _backward(_outcome(rollout))
 
@@ -126,3 +129,40 @@ def _outcome(rollout: Rollout) -> list[Tensor]:
 
 def _backward(outputs: list[Tensor]) -> None:
     torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
+
+
+def random_rows(
+    spec: EnvSpec, batch: int, length: int, device: torch.device
+) -> tuple[Timestep, Tensor]:
+    """Rows (B, T) of noise, one episode per sequence, and the episodes' numbers (B, T)."""
+    obs = {}
+    for name, (shape, dtype) in spec.obs.items():
+        size = (batch, length, *shape)
+        image = dtype == "uint8"
+        rows = torch.randint(256, size).byte() if image else torch.randn(size)
+        obs[name] = rows.to(device)
+    is_first = torch.zeros(batch, length, dtype=torch.bool, device=device)
+    is_first[:, 0] = True
+    keep = (~is_first).float()
+    action = (torch.rand(batch, length, spec.action_dim, device=device) * 2 - 1) * keep[..., None]
+    reward = torch.rand(batch, length, device=device) * keep
+    episode = torch.arange(batch, device=device)[:, None].expand(batch, length).contiguous()
+    return Timestep(obs, action, reward, is_first, torch.zeros_like(is_first)), episode
+
+
+def time_parts(
+    parts: Mapping[str, Part], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of every part, ``repeats`` interleaved times after warming up."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    for repeat in range(WARM_UPS + repeats):
+        for name, part in parts.items():
+            part.prepare()
+            wait()
+            begin = time.perf_counter()
+            part.run()
+            wait()
+            if repeat >= WARM_UPS:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds

@@ -25,7 +25,12 @@ def symexp(x: Tensor) -> Tensor:
 
 def mixed_probs(logits: Tensor, unimix: float) -> Tensor:
     """Probabilities of ``(..., S, C)`` logits with a share ``unimix`` of the uniform mixed in."""
-    return (1 - unimix) * torch.softmax(logits, -1) + unimix / logits.shape[-1]
+    return _mix(torch.softmax(logits, -1), unimix)
+
+
+def _mix(probs: Tensor, unimix: float) -> Tensor:
+    uniform = probs.new_full((), unimix / probs.shape[-1])
+    return torch.add(uniform, probs, alpha=1 - unimix)  # one pass, not two
 
 
 class _SampleStraightThrough(torch.autograd.Function):
@@ -36,7 +41,7 @@ class _SampleStraightThrough(torch.autograd.Function):
         softmax = torch.softmax(logits, -1)
         ctx.save_for_backward(softmax)
         ctx.unimix = unimix
-        probs = (1 - unimix) * softmax + unimix / logits.shape[-1]
+        probs = _mix(softmax, unimix)
         cdf = probs.cumsum(-1)
         # Rounding can leave the last entry of the CDF below a draw near one.
         index = (cdf < uniform.unsqueeze(-1)).sum(-1, keepdim=True).clamp_(max=logits.shape[-1] - 1)
@@ -134,6 +139,13 @@ class ActionDist:
         mean, std = raw.float().chunk(2, -1)
         self.mean = torch.tanh(mean)
         self.std = (std_max - std_min) * torch.sigmoid(std + 2.0) + std_min
+
+    @classmethod
+    def of(cls, mean: Tensor, std: Tensor) -> ActionDist:
+        """The distribution of this ``mean`` and ``std`` (..., A)."""
+        dist = cls.__new__(cls)
+        dist.mean, dist.std = mean, std
+        return dist
 
     @property
     def mode(self) -> Tensor:

@@ -20,8 +20,10 @@ from latentplan.types import EnvSpec, Latent, Prediction, StepNoise, Timestep
 from latentplan.world.decoder import Decoder
 from latentplan.world.encoder import Encoder
 from latentplan.world.pictures import PictureScale
-from latentplan.world.rssm import RSSM
+from latentplan.world.rssm import RSSM, bound_action
 from latentplan.world.uncertainty import MEASURES, Probes
+
+HIGH_UNCERTAINTY = "train/model/uncertainty_high"  # name of the metric
 
 
 def bootstrap_mask(episode: Tensor, members: int, share: float) -> Tensor:
@@ -64,7 +66,7 @@ class WorldModel(nn.Module):
         self.probes = None
         if config.uncertainty == "probes":
             self.probes = Probes(
-                config.members,
+                config.probe_members,
                 self.feature_size,
                 spec.action_dim,
                 config.probe_units,
@@ -91,11 +93,18 @@ class WorldModel(nn.Module):
         with self.lowered():
             return self.encoder(obs | pictures)
 
-    def filter(self, row: Timestep, latent: Latent, uniform: Tensor | None = None) -> Latent:
+    def filter(
+        self,
+        row: Timestep,
+        latent: Latent,
+        uniform: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Latent:
         """Take in one observed row (N); ``uniform`` (N, S) is drawn when not given."""
         embed = self.encode(row.obs)
         if uniform is None:
-            uniform = torch.rand(embed.shape[0], self.config.stoch, device=embed.device)
+            shape = embed.shape[0], self.config.stoch
+            uniform = torch.rand(shape, device=embed.device, generator=generator)
         return self.rssm.filter(latent, embed, row.prev_action, row.is_first, uniform)
 
     def observe(self, batch: Timestep, uniform: Tensor | None = None) -> tuple[Latent, Tensor]:
@@ -105,20 +114,22 @@ class WorldModel(nn.Module):
             uniform = torch.rand(*embed.shape[:2], self.config.stoch, device=embed.device)
         return self.rssm.observe(embed, batch.prev_action, batch.is_first, uniform)
 
-    def draw_noise(self, n: int, horizon: int) -> StepNoise:
+    def draw_noise(
+        self, n: int, horizon: int, generator: torch.Generator | None = None
+    ) -> StepNoise:
         """Randomness of ``horizon`` steps of ``n`` rollouts: member (H, N), uniform (H, N, S).
 
         One member moves a row for a whole rollout unless ``world.member_per`` is ``step``: a
         trajectory is then one hypothesis about the world, as in the papers on ensembles. Where M
         divides ``n``, the rows are dealt out in blocks; callers shuffle them if order matters.
         """
-        c, device = self.config, self.bins.device
-        uniform = torch.rand(horizon, n, c.stoch, device=device)
+        c, draw = self.config, {"device": self.bins.device, "generator": generator}
+        uniform = torch.rand(horizon, n, c.stoch, **draw)
         if c.member_per == "step":
-            return StepNoise(torch.randint(c.members, (horizon, n), device=device), uniform)
+            return StepNoise(torch.randint(c.members, (horizon, n), **draw), uniform)
         if n % c.members == 0:
             return StepNoise(None, uniform)
-        member = torch.randint(c.members, (1, n), device=device)
+        member = torch.randint(c.members, (1, n), **draw)
         return StepNoise(member.expand(horizon, n), uniform)
 
     def step(self, latent: Latent, action: Tensor, noise: StepNoise | None = None) -> Prediction:
@@ -144,7 +155,7 @@ class WorldModel(nn.Module):
         if by_heads:
             uncertainty = self.disagreement(mixed_probs(logits, self.config.unimix))
         elif measure:
-            uncertainty = self.probes.uncertainty(self.features(latent), action)
+            uncertainty = self.probes.uncertainty(self.features(latent), bound_action(action))
         reward, cont = self.outcome(self.features(following))
         return Prediction(following, reward, cont, uncertainty)
 
@@ -182,13 +193,9 @@ class WorldModel(nn.Module):
         """
         latent, logits = self.observe(batch)
         flat = Latent(*(rearrange(x, "b t ... -> (b t) ...") for x in latent))
-        rows = Timestep(
-            {name: rearrange(x, "b t ... -> (b t) ...") for name, x in batch.obs.items()},
-            *(rearrange(x, "b t ... -> (b t) ...") for x in batch[1:]),
-        )
-        mask = bootstrap_mask(
-            rearrange(episode, "b t -> (b t)"), self.config.members, self.config.bootstrap
-        )
+        rows = batch.map(lambda x: rearrange(x, "b t ... -> (b t) ..."))
+        owned = lambda members: bootstrap_mask(episode, members, self.config.bootstrap)  # noqa: E731
+        mask = rearrange(owned(self.config.members), "m b t -> m (b t)")
         features = self.features(flat)
         logits = rearrange(logits, "b t s c -> (b t) s c")
         terms, metrics = self._divergence(flat.deter, logits, mask)
@@ -199,13 +206,20 @@ class WorldModel(nn.Module):
         cont = bernoulli_log_prob(cont_logits.squeeze(-1), ~rows.is_terminal)
         terms["con"] = -cont.mean()
         if self.probes is not None:
-            terms["probes"] = self._probe_loss(latent, batch, mask)
+            terms["probes"], uncertainty = self._probe_loss(
+                latent, batch, owned(self.config.probe_members)
+            )
+            metrics.update(_summary(uncertainty))
         return terms, latent, metrics
 
     def fit_pictures(self, obs: dict[str, Tensor]) -> None:
         """Take the statistics of pictures from the first batches seen."""
         for name, scale in self.pictures.items():
             scale.fit(obs[name])
+
+    def updated(self) -> None:
+        """The weights were moved once more."""
+        self.rssm.updates += 1
 
     def _reconstruction(self, features: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Squared errors per row, summed over pixels (in [0, 1]) or entries (symlog)."""
@@ -250,16 +264,23 @@ class WorldModel(nn.Module):
             "train/model/posterior_entropy": -(q * log_q).sum((-2, -1)).detach().mean(),
         }
         if self.probes is None:
-            metrics["train/model/uncertainty"] = self.disagreement(p.detach()).mean()
+            metrics.update(_summary(self.disagreement(p.detach())))
         return terms, metrics
 
-    def _probe_loss(self, latent: Latent, batch: Timestep, mask: Tensor) -> Tensor:
+    def _probe_loss(self, latent: Latent, batch: Timestep, mask: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(latent)
-        mask = rearrange(mask, "m (b t) -> m b t", b=features.shape[0])[:, :, 1:]
-        mask = mask & ~batch.is_first[:, 1:]  # never across an episode boundary
+        mask = mask[:, :, 1:] & ~batch.is_first[:, 1:]  # never across an episode boundary
         return self.probes.loss(
             rearrange(features[:, :-1], "b t f -> (b t) f"),
             rearrange(batch.prev_action[:, 1:], "b t a -> (b t) a"),
             rearrange(latent.stoch[:, 1:], "b t s c -> (b t) (s c)"),
             rearrange(mask, "m b t -> m (b t)"),
         )
+
+
+def _summary(uncertainty: Tensor) -> dict[str, Tensor]:
+    """Of replayed rows (N,): the mean, and the percentile that planning measures bonuses in."""
+    return {
+        "train/model/uncertainty": uncertainty.mean(),
+        HIGH_UNCERTAINTY: torch.quantile(uncertainty, 0.95),
+    }

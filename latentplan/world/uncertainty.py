@@ -65,8 +65,10 @@ class Probes(nn.Module):
         """(N,): deviation over members of their means, averaged over dimensions."""
         return member_std(self(features, action))
 
-    def loss(self, features: Tensor, action: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """Mean squared error where ``mask`` (M, N) is true.
+    def loss(
+        self, features: Tensor, action: Tensor, target: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mean squared error where ``mask`` (M, N) is true, and the uncertainty (N,) of the rows.
 
         Args:
             features: (N, F) before the action. action: (N, A). target: (N, S*C) after it.
@@ -75,4 +77,4 @@ class Probes(nn.Module):
         error = F.mse_loss(
             prediction, target.detach().expand_as(prediction), reduction="none"
         ).mean(-1)
-        return (error * mask).sum() / mask.sum().clamp(min=1)
+        return (error * mask).sum() / mask.sum().clamp(min=1), member_std(prediction.detach())

@@ -1,0 +1,131 @@
+"""Conservative imagination: a planner acts in imagined rollouts, and what the actor learns of it.
+
+A chosen action is the best of K, not a sample of the policy. ``log pi * advantage`` of it would be
+wrong, and so would the gradient through the noise that made it: chosen noise leans towards what
+scores well, and following it widens the policy even where nothing is gained. What is right:
+
+- all K candidates *are* samples, so they estimate the gradient, each against the others
+  (:func:`leave_one_out_loss`);
+- through the chosen action the return may move the mean, not the deviation.
+
+The critic learns the returns of these rollouts: where all rows are planned at every step, the value
+of the *planner*; otherwise that of what acted, a mixture of planner and policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from latentplan.behavior.learn import Planned
+from latentplan.behavior.planner import Plan, Policy, Value, discounts
+from latentplan.nn.dists import ActionDist
+from latentplan.types import Choice, Latent
+
+
+class PlannedActing:
+    """The ``act`` of :func:`latentplan.behavior.imagine.imagine` that plans for some rows.
+
+    Args:
+        policy: acts in the other rows, and in planned rows with the chosen candidate's noise.
+        plan: latent (R), the policy there -> Plan, conservative.
+        rows: (R,) int64, which of the N rows are planned.
+        every: steps between plans.
+
+    Attributes:
+        plans: (step, plan) of every planning; of the candidates' latents only the last is kept.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        plan: Callable[[Latent, ActionDist], Plan],
+        rows: Tensor,
+        every: int,
+    ):
+        self.policy, self.plan, self.rows, self.every = policy, plan, rows, every
+        self.plans: list[tuple[int, Plan]] = []
+
+    def __call__(self, latent: Latent, h: int) -> Choice:
+        dist = self.policy(latent)
+        noise = torch.randn_like(dist.mean)
+        if h % self.every == 0:
+            there = Latent(*(x[self.rows].detach() for x in latent))
+            at = ActionDist.of(dist.mean[self.rows].detach(), dist.std[self.rows].detach())
+            self.plans.append((h, _without_path(self.plan(there, at))))
+        noise = noise.index_copy(0, self.rows, self.plans[-1][1].noise[:, h % self.every])
+        spread = dist.std.index_copy(0, self.rows, dist.std[self.rows].detach())
+        return Choice(dist.mean + spread * noise, noise)
+
+
+def learn_from_plans(
+    acting: PlannedActing,
+    dist: ActionDist,
+    value: Value,
+    scale: Tensor,
+    discount: float,
+    lam: float | None,
+) -> Planned:
+    """What the actor gains from the candidates of planned rows.
+
+    Their returns are those of the behavior, whatever the plan's score left out: only the *choice*
+    of an action is the planner's.
+
+    Args:
+        dist: (N, H) the policy at the states of the rollout.
+        value: latent (R, S, K) -> (R, S, K), of the state after a candidate's last step.
+        scale: () of returns. discount: per step.
+        lam: with the pathwise gradient, that of the returns; None with the score function. The
+            pathwise loss counts an action at h once in every return before it, sum_{j<=h} lam^j
+            times in all, and what it says of the deviation here must weigh the same. There the mean
+            learns through the chosen action.
+    """
+    n, horizon = dist.mean.shape[:2]
+    steps = [h for h, _ in acting.plans]
+    found = [plan.candidates for _, plan in acting.plans]
+    reward, cont = (torch.stack([getattr(x, k) for x in found], 1) for k in ("reward", "cont"))
+    action = torch.stack([x.choice.action[:, :, 0] for x in found], 1)
+    last = Latent(
+        *(torch.stack([getattr(x.latent, k)[:, :, -1] for x in found], 1) for k in Latent._fields)
+    )
+    weight, after = discounts(cont, discount)
+    with torch.no_grad():
+        ret = ((weight * reward).sum(-1) + after * value(last)) / scale
+    rows, at = acting.rows[:, None], torch.tensor(steps, device=acting.rows.device)
+    mean, std = dist.mean[rows, at], dist.std[rows, at]
+    if lam is not None:
+        mean = mean.detach()
+    gain = -leave_one_out_loss(ActionDist.of(mean, std), action, ret)
+    if lam is not None:
+        gain = gain * (lam ** torch.arange(horizon, device=at.device)).cumsum(0)[at]
+    own = torch.ones(n, horizon, device=at.device)
+    own[acting.rows] = 0.0
+    learns = own.clone()
+    learns[rows, at] = 1.0
+    return Planned(own, learns, torch.zeros_like(own).index_put((rows, at), gain))
+
+
+def leave_one_out_loss(dist: ActionDist, action: Tensor, ret: Tensor) -> Tensor:
+    """Score-function loss of K independent actions per state, each against the mean of the others.
+
+    Its gradient is an unbiased estimate of that of the policy's expected return (Kool et al. 2019).
+
+    Args:
+        dist: the policy at the states, (..., A). action: (..., K, A). ret: (..., K).
+
+    Returns:
+        (...), zero gradient where a return is not finite.
+    """
+    valid = ret.isfinite().all(-1)
+    ret = ret.masked_fill(~valid[..., None], 0.0)
+    others = (ret.sum(-1, keepdim=True) - ret) / (ret.shape[-1] - 1)
+    log_prob = ActionDist.of(dist.mean[..., None, :], dist.std[..., None, :]).log_prob(action)
+    return -(log_prob * (ret - others).detach()).mean(-1)
+
+
+def _without_path(found: Plan) -> Plan:
+    """The candidates' states on the way are gigabytes at large sizes, and nobody asks for them."""
+    last = Latent(*(x[:, :, -1:].clone() for x in found.candidates.latent))
+    return found._replace(candidates=found.candidates._replace(latent=last))

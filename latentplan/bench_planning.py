@@ -1,0 +1,87 @@
+"""What planning costs: full updates with and without it, in turns, and one planned action."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from latentplan.agent import Agent
+from latentplan.inspection.cost import Part, random_rows, time_parts
+from latentplan.schema import Config
+from latentplan.types import EnvSpec, Timestep
+
+ACTIONS = 200  # planned actions whose latency is measured
+CANDIDATES = HORIZON = 4
+
+
+def planning_cost(
+    config: Config, spec: EnvSpec, device: torch.device, repeats: int
+) -> dict[str, Any]:
+    """Seconds of an update without planning, as configured, and in the faithful form.
+
+    Faithful is planning at every step of every imagined trajectory. All have K = P = 4.
+    """
+    asked = replace(config.plan, candidates=CANDIDATES, horizon=HORIZON)
+    settings = {
+        "none": replace(asked, candidates=1),
+        "as configured": asked,
+        "faithful": replace(asked, imagine_share=1.0, replan_every=1),
+    }
+    batch, episode = random_rows(spec, config.train.batch, config.train.length, device)
+    parts, agents = {}, {}
+    for name, plan in settings.items():
+        torch.manual_seed(config.seed)
+        agent = agents[name] = Agent(spec, replace(config, plan=plan), device)
+        parts[name] = Part(lambda agent=agent: agent.update(batch, episode), lambda: None)
+    seconds = time_parts(parts, repeats, device)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    return {
+        "candidates": CANDIDATES,
+        "horizon": HORIZON,
+        "imagine_share": asked.imagine_share,
+        "replan_every": asked.replan_every,
+        "update_seconds": {
+            name: {"median": medians[name], "min": min(times), "max": max(times)}
+            for name, times in seconds.items()
+        },
+        "ratio": {name: value / medians["none"] for name, value in medians.items()},
+        "action_seconds": {
+            "policy": latency(agents["none"], batch),
+            "planner": latency(agents["faithful"], batch),
+        },
+    }
+
+
+def latency(agent: Agent, batch: Timestep) -> dict[str, float]:
+    """Median and 99th percentile of one exploring decision of one environment."""
+    row = batch.map(lambda x: x[0, :1])
+    carry, times = agent.initial(1), []
+    for _ in range(ACTIONS + 10):
+        begin = time.perf_counter()
+        action, carry, _ = agent.explore(row, carry)
+        action.cpu()
+        times.append(time.perf_counter() - begin)
+    cuts = statistics.quantiles(times[10:], n=100)
+    return {"p50": cuts[49], "p99": cuts[98]}
+
+
+def describe_planning(cost: Mapping[str, Any]) -> Sequence[str]:
+    """Lines for people."""
+    lines = [
+        f"planning, K = {cost['candidates']}, P = {cost['horizon']} (as configured: share "
+        f"{cost['imagine_share']:g}, a plan every {cost['replan_every']} steps):"
+    ]
+    for name, row in cost["update_seconds"].items():
+        lines.append(
+            f"  update, {name:14} {1000 * row['median']:9.1f} ms  x {cost['ratio'][name]:.2f}"
+        )
+    for name, row in cost["action_seconds"].items():
+        lines.append(
+            f"  action, {name:14} {1000 * row['p50']:9.1f} ms (p99 {1000 * row['p99']:.1f})"
+        )
+    return lines

@@ -1,0 +1,158 @@
+"""``latentplan calibrate RUN``: the calibration of a run's uncertainty on episodes it never saw."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from latentplan import run_folder
+from latentplan.agent import Agent
+from latentplan.envs import VectorEnv
+from latentplan.evaluate import make_eval_env, pick_renderer, to_tensors
+from latentplan.inspection.calibration import (
+    auroc,
+    k_step,
+    one_step,
+    rank_correlations,
+    reliability,
+    scalars,
+)
+from latentplan.logger import Logger
+from latentplan.schema import Config
+from latentplan.types import Timestep, UserError
+
+CONTEXT, HORIZON = 8, 15
+RELIABLE_AT = 5  # steps ahead at which the reliability is shown
+SEED = 7919  # of the held-out episodes; scores use the run's own seed
+
+
+def calibrate(
+    run: str | Path, *, episodes: int = 10, unseen: str = "", device: str = "auto"
+) -> dict[str, Any]:
+    """Numbers, a plot and TensorBoard scalars, written into RUN/calibration and returned.
+
+    Args:
+        episodes: played by the sampled policy, held out from training.
+        unseen: a task with the same observations and actions that training never saw, to be told
+            from the replay; without it there is no AUROC.
+
+    Raises:
+        UserError: no run there, too few episodes, or a variant that does not fit.
+    """
+    if episodes < 1:
+        raise UserError(f"episodes must be at least 1, not {episodes}.")
+    folder = Path(run)
+    agent, config, _, saved = run_folder.load_agent(folder, run_folder.pick_device(device))
+    rows = held_out(agent, config, episodes)
+    windows = len(rows.reward)
+    result = k_step(agent, to_tensors(rows, agent.device), CONTEXT)
+    correlations = rank_correlations(result)
+    separation = None
+    if unseen:
+        other = held_out(agent, replace(config, task=unseen), episodes)
+        with run_folder.open_replay(folder) as replay:
+            rng = np.random.default_rng(SEED)
+            known = replay.sample_within_episodes(windows, CONTEXT + HORIZON, rng)
+        known, unknown = (
+            one_step(agent, to_tensors(x, agent.device), CONTEXT) for x in (known, other)
+        )
+        separation = auroc(known, unknown)
+    report = {
+        "run": str(folder),
+        "task": config.task,
+        "measure": config.world.uncertainty,
+        "members": config.world.members,
+        "frames": saved["frames"],
+        "updates": saved["updates"],
+        "windows": windows,
+        "rank_correlation": correlations,
+        "mean_error": {k: x.mean(0).tolist() for k, x in result.errors.items()},
+        "reliability": {"steps": RELIABLE_AT, **reliability(result, RELIABLE_AT)},
+        "unseen": unseen or None,
+        "auroc": separation,
+    }
+    place = folder / "calibration"
+    place.mkdir(exist_ok=True)
+    (place / "calibration.json").write_text(json.dumps(report, indent=1) + "\n")
+    report["plot"] = str(draw(report, place / "calibration.png"))
+    logger = Logger(place, frame=saved["frames"])
+    logger.write(saved["frames"], now=scalars(correlations, separation))
+    logger.close()
+    return report
+
+
+def held_out(agent: Agent, config: Config, episodes: int) -> Timestep:
+    """Windows (B, CONTEXT + HORIZON), overlapping, of episodes played by the sampled policy."""
+    renderer = pick_renderer(config)
+    with make_eval_env(config, renderer, 1, SEED) as env:
+        for what in ("obs", "action_dim"):
+            if getattr(env.spec, what) != getattr(agent.world.spec, what):
+                raise UserError(f"{config.task} has other observations or actions than the agent.")
+        played = [_episode(agent, env, k) for k in range(episodes)]
+    length = CONTEXT + HORIZON
+    windows = [
+        _stack(rows[i : i + length])
+        for rows in played
+        for i in range(0, len(rows) - length + 1, CONTEXT)
+    ]
+    if not windows:
+        raise UserError(f"No episode lasted {length} decisions: nothing to calibrate on.")
+    return _stack(windows)
+
+
+def _episode(agent: Agent, env: VectorEnv, number: int) -> list[Timestep]:
+    generator = torch.Generator(agent.device).manual_seed(number)
+    row, _ = (
+        env.reset() if number == 0 else env.step(np.zeros((1, env.spec.action_dim), np.float32))
+    )
+    carry, rows = agent.initial(1), []
+    while True:
+        rows.append(row.map(lambda x: x[0]))
+        if env.is_last[0]:
+            return rows
+        action, carry = agent.act(to_tensors(row, agent.device), carry, "sample", generator)
+        row, _ = env.step(action.cpu().numpy())
+
+
+def _stack(rows: list[Timestep]) -> Timestep:
+    obs = {k: np.stack([row.obs[k] for row in rows]) for k in rows[0].obs}
+    return Timestep(obs, *(np.stack(x) for x in zip(*(row[1:] for row in rows), strict=True)))
+
+
+def draw(report: dict[str, Any], path: Path) -> Path:
+    """Rank correlation and error against steps ahead, and the reliability."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("The plot needs matplotlib: pip install 'latentplan[plot]'.") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    for name, rho in report["rank_correlation"].items():
+        steps = range(1, len(rho) + 1)
+        axes[0].plot(steps, rho, marker=".", label=name)
+        error = np.asarray(report["mean_error"][name])
+        axes[1].plot(steps, error / max(error[-1], 1e-12), marker=".", label=name)
+        bins = report["reliability"][name]
+        largest = max(*bins["error"], 1e-12)
+        axes[2].plot(bins["uncertainty"], np.asarray(bins["error"]) / largest, marker=".")
+    axes[0].axhline(0, color="gray", linewidth=1)
+    labels = (
+        ("steps ahead", "rank correlation of uncertainty and error"),
+        ("steps ahead", "error, of that at the last step"),
+        (f"summed uncertainty, {RELIABLE_AT} steps", "mean error of the bin, of the largest"),
+    )
+    for axis, (x, y) in zip(axes, labels, strict=True):
+        axis.set_xlabel(x)
+        axis.set_ylabel(y)
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path

@@ -1,0 +1,1 @@
+"""Ablation studies: tasks x ablations x seeds, run on the local cores."""

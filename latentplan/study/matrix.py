@@ -1,0 +1,120 @@
+"""What a study is: a file that multiplies tasks, ablations and seeds into runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from latentplan.config import load
+from latentplan.study.curves import read_metrics
+from latentplan.types import UserError
+
+SET_BY_STUDY = ("task", "ablation", "seed", "run_dir")
+
+
+@dataclass
+class Study:
+    """The keys of a study file."""
+
+    tasks: list[str] = field(default_factory=list)
+    ablations: list[str] = field(default_factory=lambda: ["none"])
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    settings: dict[str, Any] = field(default_factory=dict)  # "key.sub": value, of every run
+    parallel: int = 1  # runs at a time
+    folder: str = ""  # empty: runs/study-<name of the file>
+
+
+class Progress(NamedTuple):
+    frames: int
+    score: float | None  # of the last evaluation
+
+
+class Job(NamedTuple):
+    """One run of a study."""
+
+    task: str
+    ablation: str
+    seed: int
+    folder: Path
+    overrides: tuple[str, ...]
+    steps: int
+
+    def progress(self) -> Progress:
+        """How far the run is, from its metrics."""
+        try:
+            rows = read_metrics(self.folder)
+        except UserError:
+            return Progress(0, None)
+        scores = [row["episode/eval_score"] for row in rows if "episode/eval_score" in row]
+        return Progress(rows[-1]["step"] if rows else 0, scores[-1] if scores else None)
+
+    def done(self) -> bool:
+        return self.progress().frames >= self.steps
+
+
+def read_study(path: Path) -> Study:
+    """Raises `UserError` with the reason: no file, not YAML, an unknown key, a wrong type."""
+    try:
+        node = OmegaConf.merge(OmegaConf.structured(Study), OmegaConf.load(path))
+        study = OmegaConf.to_object(node)
+    except OSError as error:
+        raise UserError(f"The study {path} cannot be read: {error.strerror}.") from error
+    except (YAMLError, ValueError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).splitlines()[0].split()).rstrip(".")
+        raise UserError(f"The study {path} is not valid: {reason}.") from error
+    for name in ("tasks", "ablations", "seeds"):
+        values = getattr(study, name)
+        if not values:
+            raise UserError(f"The study {path} names no {name}.")
+        if len(set(values)) < len(values):
+            raise UserError(f"The study {path} names one of its {name} twice.")
+    for key in SET_BY_STUDY:
+        if key in study.settings:
+            raise UserError(f"{key} in the settings of {path} is set by the study itself.")
+    if study.parallel < 1:
+        raise UserError(f"parallel must be at least 1, not {study.parallel}.")
+    return study
+
+
+def jobs(study: Study, path: Path) -> list[Job]:
+    """Every run, seeds outermost so that the first rows of the table fill first.
+
+    Raises:
+        UserError: a setting that no run could have; nothing was started.
+    """
+    folder = Path(study.folder or f"runs/study-{path.stem}")
+    matrix = []
+    for seed in study.seeds:
+        for task in study.tasks:
+            for ablation in study.ablations:
+                run = folder / f"{task.replace(':', '-').replace('/', '-')}-{ablation}-s{seed}"
+                settings = {"task": task, "ablation": ablation, "seed": seed, **study.settings}
+                overrides = [f"{key}={value}" for key, value in settings.items()]
+                overrides.append(f"run_dir={run}")
+                steps = load([], overrides).steps
+                matrix.append(Job(task, ablation, seed, run, tuple(overrides), steps))
+    return matrix
+
+
+def table(matrix: list[Job], status: dict[Path, str]) -> str:
+    """Tasks and ablations down, seeds across: what each run is at, and its last score."""
+    seeds = sorted({job.seed for job in matrix})
+    width = max(len(f"{job.task} {job.ablation}") for job in matrix)
+    lines = [" " * width + "".join(f"{f's{seed}':>18}" for seed in seeds)]
+    for task, ablation in dict.fromkeys((job.task, job.ablation) for job in matrix):
+        cells = {job.seed: _cell(job, status) for job in matrix if job[:2] == (task, ablation)}
+        line = f"{task} {ablation}".ljust(width)
+        lines.append(line + "".join(f"{cells.get(seed, ''):>18}" for seed in seeds))
+    return "\n".join(lines)
+
+
+def _cell(job: Job, status: dict[Path, str]) -> str:
+    frames, score = job.progress()
+    state = status.get(job.folder) or ("done" if frames >= job.steps else "waiting")
+    share = "" if state == "done" else f" {100 * frames // job.steps}%"
+    return f"{state}{share}" + ("" if score is None else f" {score:.0f}")

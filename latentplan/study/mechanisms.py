@@ -1,0 +1,144 @@
+"""What planning is supposed to change, besides returns: measured on the runs of one task together.
+
+Returns are noisy; these vary less from seed to seed, and say why a return is what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from latentplan import run_folder
+from latentplan.evaluate import to_tensors
+from latentplan.inspection.calibration import k_step, rank_correlations
+from latentplan.study.curves import read_metrics
+from latentplan.types import Timestep, UserError
+
+REWARDED = 0.1  # of a frame's largest reward: what counts as having met the reward
+BINS = 4  # per dimension of a cell
+CONTEXT, AHEAD = 8, 5  # rows seen, and decisions predicted, by the held-out error
+WINDOWS = 64  # per run
+
+
+class Mechanisms(NamedTuple):
+    """Of one run. None where it was not met, or does not exist."""
+
+    first_reward: int | None  # frames from the last random decision to the first rewarded one
+    coverage: int  # cells of the observation space visited since
+    reward_error: float | None  # mean absolute, AHEAD decisions ahead, on rows of other seeds' runs
+    latent_error: float | None  # total variation there
+    reward_rank: float | None  # Spearman's rho of the uncertainty with that reward error
+    latent_rank: float | None
+    explore_bonus: float | None  # share of the bonus in the spread of scores, last half of training
+    imagine_bonus: float | None
+
+
+def measure(runs: Sequence[Path], seeds: Sequence[int]) -> list[Mechanisms]:
+    """Mechanisms of the runs of one task; cells and held-out rows are common to all of them.
+
+    Args:
+        runs: folders. seeds: of each run; a run is tested on rows of runs of *other* seeds, or on
+            all rows where there are none.
+
+    Raises:
+        UserError: a folder holds no run, it is damaged, or its first rows were overwritten.
+    """
+    waits, visited, windows = [], [], []
+    for run in runs:
+        config = run_folder.load(run)[0]
+        with run_folder.open_replay(run) as replay:
+            history = since(replay.history(), config.train.prefill)
+            rng = np.random.default_rng(0)
+            windows.append(replay.sample_within_episodes(WINDOWS, CONTEXT + AHEAD, rng))
+        if not history.reward.size:
+            raise UserError(f"{run} has made no decision yet that was not random.")
+        waits.append(first_reward(history, config.env.repeat))
+        visited.append(points(history.obs))
+    cells = coverage(visited)
+    measured = []
+    for i, run in enumerate(runs):
+        others = [w for w, seed in zip(windows, seeds, strict=True) if seed != seeds[i]]
+        metrics = read_metrics(run)
+        measured.append(
+            Mechanisms(
+                waits[i],
+                cells[i],
+                *_held_out(run, _join(others or windows)),
+                _late(metrics, "train/plan/explore_bonus_share"),
+                _late(metrics, "train/plan/imagine_bonus_share"),
+            )
+        )
+    return measured
+
+
+def since(history: Timestep, decisions: int) -> Timestep:
+    """Rows (N, T) after so many decisions of all environments: the random ones are the same in all
+    ablations of a seed."""
+    made = (~history.is_first).sum(0).cumsum()
+    begin = int(np.searchsorted(made, decisions, side="right"))
+    return history.map(lambda x: x[:, begin:])
+
+
+def first_reward(history: Timestep, repeat: int) -> int | None:
+    """Environment frames, over all environments, before the first rewarded decision."""
+    rewarded = (history.reward > REWARDED * repeat).any(0)
+    if not rewarded.any():
+        return None
+    arrivals = (~history.is_first).sum(0).cumsum()  # a reset row cost no frames
+    return int((arrivals[rewarded.argmax()] - 1) * repeat)
+
+
+def points(obs: Mapping[str, np.ndarray]) -> np.ndarray:
+    """{name: (N, T, ...)} -> (N T, D); of pictures, a 4 x 4 grey thumbnail."""
+    flat = []
+    for x in obs.values():
+        n, t = x.shape[:2]
+        if x.dtype != np.uint8:
+            flat.append(x.reshape(n * t, -1))
+            continue
+        height, width = x.shape[2:4]
+        blocks = x.reshape(n * t, 4, height // 4, 4, width // 4, -1)
+        flat.append(blocks.mean((2, 4, 5), dtype=np.float32).reshape(n * t, 16))
+    return np.concatenate(flat, 1)
+
+
+def coverage(visited: Sequence[np.ndarray]) -> list[int]:
+    """Distinct cells that each run visited: BINS per dimension, over the range that any run saw.
+
+    Args:
+        visited: (T, D) points of each run.
+    """
+    low = np.min([x.min(0) for x in visited], 0)
+    high = np.max([x.max(0) for x in visited], 0)
+    width = np.maximum(high - low, 1e-8) / BINS
+    cells = (np.minimum((x - low) // width, BINS - 1).astype(np.int8) for x in visited)
+    return [len(np.unique(x, axis=0)) for x in cells]
+
+
+def _join(parts: Sequence[Timestep]) -> Timestep:
+    obs = {k: np.concatenate([x.obs[k] for x in parts]) for k in parts[0].obs}
+    return Timestep(obs, *(np.concatenate(x) for x in zip(*(p[1:] for p in parts), strict=True)))
+
+
+def _held_out(run: Path, rows: Timestep) -> tuple[float | None, ...]:
+    """Errors of reward and latent, and the uncertainty's rank correlation with them."""
+    if not len(rows.reward):
+        return (None,) * 4  # no episode lasts as long as a window
+    agent, *_ = run_folder.load_agent(run)
+    torch.manual_seed(0)
+    result = k_step(agent, to_tensors(rows, agent.device), CONTEXT, decode=False)
+    ranks = rank_correlations(result)
+    names = ("reward", "latent")
+    errors = (float(result.errors[name][:, -1].mean()) for name in names)
+    return *errors, *(ranks[name][-1] for name in names)
+
+
+def _late(metrics: Sequence[Mapping[str, float]], name: str) -> float | None:
+    """Mean of a metric over the last half of the frames."""
+    half = metrics[-1]["step"] / 2 if metrics else 0
+    values = [x[name] for x in metrics if x["step"] > half and x.get(name) is not None]
+    return float(np.mean(values)) if values else None

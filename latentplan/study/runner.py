@@ -1,0 +1,87 @@
+"""Run a study: so many processes at a time, each an ordinary and resumable ``latentplan train``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from latentplan.study.matrix import Job, jobs, read_study, table
+
+log = logging.getLogger("latentplan")
+POLL = 0.5  # seconds
+REPORT = 60.0  # seconds between tables while nothing changes
+
+
+def run(path: Path) -> int:
+    """Run what is not done yet; 0 when every run is done, 1 when one failed or was stopped.
+
+    Ctrl-C (or SIGTERM) stops all runs, which save first; running the study again goes on.
+    """
+    study = read_study(path)
+    matrix = jobs(study, path)
+    status: dict[Path, str] = {}
+    waiting = [job for job in matrix if not job.done()]
+    running: dict[Job, subprocess.Popen] = {}
+    threads = max(1, (os.cpu_count() or 1) // study.parallel)
+    reported = 0.0
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while waiting or running:
+            changed = False
+            while waiting and len(running) < study.parallel:
+                job = waiting.pop(0)
+                running[job] = _start(job, threads)
+                status[job.folder], changed = "running", True
+            for job in [job for job, process in running.items() if process.poll() is not None]:
+                code = running.pop(job).returncode
+                ended = "done" if job.done() else "stopped"
+                status[job.folder], changed = "failed" if code else ended, True
+                if code:
+                    log.warning("%s ended with exit code %d; see %s", *_who(job, code))
+            if changed or time.monotonic() - reported > REPORT:
+                log.info("\n%s", table(matrix, status))
+                reported = time.monotonic()
+            time.sleep(POLL)
+    finally:
+        _stop(running)
+        signal.signal(signal.SIGTERM, before)
+    return 0 if all(job.done() for job in matrix) else 1
+
+
+def show(path: Path) -> str:
+    """The table of a study, running or not."""
+    return table(jobs(read_study(path), path), {})
+
+
+def _who(job: Job, code: int) -> tuple[str, int, Path]:
+    return f"{job.task} {job.ablation} seed {job.seed}", code, _log_path(job)
+
+
+def _log_path(job: Job) -> Path:
+    return job.folder.with_name(job.folder.name + ".log")
+
+
+def _start(job: Job, threads: int) -> subprocess.Popen:
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "latentplan.cli", "train", *job.overrides]
+    if not any(item.startswith("train.threads=") for item in job.overrides):
+        command.append(f"train.threads={threads}")
+    # A session of its own: Ctrl-C reaches the runs once, from here.
+    with _log_path(job).open("ab") as output:
+        return subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def _stop(running: dict[Job, subprocess.Popen]) -> None:
+    """Ask the runs to save and leave, and wait for them."""
+    for process in running.values():
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+    for process in running.values():
+        process.wait()

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import BOTH, agent_config, random_batch
+
+from latentplan.agent import Agent
+from latentplan.cli import main
+from latentplan.inspection.calibration import (
+    KStep,
+    auroc,
+    k_step,
+    one_step,
+    rank_correlations,
+    reliability,
+    scalars,
+)
+
+
+def made_up() -> KStep:
+    """20 windows, 3 steps: one error follows the uncertainty, one opposes it, one is constant."""
+    fear = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)).cumsum(1)
+    return KStep(fear, {"a": fear**3, "b": -fear, "c": torch.ones(20, 3)})
+
+
+def test_rank_correlation_sees_order_and_nothing_else() -> None:
+    rho = rank_correlations(made_up())
+    assert rho["a"] == pytest.approx([1, 1, 1]) and rho["b"] == pytest.approx([-1, -1, -1])
+    assert np.isnan(rho["c"]).all()
+
+
+def test_reliability_bins_rise_with_the_uncertainty() -> None:
+    bins = reliability(made_up(), 2, bins=4)["a"]
+    assert len(bins["error"]) == 4 and bins["uncertainty"] == sorted(bins["uncertainty"])
+    assert bins["error"] == sorted(bins["error"])
+    assert np.mean(bins["error"]) == pytest.approx(float((made_up().uncertainty[:, 1] ** 3).mean()))
+
+
+def test_auroc_is_the_chance_of_telling_them_apart() -> None:
+    assert auroc(np.array([1.0, 2.0]), np.array([3.0, 4.0])) == 1
+    assert auroc(np.array([3.0, 4.0]), np.array([1.0, 2.0])) == 0
+    assert auroc(np.array([1.0, 3.0]), np.array([2.0, 4.0])) == 0.75
+    assert auroc(np.ones(3), np.ones(4)) == 0.5
+
+
+def test_errors_and_uncertainty_of_an_agent() -> None:
+    torch.manual_seed(0)
+    agent = Agent(BOTH, agent_config())
+    rows, _ = random_batch(6, 9, BOTH)
+    result = k_step(agent, rows, 4)
+    assert set(result.errors) == {"latent", "reward", "image", "vector"}
+    for x in (result.uncertainty, *result.errors.values()):
+        assert x.shape == (6, 5) and x.isfinite().all() and (x >= 0).all()
+    assert (result.errors["latent"] <= 1).all()
+    assert (result.uncertainty.diff(dim=1) > 0).all()  # a sum over the steps so far
+    assert one_step(agent, rows, 4).shape == (6 * 5,)
+
+
+def test_scalars_are_named_after_the_steps_ahead() -> None:
+    named = scalars({"reward": [0.1, 0.2, 0.3, 0.4, 0.5]}, 0.9)
+    assert named == {
+        "calibration/reward_1": 0.1,
+        "calibration/reward_5": 0.5,
+        "calibration/auroc": 0.9,
+    }
+
+
+def test_a_run_is_calibrated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    run = tmp_path / "run"
+    settings = ["task=dummy:pixels", "obs=both", "size=tiny", "steps=600", "env.workers=false"]
+    assert main(["train", *settings, f"run_dir={run}", "eval.video=false"]) == 0
+    capsys.readouterr()
+    assert main(["calibrate", str(run), "--episodes", "3", "--unseen", "dummy:pixels"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == report | json.loads((run / "calibration" / "calibration.json").read_text())
+    assert all(len(rho) == 15 for rho in report["rank_correlation"].values())
+    assert 0 < report["auroc"] < 1 and report["unseen"] == "dummy:pixels"
+    assert (run / "calibration" / "calibration.png").stat().st_size > 5000
+    assert list((run / "calibration").glob("events.out.tfevents*"))
+    assert main(["calibrate", str(run), "--episodes", "0"]) == 2
+    assert main(["calibrate", str(run), "--unseen", "dummy:nothing"]) == 2
+    assert main(["calibrate", str(tmp_path / "nowhere")]) == 2

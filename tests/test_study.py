@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from environments import ROOT
+
+from latentplan.cli import main
+from latentplan.config import flatten, load, preset_folder
+from latentplan.study.curves import Curve, mean_curve, read_curve
+from latentplan.study.matrix import jobs, read_study, table
+from latentplan.study.mechanisms import coverage, first_reward, points, since
+from latentplan.types import Timestep
+
+STUDY = """
+tasks: [dummy:pixels]
+ablations: [dreamer, optimistic_only]
+seeds: [1, 2]
+settings: {obs: state, size: tiny, steps: 300, env.workers: false, eval.episodes: 1}
+parallel: 2
+"""
+ABLATIONS = sorted(path.stem for path in (preset_folder() / "ablation").glob("*.yaml"))
+
+
+def write(tmp_path: Path, text: str = STUDY) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(text + f"\nfolder: {tmp_path / 'runs'}\n")
+    return path
+
+
+def test_a_study_is_the_product_of_its_lists(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    matrix = jobs(read_study(path), path)
+    assert [(job.ablation, job.seed) for job in matrix] == [
+        ("dreamer", 1),
+        ("optimistic_only", 1),
+        ("dreamer", 2),
+        ("optimistic_only", 2),
+    ]
+    assert len({job.folder for job in matrix}) == 4 and {job.steps for job in matrix} == {300}
+    assert not any(job.done() for job in matrix)
+
+
+def test_the_table_says_where_runs_are(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    matrix = jobs(read_study(path), path)
+    matrix[0].folder.mkdir(parents=True)
+    lines = '{"step": 150, "episode/eval_score": 7.4}\n{"step": 300}\n{"step": 3'
+    (matrix[0].folder / "metrics.jsonl").write_text(lines)
+    assert matrix[0].done()
+    text = table(matrix, {matrix[1].folder: "running"})
+    assert "done 7" in text and "running 0%" in text and text.count("waiting 0%") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tasks: []", "names no tasks"),
+        ("tasks: [a]\nseed: [1]", "seed"),
+        ("tasks: [a]\nseeds: [1, 1]", "twice"),
+        ("tasks: [a]\nparallel: 0", "parallel"),
+        ("tasks: [a]\nsettings: {task: b}", "set by the study"),
+        ("tasks: [a]\nsettings: {world.memberss: 2}", "world.members"),
+        ("tasks: [a]\nablations: [nothing]", "nothing"),
+        ("tasks: [", "not valid"),
+    ],
+)
+def test_mistakes_start_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    assert main(["study", "run", str(write(tmp_path, text))]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_study_runs_goes_on_and_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path)
+    command = [sys.executable, "-m", "latentplan.cli", "study", "run", str(path)]
+
+    def run() -> str:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert run().count("done") >= 4
+    assert all(job.done() for job in jobs(read_study(path), path))
+    assert "running" not in run()  # nothing was left to do
+    longer = write(tmp_path, STUDY.replace("steps: 300", "steps: 400"))
+    assert "running" in run()
+    matrix = jobs(read_study(longer), longer)
+    assert all(job.progress().frames >= 400 for job in matrix)
+
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "report" / "small"
+    assert main(["study", "report", str(longer), "--out", str(out)]) == 0
+    text = capsys.readouterr().out.splitlines()
+    final = [read_curve(job.folder).rows[-1]["mean"] for job in matrix if job.ablation == "dreamer"]
+    assert len(text) == 4 and f"({final[0]:.0f}, {final[1]:.0f})" in text[2]
+    assert out.with_suffix(".png").stat().st_size > 5000
+    rows = list(csv.DictReader((out.parent / "small_mechanisms.csv").open()))
+    assert len(rows) == 4 and all(int(row["coverage"]) > 1 for row in rows)
+    for row in rows:  # only who explores by planning has such a bonus
+        assert bool(row["explore_bonus"]) == (row["ablation"] == "optimistic_only")
+        assert not row["imagine_bonus"]
+        assert 0 < float(row["reward_error"]) < 5 and 0 < float(row["latent_error"]) < 1
+
+
+def test_there_is_no_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "report", str(write(tmp_path)), "--out", str(tmp_path / "x")]) == 2
+    assert "No run" in capsys.readouterr().err
+
+
+def test_a_mean_is_of_frames_that_all_runs_have() -> None:
+    curves = [
+        Curve({}, [{"frame": f, "mean": m} for f, m in points])
+        for points in ([(10, 1.0), (20, 2.0), (25, 9.0)], [(10, 3.0), (20, 6.0)])
+    ]
+    assert mean_curve(curves) == ([10, 20], [2.0, 4.0])
+
+
+def history(reward: list[float], first: list[bool]) -> Timestep:
+    n = len(reward)
+    return Timestep(
+        {"vector": np.zeros((1, n, 2), np.float32)},
+        np.zeros((1, n, 1), np.float32),
+        np.array([reward], np.float32),
+        np.array([first]),
+        np.zeros((1, n), bool),
+    )
+
+
+def test_frames_to_the_first_reward_are_frames_of_the_environment() -> None:
+    """Two decisions of 4 frames, an end and a reset that costs nothing, then a rewarded one."""
+    met = history([0, 0, 0.1, 0, 3], [True, False, False, True, False])
+    assert first_reward(met, 4) == 8
+    assert first_reward(met._replace(reward=met.reward / 10), 4) is None
+    assert first_reward(since(met, 2), 4) == 0  # the random decisions are left out
+    assert since(met, 3).reward.shape == (1, 0)
+
+
+def test_coverage_counts_cells_of_the_common_range() -> None:
+    line = np.linspace(0, 1, 50, dtype=np.float32).reshape(1, 50, 1)
+    assert coverage([points({"v": x}) for x in (line, line * 0.2, line * 0)]) == [4, 1, 1]
+    pictures = np.zeros((1, 3, 64, 64, 3), np.uint8)
+    pictures[0, 1, :16, :16] = 255
+    pictures[0, 2, 48:] = 255
+    assert coverage([points({"image": pictures})]) == [3]
+
+
+def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
+    text = STUDY.replace("dummy:pixels", "dummy:nothing").replace("[1, 2]", "[1]")
+    path = write(tmp_path, text)
+    done = subprocess.run(
+        [sys.executable, "-m", "latentplan.cli", "study", "run", str(path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert done.returncode == 1 and "failed" in done.stderr and ".log" in done.stderr
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_ablation_changes_something(name: str) -> None:
+    plain, changed = (flatten(asdict(load([], x))) for x in ([], [f"ablation={name}"]))
+    apart = {key for key in plain if plain[key] != changed[key]} - {"ablation", "run_dir"}
+    assert apart or name == "dreamer"
