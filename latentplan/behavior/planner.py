@@ -69,7 +69,7 @@ def plan(
     """Choose among ``candidates`` rollouts of the policy from each of N states.
 
     Args:
-        step: the model, one action ahead; its predictions must carry an uncertainty.
+        step: the model, one action ahead; it must measure uncertainty unless optimism is 0.
         policy: latent (N) -> distribution over actions (N, A).
         start: (N) states.
         first: the policy at ``start``, where the caller has it already.
