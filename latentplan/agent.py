@@ -238,7 +238,8 @@ class Agent(nn.Module):
         # planned by the very member that then moves it.
         rows = torch.randperm(n, device=self.device)[:count]
         search = lambda latent, first: self.plan(latent, -c.imagine_rate, first=first)  # noqa: E731
-        return PlannedActing(self.policy, search, rows, c.replan_every)
+        every = c.replan_every if c.replan_every else c.horizon
+        return PlannedActing(self.policy, search, rows, every)
 
     def _behavior_loss(
         self, latent: Latent, batch: Timestep

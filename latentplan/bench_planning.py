@@ -58,7 +58,9 @@ def planning_cost(
 
 
 def latency(agent: Agent, batch: Timestep) -> dict[str, float]:
-    """Median and 99th percentile of one exploring decision of one environment."""
+    """Median and 99th percentile of one exploring decision of one environment, on one core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     row = batch.map(lambda x: x[0, :1])
     carry, times = agent.initial(1), []
     for _ in range(ACTIONS + 10):
@@ -66,6 +68,7 @@ def latency(agent: Agent, batch: Timestep) -> dict[str, float]:
         action, carry, _ = agent.explore(row, carry)
         action.cpu()
         times.append(time.perf_counter() - begin)
+    torch.set_num_threads(threads)
     cuts = statistics.quantiles(times[10:], n=100)
     return {"p50": cuts[49], "p99": cuts[98]}
 
@@ -74,7 +77,7 @@ def describe_planning(cost: Mapping[str, Any]) -> Sequence[str]:
     """Lines for people."""
     lines = [
         f"planning, K = {cost['candidates']}, P = {cost['horizon']} (as configured: share "
-        f"{cost['imagine_share']:g}, a plan every {cost['replan_every']} steps):"
+        f"{cost['imagine_share']:g}, replan_every {cost['replan_every']}; actions on one core):"
     ]
     for name, row in cost["update_seconds"].items():
         lines.append(

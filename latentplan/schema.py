@@ -85,10 +85,10 @@ class PlanConfig:
     horizon: int = 4  # P, steps of each
     explore: bool = True  # plan in the training environments, optimistically
     explore_rate: float = 1.0  # bonus there, per unit of uncertainty
-    imagine_share: float = 1.0  # of the imagined trajectories are planned, conservatively
+    imagine_share: float = 0.5  # of the imagined trajectories are planned, conservatively
     imagine_rate: float = 0.5  # penalty there
     act_rate: float = 0.0  # bonus (or penalty, < 0) where a plan acts at test time
-    replan_every: int = 1  # imagined steps; between plans the chosen candidate is followed
+    replan_every: int = 0  # imagined steps; between plans the choice is followed; 0: to its end
     value: bool = True  # the slow critic values the state after the last step
     discount: bool = True  # as the returns; off: only a predicted end discounts
     normalize_reward: bool = True  # by the return scale
@@ -189,7 +189,7 @@ MINIMA = {
     "plan.candidates": 1,
     "plan.horizon": 1,
     "plan.imagine_share": 0,
-    "plan.replan_every": 1,
+    "plan.replan_every": 0,
     "train.batch": 1,
     "train.length": 2,
     "train.prefill": 0,

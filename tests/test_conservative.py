@@ -179,7 +179,8 @@ def test_between_plans_the_chosen_candidate_is_followed() -> None:
 
 
 def config(gradient: str = "reinforce", **changes: object) -> Config:
-    plan_config = replace(PlanConfig(candidates=3, horizon=2), **changes)
+    faithful = PlanConfig(candidates=3, horizon=2, imagine_share=1.0, replan_every=1)
+    plan_config = replace(faithful, **changes)
     return replace(agent_config(gradient=gradient), plan=plan_config)
 
 
@@ -266,11 +267,11 @@ def weights_after_three(settings: Config) -> dict[str, Tensor]:
 
 def test_the_replan_interval_saves_plans() -> None:
     counts = []
-    for every in (1, 2):
+    for every in (1, 2, 0):
         learner = agent(config(replan_every=every))
         latent = learner.world.initial(6)
         counts.append(len(learner.imagine(latent, 4)[1].plans))
-    assert counts == [4, 2]
+    assert counts == [4, 2, 2]  # 0: as long as a plan is
 
 
 # --- in the environment ---------------------------------------------------------------------

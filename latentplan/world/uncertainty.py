@@ -14,7 +14,8 @@ from latentplan.nn.ensemble import EnsembleMLP
 
 
 def _entropy(p: Tensor) -> Tensor:
-    return -(p * p.log()).sum(-1)
+    """Mean over groups: (..., S, C) -> (...)."""
+    return -(p * p.log()).flatten(-2).sum(-1) / p.shape[-2]  # one long sum is cheaper than many
 
 
 def jsd(p: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def jsd(p: Tensor) -> Tensor:
     Returns:
         (N,)
     """
-    return (_entropy(p.mean(0)) - _entropy(p).mean(0)).mean(-1)
+    return _entropy(p.mean(0)) - _entropy(p).mean(0)
 
 
 def member_std(p: Tensor) -> Tensor:
