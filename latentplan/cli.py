@@ -62,9 +62,6 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("eval", help="score a run; JSON on standard output, and a video")
     evaluate.add_argument("run_folder", metavar="RUN")
-    evaluate.add_argument(
-        "items", nargs="*", metavar="plan.key=value", help="plan otherwise than in training"
-    )
     evaluate.add_argument("--episodes", type=int, default=10)
     evaluate.add_argument("--seed", type=int, default=0, help="never one that training saw")
     evaluate.add_argument(
@@ -72,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=("mean", "sample", "planner"),
         default="mean",
         help="the actor's mean action (default), its samples, or a plan of several candidates",
+    )
+    evaluate.add_argument(
+        "--plan",
+        nargs="+",
+        default=[],
+        metavar="key=value",
+        help="plan otherwise than in training, for example candidates=16 horizon=8 act_rate=0.5",
     )
     evaluate.add_argument("--video", help="path of the mp4 or GIF; default: in the run folder")
     evaluate.add_argument("--device", default="auto")
@@ -156,7 +160,7 @@ def _eval(args: argparse.Namespace) -> int:
         episodes=args.episodes,
         seed=args.seed,
         policy=args.policy,
-        overrides=args.items,
+        plan=args.plan,
         video=args.video,
         device=args.device,
     )

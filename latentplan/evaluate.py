@@ -106,7 +106,7 @@ def evaluate(
     episodes: int = 10,
     seed: int = 0,
     policy: str = "mean",
-    overrides: Sequence[str] = (),
+    plan: Sequence[str] = (),
     video: str | Path | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def evaluate(
     Args:
         seed: of the evaluation episodes, which training never sees whatever the number.
         policy: ``mean`` or ``sample`` of the actor, or ``planner``.
-        overrides: of the planner, ``plan.candidates=8``; any agent can be planned with.
+        plan: changes of the ``plan`` section, ``candidates=8``; any agent can be planned with.
         video: where to write the first episode as mp4 or GIF; default inside the run folder.
 
     Raises:
@@ -125,9 +125,9 @@ def evaluate(
         raise UserError(f"episodes must be at least 1, not {episodes}.")
     folder = Path(run)
     place = run_folder.pick_device(device)
-    agent, config, _, payload = run_folder.load_agent(folder, place, overrides)
+    agent, config, _, payload = run_folder.load_agent(folder, place, plan)
     if policy == "planner" and config.plan.candidates == 1:
-        raise UserError("One candidate is no choice: add plan.candidates=4, for example.")
+        raise UserError("One candidate is no choice: add --plan candidates=4, for example.")
     renderer = pick_renderer(config)
     with make_eval_env(config, renderer, min(episodes, 2), seed) as env:
         scores = run_episodes(agent, env, episodes, policy)

@@ -116,21 +116,18 @@ def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
     agent.load_state_dict(state)
 
 
-def load(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, EnvSpec, dict[str, Any]]:
+def load(folder: Path, plan: Sequence[str] = ()) -> tuple[Config, EnvSpec, dict[str, Any]]:
     """The configuration of a run folder, what its agent exchanges, and its checkpoint.
 
     Args:
-        overrides: ``plan.key=value``; the rest of a configuration is part of what the agent is.
+        plan: ``key=value`` of the ``plan`` section; the rest is part of what the agent is.
 
     Raises:
-        UserError: the folder holds no run, its checkpoint is damaged, or an override is no plan's.
+        UserError: the folder holds no run, its checkpoint is damaged, or there is no such key.
     """
-    for item in overrides:
-        if not item.startswith("plan."):
-            raise UserError(f"{item!r} would make it another agent: only plan.* may be changed.")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.yaml.")
-    config = load_resolved(folder / "config.yaml", overrides)
+    config = load_resolved(folder / "config.yaml", [f"plan.{item}" for item in plan])
     payload = checkpoint.load(checkpoint_path(folder))
     spec = EnvSpec(
         {name: (tuple(shape), dtype) for name, (shape, dtype) in payload["spec"]["obs"].items()},
@@ -141,17 +138,17 @@ def load(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, EnvSpec, 
 
 
 def load_agent(
-    folder: Path, device: torch.device | str = "cpu", overrides: Sequence[str] = ()
+    folder: Path, device: torch.device | str = "cpu", plan: Sequence[str] = ()
 ) -> tuple[Agent, Config, EnvSpec, dict[str, Any]]:
     """The agent of a run folder, its configuration, what it exchanges, and its checkpoint.
 
     Args:
-        overrides: as of :func:`load`.
+        plan: as of :func:`load`.
 
     Raises:
         UserError: as :func:`load`, or the checkpoint is foreign.
     """
-    config, spec, payload = load(folder, overrides)
+    config, spec, payload = load(folder, plan)
     agent = Agent(spec, config, device)
     restore(agent, payload["agent"], checkpoint_path(folder))
     return agent, config, spec, payload

@@ -25,7 +25,7 @@ from latentplan import checkpoint
 from latentplan.cli import main
 from latentplan.config import load_resolved, to_yaml
 from latentplan.evaluate import LoadedAgent
-from latentplan.train import train
+from latentplan.train import _warn_of_a_busy_machine, train
 from latentplan.types import UserError
 
 EPISODE = 64  # frames of the dummy task
@@ -188,6 +188,30 @@ def test_eval_prints_json_and_writes_a_video(
     assert result["video"] == str(video) and video.read_bytes().startswith(b"GIF8")
     assert main(["eval", str(run), "--episodes", "3", "--seed", "5", "--video", str(video)]) == 0
     assert json.loads(capsys.readouterr().out) == result
+
+
+def test_any_run_can_be_planned_with(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", str(run), "--episodes", "1", "--policy"]
+    scores = []
+    for policy in (["mean"], ["planner", "--plan", "candidates=3", "horizon=2"]):
+        assert main([*command, *policy]) == 0
+        scores.append(json.loads(capsys.readouterr().out))
+    assert scores[0]["returns"] != scores[1]["returns"] and scores[1]["policy"] == "planner"
+    for mistake in ([], ["--plan", "candidates=1"], ["--plan", "candidate=3"]):
+        assert main([*command, "planner", *mistake]) == 2
+        assert "candidates" in capsys.readouterr().err
+
+
+def test_threads_that_would_wait_for_each_other_are_warned_of(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for load, threads, warned in ((0.2, 2, False), (1.0, 2, True), (5.0, 1, False)):
+        monkeypatch.setattr("psutil.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "latentplan"):
+            _warn_of_a_busy_machine(threads)
+        assert ("train.threads=1" in caplog.text) == warned
 
 
 def test_a_loaded_agent_acts_as_the_trained_one(run: Path) -> None:
