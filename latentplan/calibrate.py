@@ -144,9 +144,9 @@ def draw(report: dict[str, Any], path: Path) -> Path:
         axes[2].plot(bins["uncertainty"], np.asarray(bins["error"]) / largest, marker=".")
     axes[0].axhline(0, color="gray", linewidth=1)
     labels = (
-        ("steps ahead", "rank correlation of uncertainty and error"),
-        ("steps ahead", "error, of that at the last step"),
-        (f"summed uncertainty, {RELIABLE_AT} steps", "mean error of the bin, of the largest"),
+        ("steps ahead", "rank correlation with the error"),
+        ("steps ahead", "mean error, of the last"),
+        (f"summed uncertainty, {RELIABLE_AT} steps", "mean error, of the largest"),
     )
     for axis, (x, y) in zip(axes, labels, strict=True):
         axis.set_xlabel(x)
