@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import csv
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -111,6 +113,22 @@ def test_a_study_runs_goes_on_and_is_reported(
         assert bool(row["explore_bonus"]) == (row["ablation"] == "optimistic_only")
         assert not row["imagine_bonus"]
         assert 0 < float(row["reward_error"]) < 5 and 0 < float(row["latent_error"]) < 1
+
+
+def test_a_stopped_study_saves_its_runs(tmp_path: Path) -> None:
+    path = write(tmp_path, STUDY.replace("steps: 300", "steps: 1000000, log.every: 64"))
+    command = [sys.executable, "-m", "latentplan.cli", "study", "run", str(path)]
+    deaf = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731  (as in a script's &)
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=deaf, stderr=subprocess.DEVNULL) as study:
+        first = jobs(read_study(path), path)[0].folder
+        for _ in range(600):
+            if (first / "metrics.jsonl").exists() and (first / "metrics.jsonl").stat().st_size:
+                break
+            time.sleep(0.2)
+        study.send_signal(signal.SIGINT)
+        assert study.wait(120) != 0
+    assert (first / "checkpoint.pt").is_file()
+    assert "saved in" in first.with_name(first.name + ".log").read_text()
 
 
 def test_there_is_no_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import torch
 from tiny import VECTOR, random_batch, world_config
 from torch import Tensor
 
-from latentplan.types import Latent
+from latentplan.types import Latent, StepNoise
 from latentplan.world.model import WorldModel, bootstrap_mask
 from latentplan.world.uncertainty import MEASURES, Probes, jsd, kl_rest, member_std
 
@@ -72,6 +72,20 @@ def test_members_that_agree_are_certain(measure) -> None:
 def test_more_disagreement_is_more_uncertainty(measure) -> None:
     value = measure(random_probs())
     assert value[40:].mean() > value[5:15].mean() > value[:2].mean()
+
+
+def test_pieces_of_a_large_batch_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = WorldModel(VECTOR, world_config())
+    latent = Latent(torch.randn(20, 16).tanh(), torch.rand(20, 3, 4))
+    action, noise = torch.randn(20, 2), part_of(model.draw_noise(20, 1))
+    whole = model.step(latent, action, noise).uncertainty
+    monkeypatch.setattr("latentplan.world.model.CACHED_ROWS", 7)
+    torch.testing.assert_close(model.step(latent, action, noise).uncertainty, whole)
+
+
+def part_of(noise: StepNoise) -> StepNoise:
+    return StepNoise(*(None if x is None else x[0] for x in noise))
 
 
 # --- probes ---------------------------------------------------------------------------------

@@ -29,7 +29,9 @@ def run(path: Path) -> int:
     running: dict[Job, subprocess.Popen] = {}
     threads = max(1, (os.cpu_count() or 1) // study.parallel)
     reported = 0.0
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Both, for a program started in the background may have been told to ignore SIGINT.
+    stops = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in stops}
     try:
         while waiting or running:
             changed = False
@@ -49,7 +51,8 @@ def run(path: Path) -> int:
             time.sleep(POLL)
     finally:
         _stop(running)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0 if all(job.done() for job in matrix) else 1
 
 

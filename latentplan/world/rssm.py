@@ -113,9 +113,9 @@ class RSSM(nn.Module):
             blocks = rearrange(deter, "(m n) d -> m n d", m=members)
             own = rearrange(self.prior_logits(blocks).float(), "m n s c -> (m n) s c")
         else:
-            logits = self.prior_logits(deter).float()
+            logits = self.prior_logits(deter)
             member = rows * members // len(rows) if noise.member is None else noise.member
-            own = logits[member, rows]
+            own = logits[member, rows].float()
         return Latent(deter, self._sample(own, noise.uniform)), logits
 
     def filter(
