@@ -10,6 +10,7 @@ from tiny import VECTOR, agent_config, part, random_batch
 from torch import Tensor
 
 from latentplan.agent import Agent
+from latentplan.behavior.behavior import Behavior
 from latentplan.behavior.conservative import (
     PlannedActing,
     learn_from_plans,
@@ -270,7 +271,7 @@ def test_the_replan_interval_saves_plans() -> None:
     for every in (1, 2, 0):
         learner = agent(config(replan_every=every))
         latent = learner.world.initial(6)
-        counts.append(len(learner.imagine(latent, 4)[1].plans))
+        counts.append(len(learner.behavior.imagine(latent, 4)[1].plans))
     assert counts == [4, 2, 2]  # 0: as long as a plan is
 
 
@@ -284,10 +285,10 @@ def row(n: int = 5) -> object:
 def test_exploration_plans_and_evaluation_does_not() -> None:
     learner = agent(config(explore_rate=3.0))
     asked = []
-    learner.plan = lambda latent, optimism, *rest: (
+    learner.behavior.plan = lambda latent, optimism, *rest: (
         asked.append(optimism) or real(latent, optimism, *rest)
     )
-    real = Agent.plan.__get__(learner)
+    real = Behavior.plan.__get__(learner.behavior)
     action, _, metrics = learner.explore(row(), learner.initial(5))
     assert action.shape == (5, 2) and action.abs().max() <= 1
     assert 0 < metrics["train/plan/explore_bonus_share"] <= 1
@@ -304,7 +305,7 @@ def test_coplanner_without_rates_and_value_is_best_of_k_by_reward() -> None:
     awaken(learner)
     latent = Latent(torch.randn(40, 16).tanh(), torch.rand(40, 3, 4))
     for rate in (settings.explore_rate, -settings.imagine_rate):
-        found = learner.plan(latent, rate)
+        found = learner.behavior.plan(latent, rate)
         weight, _ = discounts(found.candidates.cont, learner.config.behavior.discount)
         best = (weight * found.candidates.reward).sum(-1).argmax(1)
         assert found.score.shape == (40, 4) and torch.equal(found.best, best)
@@ -316,7 +317,7 @@ def test_exploration_can_do_without(changes: dict[str, object]) -> None:
     learner = agent(config(**changes))
     torch.manual_seed(1)
     sampled, _ = learner.act(row(), learner.initial(5))
-    learner.plan = None
+    learner.behavior.plan = None
     torch.manual_seed(1)
     action, _, metrics = learner.explore(row(), learner.initial(5))
     assert torch.equal(action, sampled) and not metrics

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from latentplan.agent import Agent, frozen
+from latentplan.agent import Agent
+from latentplan.behavior.behavior import frozen
 from latentplan.types import EnvSpec, Latent, Rollout, Timestep
 
 FULL = "full update"
@@ -50,9 +51,9 @@ class UpdateParts:
             latent, logits = world.observe(batch)
             flat = Latent(*(x.flatten(0, 1) for x in latent))
             self.latent = latent
-            chosen = agent._choose_starts(flat.deter.shape[0])
+            chosen = agent.behavior.choose_starts(flat.deter.shape[0])
             self.start = Latent(*(x[chosen] for x in flat))
-            imagined = agent.imagine(self.start, self.horizon)
+            imagined = agent.behavior.imagine(self.start, self.horizon)
             rollout = imagined[0]
         self.rows = {name: x.flatten(0, 1) for name, x in batch.obs.items()}
         self.features = world.features(flat).requires_grad_()
@@ -106,7 +107,7 @@ class UpdateParts:
 
     def imagination(self) -> None:
         with frozen(self.agent.world), torch.set_grad_enabled(self.pathwise):
-            rollout, _ = self.agent.imagine(self.start, self.horizon)
+            rollout, _ = self.agent.behavior.imagine(self.start, self.horizon)
         if self.pathwise:
             _backward(_outcome(rollout))
 
