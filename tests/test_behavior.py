@@ -153,7 +153,7 @@ def test_the_actor_learns_what_pays(gradient: str) -> None:
         replay_scale=0.0,
     )
     agent = Agent(EnvSpec({"vector": ((1,), "float32")}, 1, 1), config)
-    agent.world = PointMass()
+    agent.world = agent.behavior.world = PointMass()
     for group in agent.optimizer.param_groups:
         group["lr"] = 5e-3
     batch = random_batch(16, 4)[0]

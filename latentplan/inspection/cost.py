@@ -112,7 +112,7 @@ class UpdateParts:
             _backward(_outcome(rollout))
 
     def actor_critic(self) -> None:
-        losses, _ = self.learner._behavior_loss(self.latent, self.batch)
+        losses, _ = self.learner.behavior.losses(self.latent, self.batch)
         sum(losses.values()).backward()
 
     def optimizer(self) -> None:
