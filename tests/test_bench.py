@@ -56,6 +56,14 @@ def test_every_weight_is_learned_in_exactly_the_parts_that_own_it(gradient: str)
     assert set.union(*seen.values()) == learned
 
 
+def test_actor_and_critic_are_timed_without_imagination(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, parts = tiny_parts("reinforce")
+    monkeypatch.setattr("latentplan.behavior.behavior.imagine", None)
+    parts.actor_critic()
+    with pytest.raises(TypeError):
+        parts.imagination()
+
+
 def test_only_the_optimizer_and_the_whole_move_the_weights() -> None:
     agent, parts = tiny_parts("pathwise")
     for name, part in parts.parts().items():

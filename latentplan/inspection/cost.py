@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentplan.agent import Agent
 from latentplan.behavior.behavior import frozen
@@ -28,8 +28,8 @@ class Part(NamedTuple):
     prepare: Callable[[], object]
 
 
-def recorded(module: nn.Module, **answers: object) -> Any:
-    """The module with some of its methods answering from a recording; weights are shared."""
+def recorded(module: object, **answers: object) -> Any:
+    """The object with some of its methods answering from a recording; weights are shared."""
     twin = copy.copy(module)
     for name, answer in answers.items():
         setattr(twin, name, lambda *_, answer=answer: answer)
@@ -63,7 +63,7 @@ class UpdateParts:
             self.leaves += [x.requires_grad_() for x in _outcome(rollout)]
         self.observer = recorded(world, encode=embed)
         self.heads_only = recorded(world, observe=(Latent(*inputs[2:]), logits), _reconstruction={})
-        self.learner = recorded(agent, imagine=imagined)
+        self.learner = recorded(agent.behavior, imagine=imagined)
 
     def parts(self) -> dict[str, Part]:
         """In the order of an update, and last the update itself."""
@@ -112,7 +112,7 @@ class UpdateParts:
             _backward(_outcome(rollout))
 
     def actor_critic(self) -> None:
-        losses, _ = self.learner.behavior.losses(self.latent, self.batch)
+        losses, _ = self.learner.losses(self.latent, self.batch)
         sum(losses.values()).backward()
 
     def optimizer(self) -> None:
