@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from latentplan.behavior.behavior import Behavior
+from latentplan.behavior.mpdp import Temperature
 from latentplan.behavior.nets import Actor, Critic
 from latentplan.behavior.planner import plan_metrics
 from latentplan.behavior.returns import NoveltyScale, ReturnScale
@@ -54,19 +55,34 @@ class Agent(nn.Module):
             spec, config.world, bfloat16=use_bfloat16(config.train.precision, device)
         )
         features, norm = self.world.feature_size, config.world.norm
-        self.actor = Actor(features, spec.action_dim, config.behavior, norm)
+        per_step = config.behavior.improvement == "mpdp" and config.mpdp.policies == "per_step"
+        steps = config.mpdp.horizon if per_step else 1
+        self.actor = Actor(features, spec.action_dim, config.behavior, norm, steps)
         self.critic = Critic(features, config.behavior, norm)
         self.scale = ReturnScale(config.behavior.scale_rate)
         self.novelty_scale = NoveltyScale(config.behavior.scale_rate, 2 * config.optim.warmup)
+        target = config.behavior.target_entropy
+        self.temperature = Temperature(
+            config.behavior.entropy, None if target is None else target * spec.action_dim
+        )
         self.to(device)
         self.behavior = Behavior(
-            self.world, self.actor, self.critic, self.scale, self.novelty_scale, config
+            self.world,
+            self.actor,
+            self.critic,
+            self.scale,
+            self.novelty_scale,
+            self.temperature,
+            config,
         )
         o = config.optim
         self.optimizer = LaProp(
             [
                 {"params": list(self.world.parameters()), "lr": o.world_lr},
-                {"params": list(self.actor.parameters()), "lr": o.actor_lr},
+                {
+                    "params": [*self.actor.parameters(), *self.temperature.parameters()],
+                    "lr": o.actor_lr,
+                },
                 {"params": list(self.critic.net.parameters()), "lr": o.critic_lr},
             ],
             lr=o.world_lr,

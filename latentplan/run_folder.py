@@ -105,8 +105,9 @@ def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
         UserError: the checkpoint is of another architecture; the agent is unchanged.
     """
     own = agent.state_dict()
-    # Runs that began before there was a planner have no scale of its bonus yet.
-    state = {k: x for k, x in own.items() if k.startswith("novelty_scale.")} | state
+    # Runs from before the planner have no scale of its bonus; their temperature was fixed.
+    later = ("novelty_scale.", "temperature.")
+    state = {k: x for k, x in own.items() if k.startswith(later)} | state
     for name in (*own, *state):
         there = tuple(state[name].shape) if name in state else "nothing"
         here = tuple(own[name].shape) if name in own else "nothing"

@@ -57,11 +57,15 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class BehaviorConfig:
-    gradient: str = "reinforce"  # reinforce | pathwise: how the actor climbs its returns
+    improvement: str = "dreamer"  # dreamer | mpdp: what the actor climbs
+    gradient: str = "reinforce"  # reinforce | pathwise: how
     horizon: int = 15  # imagined steps H
     discount_horizon: float = 333.0  # in decisions; discount = 1 - 1/discount_horizon
     lam: float = 0.95  # of the lambda-returns
     entropy: float = 3e-4  # bonus per nat, in units of the return scale
+    target_entropy: float | None = (
+        None  # nats per action dimension to tune the bonus to; null: none
+    )
     units: int = 256
     layers: int = 3
     std_min: float = 0.1
@@ -93,6 +97,21 @@ class PlanConfig:
     discount: bool = True  # as the returns; off: only a predicted end discounts
     normalize_reward: bool = True  # by the return scale
     normalize_uncertainty: bool = True  # by its own scale, which never decreases
+
+
+@dataclass(frozen=True)
+class MpdpConfig:
+    policies: str = "shared"  # per_step | shared: one policy per future step, or one for all
+    horizon: int = 5  # H, steps that are improved together
+    beta: float = 0.5  # penalty per unit of uncertainty
+    adaptive_horizon: bool = True  # stop where a step is too uncertain
+    threshold: float = 1.0  # in units of the uncertainty scale
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    weight: float = 0.0  # of the pull towards the better of a plan's candidates
+    temperature: float = 1.0  # of the weights over their scores
 
 
 @dataclass(frozen=True)
@@ -147,6 +166,8 @@ class Config:
     world: WorldConfig = field(default_factory=WorldConfig)
     behavior: BehaviorConfig = field(default_factory=BehaviorConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    mpdp: MpdpConfig = field(default_factory=MpdpConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -161,7 +182,9 @@ CHOICES = {
     "world.uncertainty": ("jsd", "std", "kl_rest", "probes"),
     "world.coder": ("strided", "patch"),
     "world.norm": ("rms", "layer"),
+    "behavior.improvement": ("dreamer", "mpdp"),
     "behavior.gradient": ("reinforce", "pathwise"),
+    "mpdp.policies": ("per_step", "shared"),
     "train.precision": ("auto", "float32", "bfloat16"),
 }
 
@@ -186,6 +209,9 @@ MINIMA = {
     "behavior.discount_horizon": 1,
     "behavior.units": 1,
     "behavior.bins": 3,
+    "mpdp.horizon": 1,
+    "mpdp.beta": 0,
+    "distill.weight": 0,
     "plan.candidates": 1,
     "plan.horizon": 1,
     "plan.imagine_share": 0,
@@ -198,7 +224,8 @@ MINIMA = {
 }
 POSITIVE = (
     *("world.bootstrap", "world.decode_fraction", "behavior.starts_fraction", "train.ratio"),
-    *("behavior.std_min", "env.timeout"),
+    *("behavior.std_min", "env.timeout", "behavior.entropy", "mpdp.threshold"),
+    "distill.temperature",
 )
 
 
@@ -226,6 +253,12 @@ def check(flat: dict[str, object]) -> None:
         raise UserError("plan.replan_every must not exceed plan.horizon: a plan ends there.")
     if flat["plan.imagine_share"] > 1:
         raise UserError(f"plan.imagine_share is a share, not {flat['plan.imagine_share']}.")
+    if flat["behavior.improvement"] == "mpdp" and flat["behavior.gradient"] != "pathwise":
+        raise UserError("behavior.improvement=mpdp climbs the model: it needs gradient=pathwise.")
+    if flat["mpdp.policies"] == "shared" and flat["mpdp.horizon"] > flat["behavior.horizon"]:
+        raise UserError("mpdp.horizon must not exceed behavior.horizon, whose rollouts it shares.")
+    if flat["distill.weight"] and flat["plan.candidates"] == 1:
+        raise UserError("distill.weight needs candidates to distil: set plan.candidates.")
     ensemble = "world.probe_members" if flat["world.uncertainty"] == "probes" else "world.members"
     if flat[ensemble] == 1 and (
         flat["plan.candidates"] > 1 or flat["world.uncertainty"] == "kl_rest"

@@ -93,8 +93,10 @@ def deviation_gradient(
         at_end = lambda state: torch.zeros(state.deter.shape[:-1])  # noqa: E731
         pathwise = lam if gradient == "pathwise" else None
         learned = learn_from_plans(acting, dist, at_end, torch.ones(()), 1.0, pathwise)
-    config = BehaviorConfig(gradient=gradient, entropy=entropy)
-    loss = actor_loss(dist, rollout, target, zero, torch.ones(()), config, learned)
+    config = BehaviorConfig(gradient=gradient)
+    loss = actor_loss(
+        dist, rollout, target, zero, torch.ones(()), torch.tensor(entropy), config, learned
+    )
     return torch.autograd.grad(loss, std)[0] * horizon
 
 

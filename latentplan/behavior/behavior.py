@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -12,9 +13,23 @@ from torch import Tensor, nn
 
 from latentplan.behavior.conservative import PlannedActing, learn_from_plans
 from latentplan.behavior.imagine import Step, imagine
-from latentplan.behavior.learn import actor_loss, critic_loss, make_target, replay_returns
+from latentplan.behavior.learn import (
+    Planned,
+    actor_loss,
+    critic_loss,
+    make_target,
+    replay_returns,
+)
+from latentplan.behavior.mpdp import (
+    Improvement,
+    Temperature,
+    distillation_loss,
+    improve,
+    mpdp_metrics,
+    roll_out,
+)
 from latentplan.behavior.nets import Actor, Critic
-from latentplan.behavior.planner import Plan, plan, plan_metrics
+from latentplan.behavior.planner import Plan, Policy, plan, plan_metrics
 from latentplan.behavior.returns import NoveltyScale, ReturnScale
 from latentplan.nn.dists import ActionDist
 from latentplan.schema import Config
@@ -46,15 +61,29 @@ class Behavior:
         critic: Critic,
         scale: ReturnScale,
         novelty_scale: NoveltyScale,
+        temperature: Temperature,
         config: Config,
     ):
         self.world, self.actor, self.critic, self.config = world, actor, critic, config
-        self.scale, self.novelty_scale = scale, novelty_scale
+        self.scale, self.novelty_scale, self.temperature = scale, novelty_scale, temperature
+        self.mpdp = config.behavior.improvement == "mpdp"
+        # Several policies make rollouts of their own: those of the critic follow pi_0 alone.
+        self.apart = self.mpdp and config.mpdp.policies == "per_step"
 
-    def policy(self, latent: Latent) -> ActionDist:
-        """The actor at latents (...), on detached features: an action changes what comes after it,
-        not the states the actor will read."""
-        return self.actor(self.world.features(latent).detach())
+    @property
+    def step(self) -> Step:
+        """One imagined step, with the uncertainty where the objective asks for it."""
+        asked = self.config.mpdp.beta or self.config.mpdp.adaptive_horizon
+        return self.world.step if self.mpdp and asked else self.world.step_unmeasured
+
+    def policy(self, latent: Latent, step: int = 0, attached: bool = False) -> ActionDist:
+        """The actor at latents (...), as it would be ``step`` steps ahead.
+
+        On detached features, Dreamer's way, an action changes what comes after it, not the states
+        that the actor will read. ``attached``, the objective's whole gradient is taken.
+        """
+        features = self.world.features(latent)
+        return self.actor(features if attached else features.detach(), step)
 
     def value(self, latent: Latent) -> Tensor:
         """What the slow critic says of latents (...): (...)."""
@@ -97,19 +126,21 @@ class Behavior:
     def imagine(self, start: Latent, horizon: int) -> tuple[Rollout, PlannedActing | None]:
         """Follow the actor from N states, or the conservative planner where it plans."""
         n = start.deter.shape[0]
-        acting = self._planned_acting(n)
+        policy = partial(self.policy, attached=self.mpdp)
+        acting = None if self.apart else self._planned_acting(n, policy)
         noise = self.world.draw_noise(n, horizon)
 
         def sample(latent: Latent, h: int) -> Choice:
-            dist = self.policy(latent)
+            dist = policy(latent)
             noise = torch.randn_like(dist.mean)
             return Choice(dist.rsample(noise), noise)
 
+        step = self.world.step_unmeasured if self.apart else self.step
         with self.world.lowered():
-            rollout = imagine(self.world.step_unmeasured, acting or sample, start, horizon, noise)
+            rollout = imagine(step, acting or sample, start, horizon, noise)
         return rollout, acting
 
-    def _planned_acting(self, n: int) -> PlannedActing | None:
+    def _planned_acting(self, n: int, policy: Policy) -> PlannedActing | None:
         c = self.config.plan
         count = round(c.imagine_share * n)
         if c.candidates == 1 or not count:
@@ -119,7 +150,7 @@ class Behavior:
         rows = torch.randperm(n, device=self.scale.range.device)[:count]
         search = lambda latent, first: self.plan(latent, -c.imagine_rate, first=first)  # noqa: E731
         every = c.replan_every if c.replan_every else c.horizon
-        return PlannedActing(self.policy, search, rows, every)
+        return PlannedActing(policy, search, rows, every)
 
     def losses(
         self, latent: Latent, batch: Timestep
@@ -130,36 +161,60 @@ class Behavior:
         alive = rearrange((~batch.is_terminal).float(), "b t -> (b t)")
         chosen = self.choose_starts(alive.shape[0])
         start, alive = Latent(*(x[chosen] for x in flat)), alive[chosen]
-        with frozen(self.world), torch.set_grad_enabled(c.gradient == "pathwise"):
+        pathwise = c.gradient == "pathwise"
+        with frozen(self.world), torch.set_grad_enabled(pathwise and not self.apart):
             rollout, acting = self.imagine(start, c.horizon)
             features = self.world.features(rollout.latent)
             with self.world.lowered():
                 slow = self.critic.slow(features).mean()
-            target = make_target(rollout, slow[:, 1:], alive, c.discount, c.lam)
-        self.scale.update(target.returns.detach())
-        scale = self.scale.value
-        features = features[:, :-1].detach()
+        left = features[:, :-1]
         with self.world.lowered():
-            dist = self.actor(features)
+            dist = self.actor(left.detach())
+        bonus = self._entropy_bonus(dist.entropy().detach())
+        target = make_target(
+            rollout._replace(reward=rollout.reward + bonus), slow[:, 1:], alive, c.discount, c.lam
+        )
+        self.scale.update(target.returns.detach())
+        scale, alpha = self.scale.value, self.temperature.value
+        with self.world.lowered():
             critic, baseline = critic_loss(
-                self.critic, features, target.returns, target.weight, slow[:, :-1], c.slow_scale
+                self.critic,
+                left.detach(),
+                target.returns,
+                target.weight,
+                slow[:, :-1],
+                c.slow_scale,
             )
             planned = None
             if acting is not None:
-                lam = c.lam if c.gradient == "pathwise" else None
+                # An MPDP objective counts every action once, as without lambda.
+                lam = (0.0 if self.mpdp else c.lam) if pathwise else None
                 planned = learn_from_plans(acting, dist, self.value, scale, c.discount, lam)
-        losses = {
-            "policy": actor_loss(dist, rollout, target, baseline, scale, c, planned),
-            "value": critic,
-        }
+        losses = {"value": critic}
+        metrics = {}
+        if self.mpdp:
+            found = self._improve(start, rollout, left, slow[:, 1:], planned)
+            objective = found.objective
+            if planned is not None:
+                gain = target.weight * planned.gain
+                objective = objective + gain[:, : self.config.mpdp.horizon].sum(1)
+            losses["policy"] = -(alive * objective).mean()
+            metrics |= mpdp_metrics(found)
+        else:
+            losses["policy"] = actor_loss(dist, rollout, target, baseline, scale, alpha, c, planned)
+        if self.config.distill.weight:
+            losses["distill"], distance = self._distill(acting, dist, target.weight, start)
+            metrics["train/plan/distance"] = distance
+        if c.target_entropy is not None:
+            losses["temperature"] = self.temperature.loss(dist.entropy())
         if c.replay_scale:
             losses["repval"] = c.replay_scale * self._replay_value_loss(
                 latent, batch, chosen, target.returns[:, 0].detach()
             )
-        entropy = dist.entropy().mean().detach()
-        metrics = {
-            "train/actor/entropy": entropy,
+        metrics |= {
+            "train/actor/entropy": dist.entropy().mean().detach(),
             "train/actor/std": dist.std.mean().detach(),
+            "train/actor/temperature": alpha,
             "train/critic/value": baseline.mean(),
             "train/critic/return": target.returns.mean().detach(),
             "train/critic/return_scale": scale,
@@ -170,6 +225,77 @@ class Behavior:
             plans = [found for _, found in acting.plans]
             metrics |= plan_metrics("imagine", plans, -self.config.plan.imagine_rate)
         return losses, metrics
+
+    def _entropy_bonus(self, entropy: Tensor) -> Tensor | float:
+        """What is paid for it beside rewards: with MPDP the critic learns the *soft* value."""
+        return self.scale.value * self.temperature.value * entropy if self.mpdp else 0.0
+
+    def _improve(
+        self,
+        start: Latent,
+        rollout: Rollout,
+        left: Tensor,
+        value: Tensor,
+        planned: Planned | None,
+    ) -> Improvement:
+        """The MPDP objective at the starts: from the rollout that there is, or one of its own.
+
+        Args:
+            left: (N, H, F) features of the states left. value: (N, H) of the states arrived at.
+        """
+        m, c, horizon = self.config.mpdp, self.config.behavior, self.config.mpdp.horizon
+        if self.apart:
+            policy = partial(self.policy, attached=True)
+            noise = self.world.draw_noise(start.deter.shape[0], horizon)
+            with frozen(self.world), self.world.lowered():
+                rollout, entropy = roll_out(self.step, policy, start, horizon, step_noise=noise)
+                value = self.critic.slow(self.world.features(rollout.latent)[:, 1:]).mean()
+        else:
+            with self.world.lowered():
+                entropy = self.actor(left[:, :horizon]).entropy()
+            if planned is not None:
+                entropy = entropy * planned.learns[:, :horizon]
+        doubt = rollout.uncertainty
+        return improve(
+            rollout._replace(
+                reward=rollout.reward[:, :horizon],
+                cont=rollout.cont[:, :horizon],
+                uncertainty=None if doubt is None else doubt[:, :horizon],
+            ),
+            entropy,
+            value[:, :horizon],
+            discount=c.discount,
+            alpha=self.temperature.value,
+            beta=m.beta,
+            threshold=m.threshold if m.adaptive_horizon else None,
+            reward_scale=self.scale.value,
+            uncertainty_scale=self.novelty_scale.value,
+        )
+
+    def _distill(
+        self, acting: PlannedActing | None, dist: ActionDist, weight: Tensor, start: Latent
+    ) -> tuple[Tensor, Tensor]:
+        """Loss, and how far the policy (N, H) is from the plans' choices, in nats: the likelihood
+        of a fresh sample above that of the chosen action. Plans are those of the conservative
+        imagination where there are any, else of the starts."""
+        n = weight.shape[0]
+        if acting is None:
+            rows, plans = torch.arange(n, device=weight.device), None
+            plans = [(0, self.plan(start, -self.config.plan.imagine_rate))]
+        else:
+            rows, plans = acting.rows, acting.plans
+        rows, at = rows[:, None], torch.tensor([h for h, _ in plans], device=weight.device)
+        there = ActionDist.of(dist.mean[rows, at], dist.std[rows, at])
+        action = torch.stack([x.candidates.choice.action[:, :, 0] for _, x in plans], 1)
+        score, chosen = (
+            torch.stack([getattr(x, k) for _, x in plans], 1) for k in ("score", "action")
+        )
+        loss = distillation_loss(there, action, score, self.config.distill.temperature)
+        distance = -(there.log_prob(chosen) + there.entropy())
+        return (
+            self.config.distill.weight * (weight[rows, at] * loss).mean(),
+            distance.mean().detach(),
+        )
 
     def choose_starts(self, n: int) -> Tensor:
         """Shuffled, since ensemble members are dealt out to blocks of rows; a multiple of M."""
@@ -186,9 +312,10 @@ class Behavior:
         with torch.no_grad():
             slow = self.critic.slow(features).mean()
             bootstrap = slow.flatten().index_copy(0, chosen, imagined).view_as(slow)
-        returns, weight = replay_returns(
-            batch.reward, bootstrap, batch.is_first, batch.is_terminal, c
-        )
+            bonus = self._entropy_bonus(self.actor(features[:, :-1]).entropy())
+        reward = batch.reward.clone()
+        reward[:, 1:] += bonus
+        returns, weight = replay_returns(reward, bootstrap, batch.is_first, batch.is_terminal, c)
         loss, _ = critic_loss(
             self.critic, features[:, :-1], returns, weight, slow[:, :-1], c.slow_scale
         )

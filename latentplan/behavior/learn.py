@@ -49,6 +49,7 @@ def actor_loss(
     target: Target,
     baseline: Tensor,
     scale: Tensor,
+    alpha: Tensor,
     config: BehaviorConfig,
     planned: Planned | None = None,
 ) -> Tensor:
@@ -71,7 +72,7 @@ def actor_loss(
             gain = gain * planned.own
     else:
         gain = target.returns / scale
-    entropy = config.entropy * dist.entropy()
+    entropy = alpha * dist.entropy()
     if planned is not None:
         gain = gain + planned.gain
         entropy = entropy * planned.learns  # else it would outweigh the returns

@@ -118,13 +118,28 @@ def _taken(doubt: Tensor, threshold: float | None) -> Tensor:
     return sure.cumprod(1)
 
 
+def mpdp_metrics(found: Improvement) -> dict[str, Tensor]:
+    """Horizon used, what the penalty makes of the objective, the entropy of each step's policy."""
+    share = found.penalty.abs() / (found.objective.detach().abs() + found.penalty.abs() + 1e-8)
+    entropies = {f"train/mpdp/entropy_{h}": x for h, x in enumerate(found.entropy)}
+    return {
+        "train/mpdp/horizon": found.length.mean(),
+        "train/mpdp/penalty_share": share.mean(),
+        **entropies,
+    }
+
+
 class Temperature(nn.Module):
     """The entropy temperature alpha, fixed, or tuned to a target entropy as in SAC (2018)."""
 
     def __init__(self, alpha: float, target: float | None):
         super().__init__()
         self.target = target
-        self.log_alpha = nn.Parameter(torch.tensor(alpha).log(), requires_grad=target is not None)
+        log_alpha = torch.tensor(alpha).log()
+        if target is None:
+            self.register_buffer("log_alpha", log_alpha)
+        else:
+            self.log_alpha = nn.Parameter(log_alpha)
 
     @property
     def value(self) -> Tensor:
@@ -133,8 +148,6 @@ class Temperature(nn.Module):
 
     def loss(self, entropy: Tensor) -> Tensor:
         """() Its gradient raises alpha while the ``entropy`` (...) is below the target."""
-        if self.target is None:
-            return torch.zeros_like(self.log_alpha)
         return self.log_alpha * (entropy.detach().mean() - self.target)
 
 

@@ -8,21 +8,34 @@ import torch
 from torch import Tensor, nn
 
 from latentplan.nn.dists import ActionDist, TwoHot, symexp_bins
+from latentplan.nn.ensemble import EnsembleMLP
 from latentplan.nn.layers import MLP
 from latentplan.schema import BehaviorConfig
 
 
 class Actor(nn.Module):
-    """(..., F) -> a distribution over actions (..., A)."""
+    """(..., F) -> a distribution over actions (..., A).
 
-    def __init__(self, features: int, action_dim: int, config: BehaviorConfig, norm: str):
+    Args:
+        steps: 1, or policies pi_0 .. pi_{steps-1} for as many future steps, side by side. The
+            first one acts.
+    """
+
+    def __init__(
+        self, features: int, action_dim: int, config: BehaviorConfig, norm: str, steps: int = 1
+    ):
         super().__init__()
-        self.config = config
+        self.config, self.steps = config, steps
+        sizes = features, config.units, config.layers, 2 * action_dim
         # Nearly zero output: the first policy is centered and equally wide everywhere.
-        self.net = MLP(features, config.units, config.layers, 2 * action_dim, norm=norm, scale=0.01)
+        if steps == 1:
+            self.net = MLP(*sizes, norm=norm, scale=0.01)
+        else:
+            self.net = EnsembleMLP(steps, *sizes, scale=0.01)
 
-    def forward(self, features: Tensor) -> ActionDist:
-        return ActionDist(self.net(features), self.config.std_min, self.config.std_max)
+    def forward(self, features: Tensor, step: int = 0) -> ActionDist:
+        raw = self.net(features) if self.steps == 1 else self.net.one(features, step)
+        return ActionDist(raw, self.config.std_min, self.config.std_max)
 
 
 class Critic(nn.Module):

@@ -28,6 +28,10 @@ class EnsembleLinear(nn.Module):
             x = x.expand(self.weight.shape[0], *x.shape)
         return torch.baddbmm(self.bias.to(x.dtype), x, self.weight.to(x.dtype))
 
+    def one(self, x: Tensor, member: int) -> Tensor:
+        """Of one member alone: (..., inputs) -> (..., outputs)."""
+        return F.linear(x, self.weight[member].T, self.bias[member, 0])
+
 
 class EnsembleMLP(nn.Module):
     """M MLPs of ``layers`` hidden layers: (N, inputs) or (M, N, inputs) -> (M, N, outputs).
@@ -35,13 +39,23 @@ class EnsembleMLP(nn.Module):
     The norm has no learned gain: the next layer's weights can express it, member by member.
     """
 
-    def __init__(self, members: int, inputs: int, units: int, layers: int, outputs: int):
+    def __init__(
+        self, members: int, inputs: int, units: int, layers: int, outputs: int, scale: float = 1.0
+    ):
         super().__init__()
         sizes = [inputs] + [units] * layers + [outputs]
         self.layers = nn.ModuleList(EnsembleLinear(members, a, b) for a, b in pairwise(sizes))
+        init_weight(self.layers[-1].weight, units, scale)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             x = layer(x)
             x = F.silu(F.layer_norm(x, x.shape[-1:], eps=1e-4))
         return self.layers[-1](x)
+
+    def one(self, x: Tensor, member: int) -> Tensor:
+        """Of one member alone: (..., inputs) -> (..., outputs)."""
+        for layer in self.layers[:-1]:
+            x = layer.one(x, member)
+            x = F.silu(F.layer_norm(x, x.shape[-1:], eps=1e-4))
+        return self.layers[-1].one(x, member)
