@@ -253,10 +253,13 @@ def check(flat: dict[str, object]) -> None:
         raise UserError("plan.replan_every must not exceed plan.horizon: a plan ends there.")
     if flat["plan.imagine_share"] > 1:
         raise UserError(f"plan.imagine_share is a share, not {flat['plan.imagine_share']}.")
-    if flat["behavior.improvement"] == "mpdp" and flat["behavior.gradient"] != "pathwise":
-        raise UserError("behavior.improvement=mpdp climbs the model: it needs gradient=pathwise.")
-    if flat["mpdp.policies"] == "shared" and flat["mpdp.horizon"] > flat["behavior.horizon"]:
-        raise UserError("mpdp.horizon must not exceed behavior.horizon, whose rollouts it shares.")
+    if flat["behavior.improvement"] == "mpdp":
+        if flat["behavior.gradient"] != "pathwise":
+            raise UserError(
+                "behavior.improvement=mpdp climbs the model: it needs gradient=pathwise."
+            )
+        if flat["mpdp.policies"] == "shared" and flat["mpdp.horizon"] > flat["behavior.horizon"]:
+            raise UserError("mpdp.horizon must not exceed behavior.horizon: rollouts are shared.")
     if flat["distill.weight"] and flat["plan.candidates"] == 1:
         raise UserError("distill.weight needs candidates to distil: set plan.candidates.")
     ensemble = "world.probe_members" if flat["world.uncertainty"] == "probes" else "world.members"

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from tiny import VECTOR, agent_config, random_batch
 from torch import Tensor
 
+from latentplan.agent import Agent
 from latentplan.behavior.mpdp import (
     Temperature,
     distillation_loss,
     improve,
     roll_out,
 )
+from latentplan.config import load
 from latentplan.nn.dists import ActionDist
-from latentplan.types import Choice, Latent, Prediction, Rollout, StepNoise
+from latentplan.schema import Config, DistillConfig, MpdpConfig, PlanConfig
+from latentplan.types import Choice, Latent, Prediction, Rollout, StepNoise, UserError
 
 # x' = A x + B a, reward -(Q x^2 + R a^2), entropy worth ALPHA a nat.
 A, B, Q, R, GAMMA, ALPHA = 1.1, 0.5, 1.0, 0.3, 0.9, 0.1
@@ -223,3 +228,105 @@ def test_equal_candidates_distil_nothing() -> None:
     action = 0.5 * torch.randn(500, 8, 1)
     loss = distillation_loss(dist, action, torch.full((500, 8), 2.0), 1.0).sum()
     assert all(g.abs().max() < 1e-5 for g in torch.autograd.grad(loss, (dist.mean, dist.std)))
+
+
+# --- in the agent ---------------------------------------------------------------------------
+
+
+def settings(policies: str = "per_step", candidates: int = 1, **behavior: object) -> Config:
+    config = agent_config(improvement="mpdp", gradient="pathwise", **behavior)
+    return replace(
+        config,
+        mpdp=MpdpConfig(policies=policies, horizon=2),
+        plan=PlanConfig(candidates=candidates, horizon=2),
+        distill=DistillConfig(weight=0.5 if candidates > 1 else 0.0),
+    )
+
+
+CASES = [("per_step", 1), ("shared", 1), ("per_step", 3), ("shared", 3)]
+
+
+@pytest.mark.parametrize(("policies", "candidates"), CASES)
+def test_an_update_moves_every_weight(policies: str, candidates: int) -> None:
+    torch.manual_seed(0)
+    agent = Agent(VECTOR, settings(policies, candidates, target_entropy=-1.0))
+    before = {name: x.clone() for name, x in agent.named_parameters() if x.requires_grad}
+    for seed in range(3):
+        metrics = agent.update(*random_batch(3, 4, seed=seed))
+    assert all(x.isfinite().all() for x in metrics.values())
+    assert 1 <= metrics["train/mpdp/horizon"] <= 2
+    still = [
+        name
+        for name, x in agent.named_parameters()
+        if name in before and torch.equal(x, before[name])
+    ]
+    assert not still
+    if policies == "per_step":  # each of the two policies, not only their stack
+        for name, x in agent.actor.named_parameters():
+            moved = (x != before[f"actor.{name}"]).flatten(1).any(1)
+            assert moved.tolist() == [True, True], name
+
+
+@pytest.mark.parametrize(("policies", "candidates"), CASES)
+def test_the_policy_loss_reaches_the_actor_alone(policies: str, candidates: int) -> None:
+    torch.manual_seed(0)
+    agent = Agent(VECTOR, settings(policies, candidates))
+    awaken(agent)
+    batch, _ = random_batch(3, 4)
+    with torch.no_grad():
+        latent, _ = agent.world.observe(batch)
+    losses, _ = agent.behavior.losses(latent, batch)
+    (losses["policy"] + losses.get("distill", 0.0)).backward()
+    touched = {name.split(".")[0] for name, p in agent.named_parameters() if p.grad is not None}
+    assert touched == {"actor"}
+
+
+def awaken(agent: Agent) -> None:
+    """Heads start at zero, where nothing is worth more than anything else."""
+    with torch.no_grad():
+        for x in agent.parameters():
+            x.add_(0.3 * torch.randn_like(x))
+
+
+def test_the_first_policy_acts() -> None:
+    torch.manual_seed(0)
+    agent = Agent(VECTOR, settings())
+    awaken(agent)
+    row, carry = random_batch(5, 1)[0].map(lambda x: x[:, 0]), agent.initial(5)
+    action, latent = agent.act(row, carry, "mean")
+    features = agent.world.features(latent)
+    torch.testing.assert_close(action, agent.actor(features, 0).mode)
+    assert not torch.allclose(action, agent.actor(features, 1).mode)
+
+
+def test_the_critic_learns_the_soft_value() -> None:
+    """The same agent, paid more for its entropy, expects more."""
+    returns = []
+    for entropy in (0.01, 5.0):
+        torch.manual_seed(0)
+        agent = Agent(VECTOR, settings(entropy=entropy))
+        metrics = agent.update(*random_batch(3, 4))
+        returns.append(float(metrics["train/critic/return"]))
+    assert returns[1] > returns[0] + 5
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    for mistake in (
+        ["behavior.improvement=mpdp"],
+        ["ablation=mpdp_shared", "mpdp.horizon=99"],
+        ["distill.weight=1"],
+    ):
+        with pytest.raises(UserError):
+            load([], ["size=cpu", *mistake])
+
+
+def test_distilling_starts_only_needs_no_planned_rollout() -> None:
+    torch.manual_seed(0)
+    config = agent_config()
+    config = replace(
+        config,
+        plan=PlanConfig(candidates=3, horizon=2, imagine_share=0.0),
+        distill=DistillConfig(weight=1.0),
+    )
+    metrics = Agent(VECTOR, config).update(*random_batch(3, 4))
+    assert metrics["train/loss/distill"].isfinite() and metrics["train/plan/distance"].isfinite()

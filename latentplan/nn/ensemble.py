@@ -45,7 +45,7 @@ class EnsembleMLP(nn.Module):
         super().__init__()
         sizes = [inputs] + [units] * layers + [outputs]
         self.layers = nn.ModuleList(EnsembleLinear(members, a, b) for a, b in pairwise(sizes))
-        init_weight(self.layers[-1].weight, units, scale)
+        init_weight(self.layers[-1].weight, sizes[-2], scale)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
