@@ -48,6 +48,13 @@ def test_a_study_is_the_product_of_its_lists(tmp_path: Path) -> None:
     assert not any(job.done() for job in matrix)
 
 
+def test_a_task_may_have_settings_of_its_own(tmp_path: Path) -> None:
+    text = STUDY.replace("[dummy:pixels]", "[dummy:pixels, dummy:count]")
+    path = write(tmp_path, text + "per_task: {dummy:count: {steps: 77, env.repeat: 1}}")
+    steps = {job.task: job.steps for job in jobs(read_study(path), path)}
+    assert steps == {"dummy:pixels": 300, "dummy:count": 77}
+
+
 def test_the_table_says_where_runs_are(tmp_path: Path) -> None:
     path = write(tmp_path)
     matrix = jobs(read_study(path), path)
@@ -68,6 +75,8 @@ def test_the_table_says_where_runs_are(tmp_path: Path) -> None:
         ("tasks: [a]\nparallel: 0", "parallel"),
         ("tasks: [a]\nsettings: {task: b}", "set by the study"),
         ("tasks: [a]\nsettings: {world.memberss: 2}", "world.members"),
+        ("tasks: [a]\nper_task: {b: {steps: 2}}", "none of its tasks"),
+        ("tasks: [a]\nper_task: {a: {seed: 2}}", "set by the study"),
         ("tasks: [a]\nablations: [nothing]", "nothing"),
         ("tasks: [", "not valid"),
     ],

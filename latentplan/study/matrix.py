@@ -25,6 +25,7 @@ class Study:
     ablations: list[str] = field(default_factory=lambda: ["none"])
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     settings: dict[str, Any] = field(default_factory=dict)  # "key.sub": value, of every run
+    per_task: dict[str, dict[str, Any]] = field(default_factory=dict)  # task: settings of its runs
     parallel: int = 1  # runs at a time
     folder: str = ""  # empty: runs/study-<name of the file>
 
@@ -73,9 +74,15 @@ def read_study(path: Path) -> Study:
             raise UserError(f"The study {path} names no {name}.")
         if len(set(values)) < len(values):
             raise UserError(f"The study {path} names one of its {name} twice.")
-    for key in SET_BY_STUDY:
-        if key in study.settings:
-            raise UserError(f"{key} in the settings of {path} is set by the study itself.")
+    for settings in (study.settings, *study.per_task.values()):
+        for key in SET_BY_STUDY:
+            if key in settings:
+                raise UserError(f"{key} in the settings of {path} is set by the study itself.")
+    for task in study.per_task:
+        if task not in study.tasks:
+            raise UserError(
+                f"per_task of {path} has settings for {task}, which is none of its tasks."
+            )
     if study.parallel < 1:
         raise UserError(f"parallel must be at least 1, not {study.parallel}.")
     return study
@@ -94,6 +101,7 @@ def jobs(study: Study, path: Path) -> list[Job]:
             for ablation in study.ablations:
                 run = folder / f"{task.replace(':', '-').replace('/', '-')}-{ablation}-s{seed}"
                 settings = {"task": task, "ablation": ablation, "seed": seed, **study.settings}
+                settings |= study.per_task.get(task, {})
                 overrides = [f"{key}={value}" for key, value in settings.items()]
                 overrides.append(f"run_dir={run}")
                 steps = load([], overrides).steps
