@@ -22,9 +22,10 @@ from latentplan.inspection.calibration import (
     reliability,
     scalars,
 )
+from latentplan.inspection.plots import pyplot
 from latentplan.logger import Logger
 from latentplan.schema import Config
-from latentplan.types import Timestep, UserError
+from latentplan.types import Timestep, UserError, join
 
 CONTEXT, HORIZON = 8, 15
 RELIABLE_AT = 5  # steps ahead at which the reliability is shown
@@ -96,13 +97,13 @@ def held_out(agent: Agent, config: Config, episodes: int) -> Timestep:
         played = [_episode(agent, env, k) for k in range(episodes)]
     length = CONTEXT + HORIZON
     windows = [
-        _stack(rows[i : i + length])
+        join(rows[i : i + length], np.stack)
         for rows in played
         for i in range(0, len(rows) - length + 1, CONTEXT)
     ]
     if not windows:
         raise UserError(f"No episode lasted {length} decisions: nothing to calibrate on.")
-    return _stack(windows)
+    return join(windows, np.stack)
 
 
 def _episode(agent: Agent, env: VectorEnv, number: int) -> list[Timestep]:
@@ -119,20 +120,9 @@ def _episode(agent: Agent, env: VectorEnv, number: int) -> list[Timestep]:
         row, _ = env.step(action.cpu().numpy())
 
 
-def _stack(rows: list[Timestep]) -> Timestep:
-    obs = {k: np.stack([row.obs[k] for row in rows]) for k in rows[0].obs}
-    return Timestep(obs, *(np.stack(x) for x in zip(*(row[1:] for row in rows), strict=True)))
-
-
 def draw(report: dict[str, Any], path: Path) -> Path:
     """Rank correlation and error against steps ahead, and the reliability."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("The plot needs matplotlib: pip install 'latentplan[plot]'.") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
     for name, rho in report["rank_correlation"].items():
         steps = range(1, len(rho) + 1)

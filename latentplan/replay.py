@@ -140,9 +140,9 @@ class Replay:
                 f"The replay in {self._folder} has forgotten the run's first {self._first} rows: "
                 "give such a run a larger replay.capacity."
             )
-        slots = np.arange(self._first, self._cursor) % self._rows
-        values = {name: ring[:, slots] for name, ring in self._rings.items() if name != "episode"}
-        return _gather(values)
+        rows = {name: ring[:, : self._cursor].copy() for name, ring in self._rings.items()}
+        del rows["episode"]
+        return _gather(rows)
 
     def clear(self) -> None:
         """Forget all rows; for a run that starts anew in a folder that has no checkpoint."""

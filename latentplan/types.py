@@ -25,7 +25,7 @@ Images are ``(..., height, width, 3)`` uint8 from renderer to replay to encoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # environment workers read this module and must start without torch
@@ -71,6 +71,12 @@ class Timestep(NamedTuple):
     def map(self, f: Callable[[Array], Array]) -> Timestep:
         """Every array through ``f``."""
         return Timestep({name: f(x) for name, x in self.obs.items()}, *map(f, self[1:]))
+
+
+def join(rows: Sequence[Timestep], how: Callable[[list[Array]], Array]) -> Timestep:
+    """Rows put together array by array, by ``how``: stacked or concatenated."""
+    obs = {name: how([row.obs[name] for row in rows]) for name in rows[0].obs}
+    return Timestep(obs, *(how(list(x)) for x in zip(*(row[1:] for row in rows), strict=True)))
 
 
 class Latent(NamedTuple):

@@ -15,7 +15,7 @@ from latentplan.evaluate import evaluate, to_tensors
 from latentplan.inspection.calibration import auroc, one_step
 from latentplan.nn.dists import categorical_kl, mixed_probs
 from latentplan.train import train
-from latentplan.types import Timestep
+from latentplan.types import Timestep, join
 
 EPISODES = 10
 REPEAT = 4
@@ -64,14 +64,8 @@ def unheard_of() -> Timestep:
     with make("dummy:pixels", "pixels", mode="eval", repeat=REPEAT, image_size=32) as env:
         rows, _ = walk(env, 10 * 17 - 1)
     begins = [t for t, row in enumerate(rows) if row.is_first[0]]
-    return stacked([stacked([row.map(lambda x: x[0]) for row in rows[t : t + 16]]) for t in begins])
-
-
-def stacked(rows: list[Timestep]) -> Timestep:
-    return Timestep(
-        {name: np.stack([row.obs[name] for row in rows]) for name in rows[0].obs},
-        *(np.stack(x) for x in zip(*(row[1:] for row in rows), strict=True)),
-    )
+    episodes = [[row.map(lambda x: x[0]) for row in rows[t : t + 16]] for t in begins]
+    return join([join(episode, np.stack) for episode in episodes], np.stack)
 
 
 @pytest.mark.last

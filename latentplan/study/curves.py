@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from latentplan.config import load_resolved
+from latentplan.inspection.plots import pyplot
 from latentplan.types import UserError
 
 COLUMNS = (
@@ -89,13 +90,7 @@ def draw_curves(
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("The plot needs matplotlib: pip install 'latentplan[plot]'.") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     axes_of = ("frame", "seconds") if minutes else ("frame",)
     views = [(title, key) for title in panels for key in axes_of]
     width = min(4.5, 13 / len(views))

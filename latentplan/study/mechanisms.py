@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from latentplan import run_folder
+from latentplan.config import load_resolved
 from latentplan.evaluate import to_tensors
 from latentplan.inspection.calibration import k_step, rank_correlations
 from latentplan.study.curves import read_metrics
-from latentplan.types import Timestep, UserError
+from latentplan.types import Timestep, UserError, join
 
 REWARDED = 0.1  # of a frame's largest reward: what counts as having met the reward
 BINS = 4  # per dimension of a cell
@@ -49,7 +50,7 @@ def measure(runs: Sequence[Path], seeds: Sequence[int]) -> list[Mechanisms]:
     """
     waits, visited, windows = [], [], []
     for run in runs:
-        config = run_folder.load(run)[0]
+        config = load_resolved(run / "config.yaml")  # and not the checkpoint once more
         with run_folder.open_replay(run) as replay:
             history = since(replay.history(), config.train.prefill)
             rng = np.random.default_rng(0)
@@ -67,7 +68,7 @@ def measure(runs: Sequence[Path], seeds: Sequence[int]) -> list[Mechanisms]:
             Mechanisms(
                 waits[i],
                 cells[i],
-                *_held_out(run, _join(others or windows)),
+                *_held_out(run, join(others or windows, np.concatenate)),
                 _late(metrics, "train/plan/explore_bonus_share"),
                 _late(metrics, "train/plan/imagine_bonus_share"),
             )
@@ -117,11 +118,6 @@ def coverage(visited: Sequence[np.ndarray]) -> list[int]:
     width = np.maximum(high - low, 1e-8) / BINS
     cells = (np.minimum((x - low) // width, BINS - 1).astype(np.int8) for x in visited)
     return [len(np.unique(x, axis=0)) for x in cells]
-
-
-def _join(parts: Sequence[Timestep]) -> Timestep:
-    obs = {k: np.concatenate([x.obs[k] for x in parts]) for k in parts[0].obs}
-    return Timestep(obs, *(np.concatenate(x) for x in zip(*(p[1:] for p in parts), strict=True)))
 
 
 def _held_out(run: Path, rows: Timestep) -> tuple[float | None, ...]:

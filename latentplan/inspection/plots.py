@@ -1,0 +1,23 @@
+"""Pictures of curves: matplotlib, which is optional, without a screen."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from latentplan.types import UserError
+
+
+def pyplot() -> ModuleType:
+    """``matplotlib.pyplot``, drawing into files.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("The plot needs matplotlib: pip install 'latentplan[plot]'.") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
