@@ -112,6 +112,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the agent of a run folder; the result is plain values, ready for JSON.
 
+    Where there is more than one candidate, actor and planner play the same episodes: whichever was
+    not asked for is ``beside``, and ``planner_gap`` is how much more the planner got.
+
     Args:
         seed: of the evaluation episodes, which training never sees whatever the number.
         policy: ``mean`` or ``sample`` of the actor, or ``planner``.
@@ -129,27 +132,45 @@ def evaluate(
     if policy == "planner" and config.plan.candidates == 1:
         raise UserError("One candidate is no choice: add --plan candidates=4, for example.")
     renderer = pick_renderer(config)
-    with make_eval_env(config, renderer, min(episodes, 2), seed) as env:
-        scores = run_episodes(agent, env, episodes, policy)
+    policies = [policy]
+    if config.plan.candidates > 1:
+        policies.append("mean" if policy == "planner" else "planner")
+    scores = {}
+    for name in policies:
+        with make_eval_env(config, renderer, min(episodes, 2), seed) as env:
+            scores[name] = run_episodes(agent, env, episodes, name)
+    asked, *beside = (summary(name, scores[name]) for name in policies)
     result = {
         "run": str(folder),
         "task": config.task,
         "obs": config.obs,
-        "policy": policy,
         "frames": payload["frames"],
         "updates": payload["updates"],
         "action_repeat": config.env.repeat,
         "renderer": renderer.description if renderer else "none",
         "seed": seed,
+        **asked,
+    }
+    if beside:
+        gap = asked["mean"] - beside[0]["mean"]
+        result["beside"] = beside[0]
+        result["planner_gap"] = gap if policy == "planner" else -gap
+    film = scores[policy].film
+    if film is not None:
+        path = Path(video) if video else folder / "videos" / f"eval-{payload['frames']}.mp4"
+        result["video"] = str(write_video(path, film, fps=30))
+    return result
+
+
+def summary(policy: str, scores: Scores) -> dict[str, Any]:
+    """Plain values of one policy's episodes."""
+    return {
+        "policy": policy,
         "returns": scores.returns,
         "lengths": scores.lengths,
         "mean": float(np.mean(scores.returns)),
         "std": float(np.std(scores.returns)),
     }
-    if scores.film is not None:
-        path = Path(video) if video else folder / "videos" / f"eval-{payload['frames']}.mp4"
-        result["video"] = str(write_video(path, scores.film, fps=30))
-    return result
 
 
 def to_json(result: Mapping[str, Any]) -> str:

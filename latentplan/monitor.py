@@ -139,10 +139,11 @@ class Monitor:
             modes = {"eval": "mean"}
             if config.plan.candidates > 1:
                 modes["planner"] = "planner"
+            means = {}
             for name, mode in modes.items():
                 with make_eval_env(config, self.renderer, count, config.seed) as env:
                     scores = run_episodes(self.agent, env, config.eval.episodes, mode)
-                mean = float(np.mean(scores.returns))
+                mean = means[name] = float(np.mean(scores.returns))
                 self.logger.add(
                     {
                         f"episode/{name}_score": mean,
@@ -153,6 +154,9 @@ class Monitor:
                 log.info("%s at frame %d: %.1f", LABELS[name], frames, mean)
                 if scores.film is not None and config.eval.video:
                     self.logger.video(f"{name}_video", scores.film, frames, fps=30)
+            if "planner" in means:
+                gap = means["planner"] - means["eval"]
+                self.logger.add({"episode/planner_gap": gap})
 
     def _film(self, frames: int) -> None:
         length = self.config.train.length

@@ -197,7 +197,11 @@ def test_any_run_can_be_planned_with(run: Path, capsys: pytest.CaptureFixture[st
     for policy in (["mean"], ["planner", "--plan", "candidates=3", "horizon=2"]):
         assert main([*command, *policy]) == 0
         scores.append(json.loads(capsys.readouterr().out))
-    assert scores[0]["returns"] != scores[1]["returns"] and scores[1]["policy"] == "planner"
+    actor, planner = scores
+    assert planner["policy"] == "planner" and planner["beside"]["policy"] == "mean"
+    assert planner["beside"]["returns"] == actor["returns"] != planner["returns"]
+    assert planner["planner_gap"] == pytest.approx(planner["mean"] - actor["mean"])
+    assert "beside" not in actor  # one candidate: nothing to plan with
     for mistake in ([], ["--plan", "candidates=1"], ["--plan", "candidate=3"]):
         assert main([*command, "planner", *mistake]) == 2
         assert "candidates" in capsys.readouterr().err

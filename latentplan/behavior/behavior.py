@@ -136,8 +136,9 @@ class Behavior:
             return Choice(dist.rsample(noise), noise)
 
         step = self.world.step_unmeasured if self.apart else self.step
+        window = self.config.mpdp.horizon if self.mpdp else None
         with self.world.lowered():
-            rollout = imagine(step, acting or sample, start, horizon, noise)
+            rollout = imagine(step, acting or sample, start, horizon, noise, window)
         return rollout, acting
 
     def _planned_acting(self, n: int, policy: Policy) -> PlannedActing | None:
@@ -193,12 +194,9 @@ class Behavior:
         losses = {"value": critic}
         metrics = {}
         if self.mpdp:
-            found = self._improve(start, rollout, left, slow[:, 1:], planned)
-            objective = found.objective
-            if planned is not None:
-                gain = target.weight * planned.gain
-                objective = objective + gain[:, : self.config.mpdp.horizon].sum(1)
-            losses["policy"] = -(alive * objective).mean()
+            losses["policy"], found = self._improve(
+                rollout, left, slow[:, 1:], target.weight, planned
+            )
             metrics |= mpdp_metrics(found)
         else:
             losses["policy"] = actor_loss(dist, rollout, target, baseline, scale, alpha, c, planned)
@@ -232,38 +230,48 @@ class Behavior:
 
     def _improve(
         self,
-        start: Latent,
         rollout: Rollout,
         left: Tensor,
         value: Tensor,
+        weight: Tensor,
         planned: Planned | None,
-    ) -> Improvement:
-        """The MPDP objective at the starts: from the rollout that there is, or one of its own.
+    ) -> tuple[Tensor, Improvement]:
+        """The MPDP loss at the starts of every window of a rollout, and what it is made of: from
+        the rollout that there is, or where policies are several from one of their own.
 
         Args:
-            left: (N, H, F) features of the states left. value: (N, H) of the states arrived at.
+            left: (N, T, F) features of the states left. value: (N, T) of the states arrived at.
+            weight: (N, T) of the states left.
         """
-        m, c, horizon = self.config.mpdp, self.config.behavior, self.config.mpdp.horizon
+        m, c = self.config.mpdp, self.config.behavior
+        count = c.horizon // m.horizon
+        windows = partial(_windows, size=m.horizon, count=count)
+        weight = windows(weight)
         if self.apart:
+            start = Latent(*(windows(x[:, :-1])[:, 0] for x in rollout.latent))
             policy = partial(self.policy, attached=True)
-            noise = self.world.draw_noise(start.deter.shape[0], horizon)
+            noise = self.world.draw_noise(weight.shape[0], m.horizon)
             with frozen(self.world), self.world.lowered():
-                rollout, entropy = roll_out(self.step, policy, start, horizon, step_noise=noise)
+                rollout, entropy = roll_out(self.step, policy, start, m.horizon, step_noise=noise)
                 value = self.critic.slow(self.world.features(rollout.latent)[:, 1:]).mean()
         else:
+            rollout = rollout._replace(
+                reward=windows(rollout.reward),
+                cont=windows(rollout.cont),
+                uncertainty=rollout.uncertainty
+                if rollout.uncertainty is None
+                else windows(rollout.uncertainty),
+            )
+            value, left = windows(value), windows(left)
+            left = torch.cat([left[:, :1].detach(), left[:, 1:]], 1)
             with self.world.lowered():
-                entropy = self.actor(left[:, :horizon]).entropy()
+                entropy = self.actor(left).entropy()
             if planned is not None:
-                entropy = entropy * planned.learns[:, :horizon]
-        doubt = rollout.uncertainty
-        return improve(
-            rollout._replace(
-                reward=rollout.reward[:, :horizon],
-                cont=rollout.cont[:, :horizon],
-                uncertainty=None if doubt is None else doubt[:, :horizon],
-            ),
+                entropy = entropy * windows(planned.learns)
+        found = improve(
+            rollout,
             entropy,
-            value[:, :horizon],
+            value,
             discount=c.discount,
             alpha=self.temperature.value,
             beta=m.beta,
@@ -271,6 +279,10 @@ class Behavior:
             reward_scale=self.scale.value,
             uncertainty_scale=self.novelty_scale.value,
         )
+        gain = weight[:, 0] * found.objective
+        if planned is not None:
+            gain = gain + (weight * windows(planned.gain)).sum(1)
+        return -gain.mean(), found
 
     def _distill(
         self, acting: PlannedActing | None, dist: ActionDist, weight: Tensor, start: Latent
@@ -320,6 +332,11 @@ class Behavior:
             self.critic, features[:, :-1], returns, weight, slow[:, :-1], c.slow_scale
         )
         return loss
+
+
+def _windows(x: Tensor, size: int, count: int) -> Tensor:
+    """The first ``count`` windows of a rollout, a row each: (N, T, ...) -> (N W, size, ...)."""
+    return rearrange(x[:, : size * count], "n (w h) ... -> (n w) h ...", w=count)
 
 
 @contextmanager

@@ -20,7 +20,12 @@ def follow(actions: Tensor) -> Act:
 
 
 def imagine(
-    step: Step, act: Act, start: Latent, horizon: int, noise: StepNoise | None = None
+    step: Step,
+    act: Act,
+    start: Latent,
+    horizon: int,
+    noise: StepNoise | None = None,
+    window: int | None = None,
 ) -> Rollout:
     """Follow ``act`` through the model for ``horizon`` steps.
 
@@ -30,15 +35,19 @@ def imagine(
         start: (N) states.
         horizon: H.
         noise: the model's randomness with a leading axis H; drawn inside ``step`` when not given.
+        window: every so many steps the gradient is cut, as if another rollout began there.
 
     Returns:
         A rollout (N, H); gradients flow through it unless the caller forbids them.
     """
     latents, choices, predictions = [start], [], []
     for h in range(horizon):
-        choice = act(latents[-1], h)
+        latent = latents[-1]
+        if window is not None and h % window == 0:
+            latent = Latent(*(x.detach() for x in latent))
+        choice = act(latent, h)
         at_h = None if noise is None else StepNoise(*(x if x is None else x[h] for x in noise))
-        prediction = step(latents[-1], choice.action, at_h)
+        prediction = step(latent, choice.action, at_h)
         choices.append(choice)
         predictions.append(prediction)
         latents.append(prediction.latent)
