@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from latentplan.behavior.behavior import Behavior
+from latentplan.behavior.learner import Learner
 from latentplan.behavior.mpdp import Temperature
 from latentplan.behavior.nets import Actor, Critic
 from latentplan.behavior.planner import plan_metrics
@@ -75,6 +76,7 @@ class Agent(nn.Module):
             self.temperature,
             config,
         )
+        self.learner = Learner(self.behavior)
         o = config.optim
         self.optimizer = LaProp(
             [
@@ -164,7 +166,7 @@ class Agent(nn.Module):
         terms, latent, seen = self.world.loss(batch, episode)
         sum(terms.values()).backward()
         start = Latent(*(x.detach() for x in latent))
-        behavior, metrics = self.behavior.losses(start, batch)
+        behavior, metrics = self.learner.losses(start, batch)
         sum(behavior.values()).backward()
         terms |= behavior
         self._require_finite(terms)

@@ -244,9 +244,9 @@ def test_saving_and_loading_in_between_changes_nothing(tmp_path: Path) -> None:
 
 def test_starts_may_be_a_share_of_the_rows() -> None:
     agent = make_agent(starts_fraction=0.5)
-    chosen = agent.behavior.choose_starts(24)
+    chosen = agent.learner.choose_starts(24)
     assert len(chosen) == 12 == len(set(chosen.tolist()))
-    assert sorted(make_agent().behavior.choose_starts(24).tolist()) == list(range(24))
+    assert sorted(make_agent().learner.choose_starts(24).tolist()) == list(range(24))
     agent.update(*random_batch(4, 3))
 
 

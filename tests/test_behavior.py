@@ -74,7 +74,7 @@ def behavior_gradients(agent: Agent) -> tuple[dict[str, Tensor], bool, bool]:
     with torch.no_grad():
         start, _ = agent.world.observe(batch)
     agent.zero_grad()
-    losses, _ = agent.behavior.losses(start, batch)
+    losses, _ = agent.learner.losses(start, batch)
     losses["policy"].backward()
     touched = lambda net: any(p.grad is not None and p.grad.any() for p in net.parameters())  # noqa: E731
     return losses, touched(agent.world), touched(agent.actor)
@@ -175,7 +175,7 @@ def test_the_actor_learns_what_pays(gradient: str) -> None:
     for _ in range(120):
         agent.optimizer.zero_grad()
         start = Latent(*(x.view(16, 4, *x.shape[1:]) for x in starts(64)))
-        losses, _ = agent.behavior.losses(start, batch)
+        losses, _ = agent.learner.losses(start, batch)
         sum(losses.values()).backward()
         agent.optimizer.step()
         agent.critic.follow()

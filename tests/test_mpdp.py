@@ -11,6 +11,7 @@ from tiny import VECTOR, agent_config, random_batch
 from torch import Tensor
 
 from latentplan.agent import Agent
+from latentplan.behavior.imagine import imagine
 from latentplan.behavior.mpdp import (
     Temperature,
     distillation_loss,
@@ -133,6 +134,21 @@ def test_one_step_is_the_improvement_of_sac() -> None:
     torch.testing.assert_close(found.objective, sac)
     mine, theirs = (torch.autograd.grad(j.mean(), weight)[0] for j in (found.objective, sac))
     torch.testing.assert_close(mine, theirs)
+
+
+def test_a_window_begins_as_another_rollout_would() -> None:
+    """Steps 0, 1 make one window, 2, 3 the next: the first window's value still sees its own
+    actions, but what happens later is not laid to their charge."""
+    actions = torch.randn(5, 4, 1, requires_grad=True)
+    act = lambda state, h: Choice(actions[:, h], actions[:, h])  # noqa: E731
+    rollout = imagine(step, act, latent(torch.ones(5, 1)), 4, window=2)
+    whole = imagine(step, act, latent(torch.ones(5, 1)), 4)
+    for arrived, taught in ((2, [True, True, False, False]), (4, [False, False, True, True])):
+        (grad,) = torch.autograd.grad(
+            rollout.latent.deter[:, arrived].sum(), actions, retain_graph=True
+        )
+        assert (grad != 0).all((0, 2)).tolist() == taught
+        torch.testing.assert_close(rollout.latent.deter, whole.latent.deter)
 
 
 # --- by hand --------------------------------------------------------------------------------
@@ -275,7 +291,7 @@ def test_the_policy_loss_reaches_the_actor_alone(policies: str, candidates: int)
     batch, _ = random_batch(3, 4)
     with torch.no_grad():
         latent, _ = agent.world.observe(batch)
-    losses, _ = agent.behavior.losses(latent, batch)
+    losses, _ = agent.learner.losses(latent, batch)
     (losses["policy"] + losses.get("distill", 0.0)).backward()
     touched = {name.split(".")[0] for name, p in agent.named_parameters() if p.grad is not None}
     assert touched == {"actor"}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from latentplan.agent import Agent
 from latentplan.behavior.behavior import frozen
+from latentplan.behavior.learner import Learner
 from latentplan.types import EnvSpec, Latent, Rollout, Timestep
 
 FULL = "full update"
@@ -51,7 +52,7 @@ class UpdateParts:
             latent, logits = world.observe(batch)
             flat = Latent(*(x.flatten(0, 1) for x in latent))
             self.latent = latent
-            chosen = agent.behavior.choose_starts(flat.deter.shape[0])
+            chosen = agent.learner.choose_starts(flat.deter.shape[0])
             self.start = Latent(*(x[chosen] for x in flat))
             imagined = agent.behavior.imagine(self.start, self.horizon)
             rollout = imagined[0]
@@ -63,7 +64,7 @@ class UpdateParts:
             self.leaves += [x.requires_grad_() for x in _outcome(rollout)]
         self.observer = recorded(world, encode=embed)
         self.heads_only = recorded(world, observe=(Latent(*inputs[2:]), logits), _reconstruction={})
-        self.learner = recorded(agent.behavior, imagine=imagined)
+        self.learner = Learner(recorded(agent.behavior, imagine=imagined))
 
     def parts(self) -> dict[str, Part]:
         """In the order of an update, and last the update itself."""

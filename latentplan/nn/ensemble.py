@@ -17,11 +17,11 @@ class EnsembleLinear(nn.Module):
     Every member draws its own initialization, without which an ensemble is one model said M times.
     """
 
-    def __init__(self, members: int, inputs: int, outputs: int):
+    def __init__(self, members: int, inputs: int, outputs: int, scale: float = 1.0):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(members, inputs, outputs))
         self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
-        init_weight(self.weight, inputs)
+        init_weight(self.weight, inputs, scale)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 2:  # the same input for every member
@@ -44,8 +44,11 @@ class EnsembleMLP(nn.Module):
     ):
         super().__init__()
         sizes = [inputs] + [units] * layers + [outputs]
-        self.layers = nn.ModuleList(EnsembleLinear(members, a, b) for a, b in pairwise(sizes))
-        init_weight(self.layers[-1].weight, sizes[-2], scale)
+        scales = [1.0] * layers + [scale]
+        self.layers = nn.ModuleList(
+            EnsembleLinear(members, a, b, s)
+            for (a, b), s in zip(pairwise(sizes), scales, strict=True)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
