@@ -137,7 +137,7 @@ class Temperature(nn.Module):
         self.target = target
         log_alpha = torch.tensor(alpha).log()
         if target is None:
-            self.register_buffer("log_alpha", log_alpha)
+            self.register_buffer("log_alpha", log_alpha, persistent=False)  # a setting, not learned
         else:
             self.log_alpha = nn.Parameter(log_alpha)
 
