@@ -70,16 +70,20 @@ def _parser() -> argparse.ArgumentParser:
         default="mean",
         help="the actor's mean action (default), its samples, or a plan of several candidates",
     )
-    evaluate.add_argument(
-        "--plan",
-        nargs="+",
-        default=[],
-        metavar="key=value",
-        help="plan otherwise than in training, for example candidates=16 horizon=8 act_rate=0.5",
-    )
+    _add_plan(evaluate)
     evaluate.add_argument("--video", help="path of the mp4 or GIF; default: in the run folder")
     evaluate.add_argument("--device", default="auto")
     evaluate.set_defaults(run=_eval)
+
+    imagine = commands.add_parser(
+        "imagine", help="films of what a run imagines: files, TensorBoard, projector"
+    )
+    imagine.add_argument("run_folder", metavar="RUN")
+    imagine.add_argument("--out", help="default: RUN/imagine")
+    imagine.add_argument("--seed", type=int, default=0, help="never one that training saw")
+    _add_plan(imagine)
+    imagine.add_argument("--device", default="auto")
+    imagine.set_defaults(run=_imagine)
 
     calibrate = commands.add_parser(
         "calibrate", help="does the uncertainty know where the model errs? JSON, plot, TensorBoard"
@@ -129,6 +133,16 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plan",
+        nargs="+",
+        default=[],
+        metavar="key=value",
+        help="plan otherwise than in training, for example candidates=16 horizon=8 act_rate=0.5",
+    )
+
+
 def _load(args: argparse.Namespace):
     from latentplan.config import load
 
@@ -163,6 +177,17 @@ def _eval(args: argparse.Namespace) -> int:
         plan=args.plan,
         video=args.video,
         device=args.device,
+    )
+    print(to_json(result))
+    return 0
+
+
+def _imagine(args: argparse.Namespace) -> int:
+    from latentplan.evaluate import to_json
+    from latentplan.imagine import imagine
+
+    result = imagine(
+        args.run_folder, out=args.out, seed=args.seed, plan=args.plan, device=args.device
     )
     print(to_json(result))
     return 0

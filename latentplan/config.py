@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +21,8 @@ from yaml import YAMLError
 
 from latentplan.schema import Config, check
 from latentplan.types import UserError
+
+RENAMED = {"log.film_every": "log.inspect_every", "log.film_context": "log.inspect_context"}
 
 
 def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
@@ -45,7 +48,7 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
 
 def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read the ``config.yaml`` of a run folder, which is already resolved: no preset is applied."""
-    return _finish(_merge([_schema(), _read(path), *map(_parse, overrides)]))
+    return _finish(_merge([_schema(), _read(path, RENAMED), *map(_parse, overrides)]))
 
 
 def to_yaml(config: Config) -> str:
@@ -102,7 +105,8 @@ def _preset(kind: str, name: str) -> DictConfig:
     return _read(path)
 
 
-def _read(path: Path) -> DictConfig:
+def _read(path: Path, renamed: Mapping[str, str] = MappingProxyType({})) -> DictConfig:
+    """A file of keys; those that an older version called otherwise get their names of today."""
     try:
         node = OmegaConf.load(path)
     except OSError as error:
@@ -112,6 +116,10 @@ def _read(path: Path) -> DictConfig:
         raise UserError(f"The configuration {path} is not valid YAML: {reason}.") from error
     if not isinstance(node, DictConfig):
         raise UserError(f"The configuration {path} is not a mapping of keys to values.")
+    for old, new in renamed.items():
+        section, key = old.split(".")
+        if key in node.get(section, {}):
+            OmegaConf.update(node, new, node[section].pop(key))
     _check_keys(node, str(path))
     return node
 

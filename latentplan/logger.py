@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from latentplan.types import UserError
 
@@ -76,19 +77,60 @@ class Logger:
             raise UserError(f"Metrics cannot be written to {self._folder}: {error}.") from error
         return row
 
-    def video(self, tag: str, frames: np.ndarray, frame: int, fps: float = 15) -> None:
-        """Log ``frames`` (T, H, W, 3) uint8 as a GIF, and keep it as ``videos/<tag>-<frame>.gif``.
+    def video(self, tag: str, frames: np.ndarray, frame: int, fps: float = 15) -> Path:
+        """Log ``frames`` (T, H, W, 3) uint8 as a GIF, or one frame as a PNG.
 
-        Slashes of the tag become dashes in the file's name.
+        It is kept as ``videos/<tag>-<frame>.gif``, slashes of the tag becoming dashes; the path is
+        returned.
         """
-        gif = encode_gif(frames, fps)
-        path = self._folder / "videos" / f"{tag.replace('/', '-')}-{frame}.gif"
-        _write_bytes(path, gif)
+        kind, encoded = (
+            ("png", encode_png(frames[0])) if len(frames) == 1 else ("gif", encode_gif(frames, fps))
+        )
+        path = self._folder / "videos" / f"{tag.replace('/', '-')}-{frame}.{kind}"
+        _write_bytes(path, encoded)
         height, width = frames.shape[1:3]
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
+        image = Summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=encoded
+        )
         # SummaryWriter.add_video needs moviepy, and logs nothing with its newer versions.
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])
         self._writer.file_writer.add_summary(summary, frame)
+        return path
+
+    def points(
+        self,
+        tag: str,
+        features: Tensor,
+        columns: Mapping[str, np.ndarray],
+        thumbnails: Tensor | None,
+        frame: int,
+    ) -> None:
+        """Log N points (N, F) for TensorBoard's projector, with columns (N,) to color them by and
+        pictures (N, 3, h, w) in [0, 1]."""
+        rows = [list(map("{:.4g}".format, row)) for row in zip(*columns.values(), strict=True)]
+        self._writer.add_embedding(
+            features,
+            rows,
+            thumbnails,
+            global_step=frame,
+            tag=tag,
+            metadata_header=list(columns),
+        )
+
+    def layout(self, charts: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """The page of custom scalars: {page: {chart: tags}}."""
+        self._writer.add_custom_scalars(
+            {
+                page: {title: ["Multiline", list(tags)] for title, tags in of_page.items()}
+                for page, of_page in charts.items()
+            }
+        )
+
+    def hyperparameters(self, values: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """What tells this run from others in the HPARAMS tab, and the scalars it is judged by."""
+        # SummaryWriter.add_hparams would open another run, without the curves.
+        for summary in hparams(dict(values), dict.fromkeys(metrics, 0.0)):
+            self._writer.file_writer.add_summary(summary)
 
     def text(self, tag: str, text: str, frame: int) -> None:
         """Log ``text`` (Markdown) to TensorBoard."""
@@ -98,6 +140,13 @@ class Logger:
         """Write what is buffered; metrics added since the last :meth:`write` are left out."""
         self._writer.close()
         self._file.close()
+
+
+def encode_png(picture: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 as a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def encode_gif(frames: np.ndarray, fps: float) -> bytes:

@@ -18,18 +18,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latentplan.agent import Agent
+from latentplan.board import present
 from latentplan.clock import Every, Stopwatch, memory
 from latentplan.envs.rendering import Renderer
 from latentplan.evaluate import make_eval_env, run_episodes, to_tensors
-from latentplan.inspection.film import open_loop_film
-from latentplan.inspection.open_loop import open_loop
+from latentplan.inspection.exhibits import SEQUENCES, Exhibit, exhibits, of_film
+from latentplan.inspection.reality import show_reality
 from latentplan.logger import Logger
 from latentplan.replay import Replay
 from latentplan.schema import Config
 from latentplan.types import Timestep
 
 log = logging.getLogger("latentplan")
-FILMED_SEQUENCES = 3
+FILM_FPS = 8
+BEGIN, DREAM = 8, 40  # decisions played before a dream that reality is held against, and dreamed
 LABELS = {"eval": "evaluation", "planner": "evaluation of the planner"}
 
 
@@ -53,10 +55,12 @@ class Monitor:
         self._due = {
             "log": Every(config.log.every),
             "eval": Every(config.eval.every),
-            "film": Every(config.log.film_every),
+            "film": Every(config.log.inspect_every),
         }
         for name, state in (due or {}).items():
             self._due[name].load_state_dict(state)
+        if due is None:
+            present(self.logger, config)
         self._returns = np.zeros(config.env.count)
         self._lengths = np.zeros(config.env.count, dtype=int)
         self._mark = (time.monotonic(), frame, 0)
@@ -96,8 +100,8 @@ class Monitor:
         due = {name: every(frames) for name, every in self._due.items()}
         if updates and (due["eval"] or last):
             self._evaluate(frames)
-        if updates and due["film"] and self.agent.world.spec.images:
-            self._film(frames)
+        if updates and due["film"]:
+            self._inspect(frames)
         if due["log"] or last:
             self._write(frames, updates)
 
@@ -153,22 +157,33 @@ class Monitor:
                 )
                 log.info("%s at frame %d: %.1f", LABELS[name], frames, mean)
                 if scores.film is not None and config.eval.video:
-                    self.logger.video(f"{name}_video", scores.film, frames, fps=30)
+                    self.logger.video(f"episode/{name}_video", scores.film, frames, fps=30)
             if "planner" in means:
                 gap = means["planner"] - means["eval"]
                 self.logger.add({"episode/planner_gap": gap})
 
-    def _film(self, frames: int) -> None:
-        length = self.config.train.length
-        context = min(self.config.log.film_context, length - 1)
+    def _inspect(self, frames: int) -> None:
+        """Films and a plan fan of replayed rows, and a dream held against reality."""
+        config, agent = self.config, self.agent
+        length = config.train.length
         if not self.replay.ready(length):
             return
-        with self.watch.section("film"):
+        device = agent.device
+        with (
+            self.watch.section("inspect"),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
+            torch.manual_seed(frames)
             rng = np.random.default_rng(frames)
-            batch, _ = self.replay.sample(FILMED_SEQUENCES, length, rng)
-            device = self.agent.device
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                decoded = open_loop(self.agent, to_tensors(batch, device), context)
-            name = self.agent.world.spec.images[0]
-            film = open_loop_film(batch.obs[name], decoded[name].cpu().numpy(), context)
-            self.logger.video("open_loop", film, frames, fps=8)
+            batch = self.replay.sample_within_episodes(SEQUENCES, length, rng)
+            if not len(batch.reward):  # episodes are shorter than that
+                return
+            context = min(config.log.inspect_context, length - 1)
+            for exhibit in exhibits(agent, to_tensors(batch, device), context):
+                self._show(exhibit, frames)
+            with make_eval_env(config, self.renderer, 1, config.seed) as env:
+                film = show_reality(agent, env, BEGIN, DREAM)
+            self._show(of_film(agent, "dream_against_reality", film), frames)
+
+    def _show(self, exhibit: Exhibit, frames: int) -> None:
+        self.logger.video(f"imagination/{exhibit.name}", exhibit.frames, frames, FILM_FPS)

@@ -147,8 +147,8 @@ class EvalConfig:
 class LogConfig:
     every: int = 1000  # frames between rows of metrics
     checkpoint_seconds: float = 300.0  # between checkpoints; the first comes within a minute
-    film_every: int = 20_000  # frames between open-loop films
-    film_context: int = 5  # rows the film's model sees before it predicts
+    inspect_every: int = 20_000  # frames between films and plan fans
+    inspect_context: int = 5  # rows that the model sees before it is on its own
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ MINIMA = {
     "train.length": 2,
     "train.prefill": 0,
     "eval.episodes": 1,
-    "log.film_context": 1,
+    "log.inspect_context": 1,
 }
 POSITIVE = (
     *("world.bootstrap", "world.decode_fraction", "behavior.starts_fraction", "train.ratio"),

@@ -20,7 +20,6 @@ from latentplan import checkpoint, run_folder
 from latentplan.agent import Agent, NonFiniteLossError
 from latentplan.allocator import keep_memory
 from latentplan.clock import Every, Ratio
-from latentplan.config import to_yaml
 from latentplan.evaluate import make_train_env, pick_renderer, to_tensors
 from latentplan.monitor import Monitor
 from latentplan.replay import Replay, gigabytes
@@ -116,8 +115,6 @@ class Trainer:
         except BaseException:
             self.env.close()
             raise
-        if not saved:
-            self.monitor.logger.text("config", f"```yaml\n{to_yaml(config)}```", 0)
         self._announce()
 
     def _build(self, saved: dict[str, Any] | None) -> None:

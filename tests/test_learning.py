@@ -44,7 +44,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             *("env.image_size=32", f"env.repeat={REPEAT}", "env.workers=false", "steps=4096"),
             *("train.ratio=64", "train.prefill=200", "train.precision=float32", "train.threads=1"),
             *("behavior.horizon=8", "behavior.discount_horizon=20"),
-            *(f"behavior.gradient={request.param}", "eval.every=0", "log.film_every=0"),
+            *(f"behavior.gradient={request.param}", "eval.every=0", "log.inspect_every=0"),
         ],
     )
     return train(config)

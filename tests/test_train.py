@@ -35,7 +35,7 @@ EPISODE = 64  # frames of the dummy task
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run from pixels and state; tests that write into it take a copy."""
     folder = tmp_path_factory.mktemp("run") / "finished"
-    train(run_config(folder, "obs=both", f"steps={4 * EPISODE}", "log.film_every=128"))
+    train(run_config(folder, "obs=both", f"steps={4 * EPISODE}", "log.inspect_every=128"))
     return folder
 
 
@@ -127,7 +127,7 @@ def test_the_run_folder_is_complete(run: Path) -> None:
     names = {path.name for path in (run / "videos").iterdir()}
     assert {name.split("-")[0] for name in names} == {"eval_video", "open_loop"}
     config = load_resolved(run / "config.yaml")
-    assert config == run_config(run, "obs=both", "log.film_every=128")
+    assert config == run_config(run, "obs=both", "log.inspect_every=128")
     (session,) = json.loads((run / "run.json").read_text())["sessions"]
     assert session["packages"]["torch"] and session["renderer"] == "none"
     assert session["spec"]["obs"] == {"image": [[16, 16, 3], "uint8"], "vector": [[2], "float32"]}
@@ -166,8 +166,8 @@ def test_updates_follow_the_train_ratio(run: Path) -> None:
 def test_looking_changes_nothing(tmp_path: Path) -> None:
     """Evaluations and films draw from generators of their own."""
     one, other = tmp_path / "one", tmp_path / "other"
-    train(run_config(one, "obs=pixels", "eval.every=0", "log.film_every=0"))
-    train(run_config(other, "obs=pixels", "eval.every=32", "log.film_every=64"))
+    train(run_config(one, "obs=pixels", "eval.every=0", "log.inspect_every=0"))
+    train(run_config(other, "obs=pixels", "eval.every=32", "log.inspect_every=64"))
     assert len(list((other / "videos").iterdir())) > len(list((one / "videos").iterdir())) + 4
     a, b = (checkpoint.load(folder / "checkpoint.pt") for folder in (one, other))
     for key in ("agent", "optimizer", "random", "sampler"):

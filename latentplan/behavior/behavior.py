@@ -110,7 +110,8 @@ class Behavior:
         """Follow the actor from N states, or the conservative planner where it plans."""
         n = start.deter.shape[0]
         policy = partial(self.policy, attached=self.mpdp)
-        acting = None if self.apart else self._planned_acting(n, policy)
+        rows = self._planned_rows(n)
+        acting = None if rows is None else self.conservative(rows, policy)
         noise = self.world.draw_noise(n, horizon)
 
         def sample(latent: Latent, h: int) -> Choice:
@@ -124,17 +125,20 @@ class Behavior:
             rollout = imagine(step, acting or sample, start, horizon, noise, window)
         return rollout, acting
 
-    def _planned_acting(self, n: int, policy: Policy) -> PlannedActing | None:
-        c = self.config.plan
-        count = round(c.imagine_share * n)
-        if c.candidates == 1 or not count:
+    def _planned_rows(self, n: int) -> Tensor | None:
+        """Which of N imagined rows are planned; None where none is."""
+        count = round(self.config.plan.imagine_share * n)
+        if self.config.plan.candidates == 1 or not count or self.apart:
             return None
         # In another order than the rollout's, whose rows are dealt out to members: a state is not
         # planned by the very member that then moves it.
-        rows = torch.randperm(n, device=self.scale.range.device)[:count]
+        return torch.randperm(n, device=self.scale.range.device)[:count]
+
+    def conservative(self, rows: Tensor, policy: Policy | None = None) -> PlannedActing:
+        """Imagination's ``act`` that plans for ``rows`` (R,), with a penalty for uncertainty."""
+        c = self.config.plan
         search = lambda latent, first: self.plan(latent, -c.imagine_rate, first=first)  # noqa: E731
-        every = c.replan_every if c.replan_every else c.horizon
-        return PlannedActing(policy, search, rows, every)
+        return PlannedActing(policy or self.policy, search, rows, c.replan_every or c.horizon)
 
 
 @contextmanager

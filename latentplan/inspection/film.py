@@ -1,11 +1,13 @@
-"""Open-loop films: what happened, what the model saw coming, and where the two differ.
+"""Films: rows of pictures that move together over charts, sequences side by side.
 
-Every frame of a film is laid out like this, sequences side by side::
+Every frame is laid out like this, here an open loop of three sequences::
 
-            | context 3/5    or    imagined +12       header
-    truth   | [ ] [ ] [ ]                             what the environment showed
-    model   | [ ] [ ] [ ]                             decoded from the model's state
-    error   | [ ] [ ] [ ]                             model - truth, gray where they agree
+                | context 3/5    or    imagined +12       header
+    truth       | [ ] [ ] [ ]                             what the environment showed
+    model       | [ ] [ ] [ ]                             decoded from the model's state
+    error       | [ ] [ ] [ ]                             model - truth, gray where they agree
+    reward      | ~~~ ~~~ ~~~                             a chart per sequence over all frames,
+    uncertainty | ~~~ ~~~ ~~~                             and a mark at the one that is shown
 
 Borders tell what the model knew: in context frames it saw the truth, in imagined ones only the
 actions.
@@ -13,96 +15,135 @@ actions.
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from einops import rearrange, repeat
-from PIL import Image, ImageDraw, ImageFont
 
+from latentplan.inspection.canvas import (
+    BACKGROUND,
+    CONTEXT,
+    DIM,
+    GAP,
+    IMAGINED,
+    LINE_HEIGHT,
+    TEXT,
+    Charts,
+    Color,
+    Line,
+    across,
+    as_uint8,
+    axis,
+    bounds,
+    canvas,
+    chart,
+    difference,
+    even,
+    framed,
+    text,
+    width_of,
+)
 from latentplan.torchvision_compat import make_grid
 
-LABELS = ("truth", "model", "error")
-LABEL_WIDTH = 44  # pixels left of the pictures
-HEADER_HEIGHT = 16
-BORDER = 2  # pixels around each picture
-GAP = 2  # pixels between borders
-FONT_SIZE = 12
-
-BACKGROUND = (24, 24, 24)
-TEXT = (235, 235, 235)
-CONTEXT = (60, 180, 75)  # green: the model sees the truth
-IMAGINED = (245, 130, 48)  # orange: the model is on its own
+HEADER_HEIGHT = LINE_HEIGHT + 3
+CHART_HEIGHT = 4 * LINE_HEIGHT + 2
+BARE_WIDTH = 240  # of charts where there are no pictures
+Header = tuple[str, Color]
 
 
-def open_loop_film(
-    truth: np.ndarray, prediction: np.ndarray, context: int, scale: int = 2
+def film(
+    rows: Mapping[str, np.ndarray],
+    headers: Sequence[Header],
+    charts: Charts | None = None,
+    scale: int = 2,
 ) -> np.ndarray:
-    """Lay out a film of ``prediction`` against ``truth``.
+    """Lay out ``rows`` of pictures and ``charts`` under ``headers``.
 
     Args:
-        truth: (B, T, H, W, 3) uint8.
-        prediction: (B, T, H, W, 3), uint8 or floats in [0, 1] (values beyond are clipped):
-            reconstructions in the first ``context`` frames, open-loop predictions after that.
-        context: frames that the model saw.
+        rows: {label: (B, T, h, w, 3) uint8}, all alike; none where the agent sees no pictures.
+        headers: T times what is written above, in the color of the borders.
+        charts: {label: lines (B, T)}; all sequences of a chart share its range.
         scale: each pixel is shown as ``scale`` x ``scale`` pixels.
 
     Returns:
-        (T, H', W', 3) uint8, H' and W' even (video codecs want that).
+        (T, H, W, 3) uint8, H and W even (video codecs want that).
+    """
+    charts = charts or {}
+    left = label_width(rows, charts)
+    colors = np.array([color for _, color in headers])
+    parts = []
+    if rows:
+        tiles = repeat(
+            np.stack(list(rows.values())), "r b t h w c -> r b t (h y) (w x) c", y=scale, x=scale
+        )
+        tiles = framed(tiles, colors)
+        parts.append((_grid(tiles), _labels(list(rows), tiles.shape[3] + GAP, left)))
+        width = tiles.shape[4]
+    else:
+        width = BARE_WIDTH
+    for title, lines in charts.items():
+        parts.append((_chart(lines, width), _chart_label(title, lines, left)))
+    height = HEADER_HEIGHT + sum(picture.shape[1] for picture, _ in parts)
+    out = canvas(len(headers), even(height), even(left + parts[0][0].shape[2]))
+    for t, header in enumerate(headers):
+        out[t, :HEADER_HEIGHT, left:] = text([header], out.shape[2] - left, HEADER_HEIGHT)
+    top = HEADER_HEIGHT
+    for picture, label in parts:
+        bottom = top + picture.shape[1]
+        out[:, top:bottom, left : left + picture.shape[2]] = picture
+        out[:, top:bottom, :left] = label
+        top = bottom
+    return out
+
+
+def open_loop_film(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    headers: Sequence[Header],
+    charts: Charts | None = None,
+    scale: int = 2,
+    names: tuple[str, str] = ("truth", "model"),
+) -> np.ndarray:
+    """A film of ``prediction`` against ``truth``, and of their difference.
+
+    Args:
+        truth: (B, T, H, W, 3) uint8.
+        prediction: (B, T, H, W, 3), uint8 or floats in [0, 1] (values beyond are clipped).
 
     Raises:
         ValueError: the shapes or dtypes are not these.
     """
-    model = _as_uint8(prediction)
+    model = as_uint8(prediction)
     if truth.dtype != np.uint8 or truth.ndim != 5 or truth.shape[-1] != 3:
         raise ValueError(f"truth must be (B, T, H, W, 3) uint8, not {truth.shape} {truth.dtype}")
     if model.shape != truth.shape:
         raise ValueError(f"prediction {model.shape} and truth {truth.shape} differ in shape")
-    rows = np.stack([truth, model, difference(truth, model)])  # (3, B, T, H, W, 3)
-    colors = np.array([CONTEXT if t < context else IMAGINED for t in range(truth.shape[1])])
-    tiles = _framed(repeat(rows, "r b t h w c -> r b t (h y) (w x) c", y=scale, x=scale), colors)
-    grid = _grid(tiles)
-    height, width = grid.shape[1] + HEADER_HEIGHT, grid.shape[2] + LABEL_WIDTH
-    even = (len(grid), height + height % 2, width + width % 2, 3)
-    film = np.empty(even, np.uint8)
-    film[:] = BACKGROUND
-    film[:, HEADER_HEIGHT:height, LABEL_WIDTH:width] = grid
-    film[:, :, :LABEL_WIDTH] = _labels(even[1], tiles.shape[3] + GAP)
-    for t, color in enumerate(colors):
-        text = f"context {t + 1}/{context}" if t < context else f"imagined +{t + 1 - context}"
-        header = _text(text, even[2] - LABEL_WIDTH, HEADER_HEIGHT, tuple(color))
-        film[t, :HEADER_HEIGHT, LABEL_WIDTH:] = header
-    return film
+    rows = {names[0]: truth, names[1]: model, "error": difference(truth, model)}
+    return film(rows, headers, charts, scale)
 
 
-def strip(film: np.ndarray, every: int) -> np.ndarray:
-    """Every ``every``-th frame of an open-loop ``film`` side by side, labelled once: (H, W, 3)."""
-    first, *others = film[::every]
-    return np.concatenate([first, *(frame[:, LABEL_WIDTH:] for frame in others)], axis=1)
+def open_loop_headers(context: int, length: int) -> list[Header]:
+    """Of ``length`` frames, of which the model saw the first ``context``."""
+    return [
+        (f"context {t + 1}/{context}", CONTEXT)
+        if t < context
+        else (f"imagined +{t + 1 - context}", IMAGINED)
+        for t in range(length)
+    ]
 
 
-def difference(truth: np.ndarray, model: np.ndarray) -> np.ndarray:
-    """Half of model - truth around mid gray (uint8): brighter where the model is too bright."""
-    return ((model.astype(np.int16) - truth + 255) // 2).astype(np.uint8)
+def strip(movie: np.ndarray, every: int, left: int) -> np.ndarray:
+    """Every ``every``-th frame of a film side by side: (H, W, 3). Of the others, the first ``left``
+    columns, the labels (:func:`label_width`), are left out."""
+    first, *others = movie[::every]
+    return np.concatenate([first, *(frame[:, left:] for frame in others)], axis=1)
 
 
-def _as_uint8(images: np.ndarray) -> np.ndarray:
-    if images.dtype == np.uint8:
-        return images
-    if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"prediction must be uint8 or floats in [0, 1], not {images.dtype}")
-    # A NaN must not pass for black unnoticed: white is as far as a picture can go in saying so.
-    finite = np.nan_to_num(images.astype(np.float32), nan=1.0)
-    return np.rint(np.clip(finite, 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
-def _framed(pictures: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Put a border of ``colors[t]`` around pictures ``(..., T, H, W, 3)``."""
-    *leading, height, width, channels = pictures.shape
-    framed = np.empty((*leading, height + 2 * BORDER, width + 2 * BORDER, channels), np.uint8)
-    framed[:] = colors[:, None, None, :]
-    framed[..., BORDER:-BORDER, BORDER:-BORDER, :] = pictures
-    return framed
+def label_width(rows: Iterable[str], charts: Charts) -> int:
+    """Pixels of the column with the labels of a film."""
+    words = [*rows, *charts, *(line.name for lines in charts.values() for line in lines)]
+    return max(width_of(x) for x in [*words, *(axis(lines) for lines in charts.values())])
 
 
 def _grid(tiles: np.ndarray) -> np.ndarray:
@@ -113,26 +154,36 @@ def _grid(tiles: np.ndarray) -> np.ndarray:
     return rearrange(grid.numpy(), "(t c) h w -> t h w c", c=3)
 
 
-def _labels(height: int, pitch: int) -> np.ndarray:
-    """The column with the names of the rows, (height, LABEL_WIDTH, 3)."""
-    column = np.empty((height, LABEL_WIDTH, 3), np.uint8)
-    column[:] = BACKGROUND
-    for row, label in enumerate(LABELS):
-        middle = HEADER_HEIGHT + GAP + row * pitch + (pitch - GAP) // 2
-        top = max(0, middle - HEADER_HEIGHT // 2)
-        place = column[top : top + HEADER_HEIGHT]
-        place[:] = _text(label, LABEL_WIDTH, HEADER_HEIGHT, TEXT)[: len(place)]
+def _labels(labels: Sequence[str], pitch: int, width: int) -> np.ndarray:
+    """The column with the names of the rows, (len(labels) * pitch + GAP, width, 3)."""
+    column = canvas(len(labels) * pitch + GAP, width)
+    for row, label in enumerate(labels):
+        top = GAP + row * pitch
+        column[top : top + pitch - GAP] = text([(label, TEXT)], width, pitch - GAP)
     return column
 
 
-def _text(text: str, width: int, height: int, color: tuple[int, ...]) -> np.ndarray:
-    """One line of text, centered vertically: (height, width, 3)."""
-    image = Image.new("RGB", (width, height), BACKGROUND)
-    draw = ImageDraw.Draw(image)
-    draw.text((4, height // 2), text, fill=tuple(int(c) for c in color), font=_font(), anchor="lm")
-    return np.asarray(image)
+def _chart(lines: Sequence[Line], width: int) -> np.ndarray:
+    """Charts of (B, T) lines side by side, with a line where the film is: (T, H, W, 3)."""
+    count, length = lines[0].values.shape
+    low, high = bounds(lines)
+    pitch = width + GAP
+    out = canvas(length, CHART_HEIGHT, count * pitch + GAP)
+    for b in range(count):
+        own = [line._replace(values=line.values[b]) for line in lines]
+        left = GAP + b * pitch
+        out[:, : CHART_HEIGHT - GAP, left : left + width] = chart(
+            own, width, CHART_HEIGHT - GAP, low, high
+        )
+        for t, x in enumerate(np.rint(across(length, width)).astype(int)):
+            out[t, : CHART_HEIGHT - GAP, left + x] = TEXT
+    return out
 
 
-@cache
-def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(FONT_SIZE)  # comes with Pillow, so pictures are alike anywhere
+def _chart_label(title: str, lines: Sequence[Line], width: int) -> np.ndarray:
+    """Title, the names of the lines in their colors, and the range of the axis."""
+    if len(lines) == 1:
+        words = [(title, lines[0].color)]
+    else:
+        words = [(title, TEXT), *((line.name, line.color) for line in lines)]
+    return text([*words, (axis(lines), DIM)], width, CHART_HEIGHT)

@@ -1,0 +1,95 @@
+"""``latentplan imagine RUN``: what an agent imagines, from its checkpoint, as files and events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from latentplan import run_folder
+from latentplan.agent import Agent
+from latentplan.envs import VectorEnv
+from latentplan.evaluate import make_eval_env, pick_renderer, to_tensors
+from latentplan.inspection.exhibits import SEQUENCES, Exhibit, exhibits, of_film
+from latentplan.inspection.latent_map import latent_map
+from latentplan.inspection.reality import show_reality
+from latentplan.logger import Logger, write_video
+from latentplan.schema import Config
+from latentplan.types import Timestep, UserError, join
+
+LENGTH, BEGIN, DREAM = 24, 8, 40  # decisions: of a window, before a dream, dreamed
+EPISODES = 2  # played at a time, in environments of their own
+FPS = 8
+
+
+def imagine(
+    run: str | Path,
+    *,
+    out: str | Path | None = None,
+    seed: int = 0,
+    plan: Sequence[str] = (),
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Show an agent on episodes that training never sees; the result is plain values.
+
+    Everything of ``inspection/exhibits.py``, a dream against reality and the latent map are written
+    to ``out`` (default RUN/imagine) as PNG, MP4 (GIF without ffmpeg) and TensorBoard events.
+
+    Args:
+        seed: of episodes and imagination.
+        plan: changes of the ``plan`` section, as in :func:`latentplan.evaluate.evaluate`.
+
+    Raises:
+        UserError: no run there, a damaged checkpoint, no working renderer, too short episodes.
+    """
+    folder = Path(run)
+    agent, config, _, saved = run_folder.load_agent(folder, run_folder.pick_device(device), plan)
+    place = Path(out) if out else folder / "imagine"
+    frame, files = saved["frames"], {}
+    renderer = pick_renderer(config)
+    with make_eval_env(config, renderer, EPISODES, seed) as env:
+        rows = played(agent, env)
+        reality = show_reality(agent, env, BEGIN, DREAM)
+    torch.manual_seed(seed)
+    logger = Logger(place, frame=frame)
+    for exhibit in shown(agent, config, rows, reality):
+        path = logger.video(f"imagination/{exhibit.name}", exhibit.frames, frame, FPS)
+        if len(exhibit.frames) > 1:  # a GIF so far
+            path = write_video(place / "videos" / f"{exhibit.name}.mp4", exhibit.frames, FPS)
+        files[exhibit.name] = str(path)
+    found = latent_map(agent, to_tensors(rows, agent.device))
+    logger.points("latents", found.features, found.columns, found.thumbnails, frame)
+    logger.close()
+    result: dict[str, Any] = {"run": str(folder), "frames": frame, "files": files}
+    if not agent.world.spec.images:
+        result["note"] = "This run learns from state vectors: there are charts, but no pictures."
+    if config.plan.candidates == 1:
+        result["planner"] = "This run does not plan; --plan candidates=4 shows what it would do."
+    return result
+
+
+def played(agent: Agent, env: VectorEnv) -> Timestep:
+    """Windows (B, LENGTH), one after the other, of an episode of each environment."""
+    row, _ = env.reset()
+    carry, rows = agent.initial(env.count), [row]
+    generator = torch.Generator(agent.device).manual_seed(0)
+    while not env.is_last.any():
+        action, carry = agent.act(to_tensors(row, agent.device), carry, "mean", generator)
+        row, _ = env.step(action.cpu().numpy())
+        rows.append(row)
+    count = len(rows) // LENGTH
+    if not count:
+        raise UserError(f"No episode lasted {LENGTH} decisions: too short to be shown.")
+    windows = [rows[i * LENGTH : (i + 1) * LENGTH] for i in range(count)]
+    return join([join(x, lambda a: np.stack(a, 1)) for x in windows], np.concatenate)
+
+
+def shown(agent: Agent, config: Config, rows: Timestep, reality: np.ndarray) -> Iterator[Exhibit]:
+    """The exhibits of windows spread over the episodes."""
+    spread = np.linspace(0, len(rows.reward) - 1, min(SEQUENCES, len(rows.reward))).astype(int)
+    batch = to_tensors(rows.map(lambda x: x[spread]), agent.device)
+    yield from exhibits(agent, batch, min(config.log.inspect_context, LENGTH - 1))
+    yield of_film(agent, "dream_against_reality", reality)
