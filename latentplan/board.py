@@ -43,7 +43,8 @@ GROUPS = {
     "the ensemble (`uncertainty`, and its 95th percentile).",
     "train/plan": "Plans in the environment (`explore_`) and in imagination (`imagine_`): what "
     "tells candidates apart (`_spread`), the share of uncertainty in it (`_bonus_share`), what "
-    "choosing gains in return (`_gain`, in return scales). `distance`: nats from the policy to the choice.",
+    "choosing gains in return (`_gain`, in return scales). `distance`: nats from policy to "
+    "choice.",
     "train/mpdp": "The multi-step objective: steps taken before the value stands in (`horizon`), "
     "share of the penalty, entropy of each step's policy.",
     "train/actor": "Entropy (nats), standard deviation, and the entropy's temperature.",

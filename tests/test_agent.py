@@ -256,7 +256,7 @@ def test_starts_may_be_a_share_of_the_rows() -> None:
 def test_open_loop_shows_reconstructions_then_predictions() -> None:
     agent = make_agent(BOTH)
     batch, _ = random_batch(2, 6, BOTH)
-    decoded = open_loop(agent, batch, 2)
+    decoded = open_loop(agent, batch, 2).decoded
     assert decoded["image"].shape == (2, 6, 16, 16, 3)
     assert decoded["vector"].shape == (2, 6, 3)
     assert ((decoded["image"] >= 0) & (decoded["image"] <= 1)).all()
@@ -279,7 +279,7 @@ def test_open_loop_sees_the_context_and_nothing_after_it() -> None:
         films = []
         for rows in (batch, changed):
             torch.manual_seed(0)
-            films.append(open_loop(agent, rows, 2)["vector"])
+            films.append(open_loop(agent, rows, 2).decoded["vector"])
         return [not torch.equal(films[0][:, t], films[1][:, t]) for t in range(6)]
 
     assert not any(seen(3, "obs"))

@@ -3,35 +3,42 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from latentplan.inspection import film
-from latentplan.inspection.film import open_loop_film, strip
+from latentplan.inspection import canvas, film
+from latentplan.inspection.canvas import Line, bounds, chart, number
+from latentplan.inspection.film import label_width, open_loop_film, open_loop_headers, strip
 
 B, T, SIZE, SCALE = 2, 6, 16, 2
-TILE = SIZE * SCALE
+TILE = SIZE * SCALE + 2 * canvas.BORDER
+PITCH = TILE + canvas.GAP
 
 
 def _sequences(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (B, T, SIZE, SIZE, 3)).astype(np.uint8)
 
 
-def _tile(movie: np.ndarray, t: int, row: int, column: int) -> np.ndarray:
+def _film(truth: np.ndarray, model: np.ndarray, context: int = 2, **more) -> np.ndarray:
+    return open_loop_film(truth, model, open_loop_headers(context, truth.shape[1]), **more)
+
+
+LEFT = label_width(["truth", "model", "error"], {})
+
+
+def _tile(movie: np.ndarray, t: int, row: int, column: int, left: int = LEFT) -> np.ndarray:
     """One picture of the film, with its border."""
-    pitch = TILE + 2 * film.BORDER + film.GAP
-    top = film.HEADER_HEIGHT + film.GAP + row * pitch
-    left = film.LABEL_WIDTH + film.GAP + column * pitch
-    side = TILE + 2 * film.BORDER
-    return movie[t, top : top + side, left : left + side]
+    top = film.HEADER_HEIGHT + canvas.GAP + row * PITCH
+    left = left + canvas.GAP + column * PITCH
+    return movie[t, top : top + TILE, left : left + TILE]
 
 
 def _picture(movie: np.ndarray, t: int, row: int, column: int) -> np.ndarray:
     """One picture at its own size."""
-    inside = slice(film.BORDER, -film.BORDER)
+    inside = slice(canvas.BORDER, -canvas.BORDER)
     return _tile(movie, t, row, column)[inside, inside][::SCALE, ::SCALE]
 
 
 def test_every_picture_is_in_its_place() -> None:
     truth, model = _sequences(0), _sequences(1)
-    movie = open_loop_film(truth, model, context=2)
+    movie = _film(truth, model)
     assert movie.dtype == np.uint8 and movie.shape[0] == T and movie.shape[3] == 3
     for t in range(T):
         for b in range(B):
@@ -42,17 +49,16 @@ def test_every_picture_is_in_its_place() -> None:
 
 
 def test_pixels_are_enlarged_whole() -> None:
-    movie = open_loop_film(_sequences(), _sequences(), context=2)
-    inside = slice(film.BORDER, -film.BORDER)
-    enlarged = _tile(movie, 0, 0, 1)[inside, inside]
+    inside = slice(canvas.BORDER, -canvas.BORDER)
+    enlarged = _tile(_film(_sequences(), _sequences()), 0, 0, 1)[inside, inside]
     np.testing.assert_array_equal(enlarged[::2, ::2], enlarged[1::2, 1::2])
 
 
 @pytest.mark.parametrize("context", [0, 2, T])
 def test_borders_tell_context_from_imagined(context: int) -> None:
-    movie = open_loop_film(_sequences(), _sequences(), context=context)
+    movie = _film(_sequences(), _sequences(), context)
     for t in range(T):
-        color = film.CONTEXT if t < context else film.IMAGINED
+        color = canvas.CONTEXT if t < context else canvas.IMAGINED
         for row in range(3):
             for b in range(B):
                 tile = _tile(movie, t, row, b)
@@ -63,55 +69,109 @@ def test_borders_tell_context_from_imagined(context: int) -> None:
 def test_no_error_is_gray_and_its_sign_shows() -> None:
     truth = np.full((1, 1, SIZE, SIZE, 3), 100, np.uint8)
     for value, shown in [(100, 127), (0, 77), (200, 177)]:
-        movie = open_loop_film(truth, np.full_like(truth, value), context=0)
+        movie = _film(truth, np.full_like(truth, value), 0)
         assert (_picture(movie, 0, 2, 0) == shown).all()
-    assert film.difference(np.uint8([255, 0]), np.uint8([0, 255])).tolist() == [0, 255]
+    assert canvas.difference(np.uint8([255, 0]), np.uint8([0, 255])).tolist() == [0, 255]
 
 
 def test_floats_are_shown_like_bytes_and_clipped() -> None:
     truth, model = _sequences(0), _sequences(1)
-    expected = open_loop_film(truth, model, context=2)
     floats = model.astype(np.float32) / 255
-    np.testing.assert_array_equal(open_loop_film(truth, floats, context=2), expected)
+    np.testing.assert_array_equal(_film(truth, floats), _film(truth, model))
     wild = np.array([-3.0, 0.0, 1.0, 7.0, np.nan]).reshape(1, 5, 1, 1, 1) * np.ones((1, 5, 8, 8, 3))
-    movie = film._as_uint8(wild)
-    assert movie[0, :, 0, 0, 0].tolist() == [0, 0, 255, 255, 255]
+    assert canvas.as_uint8(wild)[0, :, 0, 0, 0].tolist() == [0, 0, 255, 255, 255]
 
 
 def test_labels_and_headers_are_drawn() -> None:
-    movie = open_loop_film(_sequences(), _sequences(), context=2)
-    labels = movie[:, :, : film.LABEL_WIDTH]
+    movie = _film(_sequences(), _sequences())
+    labels = movie[:, :, :LEFT]
     assert (labels == labels[0]).all(), "labels stand still"
-    pitch = TILE + 2 * film.BORDER + film.GAP
-    rows = [labels[0, film.HEADER_HEIGHT + r * pitch :][:pitch] for r in range(3)]
-    assert all((row == film.TEXT).all(-1).any() for row in rows)
+    rows = [labels[0, film.HEADER_HEIGHT + r * PITCH :][:PITCH] for r in range(3)]
+    assert all((row == canvas.TEXT).all(-1).any() for row in rows)
     assert not np.array_equal(rows[0], rows[1]) and not np.array_equal(rows[1], rows[2])
-    headers = movie[:, : film.HEADER_HEIGHT, film.LABEL_WIDTH :]
+    headers = movie[:, : film.HEADER_HEIGHT, LEFT:]
     assert len({header.tobytes() for header in headers}) == T, "each tells its own time"
 
 
 def test_sides_are_even_and_any_shape_fits() -> None:
     for shape in [(1, 2, 9, 7, 3), (3, 2, 8, 24, 3)]:
         truth = np.zeros(shape, np.uint8)
-        for scale in (1, 3):
-            movie = open_loop_film(truth, truth, context=1, scale=scale)
+        lines = {"reward": [Line("reward", np.zeros(shape[:2]), canvas.TEXT)]}
+        for more in ({"scale": 1}, {"scale": 3}, {"charts": lines}):
+            movie = _film(truth, truth, 1, **more)
             assert movie.shape[1] % 2 == 0 and movie.shape[2] % 2 == 0
 
 
 def test_strip_lays_frames_side_by_side() -> None:
-    movie = open_loop_film(_sequences(), _sequences(1), context=2)
-    still = strip(movie, every=2)
-    width, pictures = movie.shape[2], movie.shape[2] - film.LABEL_WIDTH
+    movie = _film(_sequences(), _sequences(1))
+    still = strip(movie, 2, LEFT)
+    width, pictures = movie.shape[2], movie.shape[2] - LEFT
     assert still.shape == (movie.shape[1], width + 2 * pictures, 3)
     np.testing.assert_array_equal(still[:, :width], movie[0])
-    np.testing.assert_array_equal(still[:, -pictures:], movie[4][:, film.LABEL_WIDTH :])
+    np.testing.assert_array_equal(still[:, -pictures:], movie[4][:, LEFT:])
 
 
 def test_other_arrays_are_refused() -> None:
     truth = _sequences()
     with pytest.raises(ValueError, match="differ in shape"):
-        open_loop_film(truth, truth[:, 1:], context=2)
+        _film(truth, truth[:, 1:])
     with pytest.raises(ValueError, match="truth must be"):
-        open_loop_film(truth / 255, truth, context=2)
-    with pytest.raises(ValueError, match="prediction must be"):
-        open_loop_film(truth, truth.astype(np.int64), context=2)
+        _film(truth / 255, truth)
+    with pytest.raises(ValueError, match="pictures must be"):
+        _film(truth, truth.astype(np.int64))
+
+
+# --- charts ---------------------------------------------------------------------------------
+
+
+def _heights(picture: np.ndarray, color: canvas.Color) -> dict[int, float]:
+    """Column -> mean row of what is painted in ``color``."""
+    rows, columns = np.nonzero((picture == color).all(-1))
+    return {int(x): float(rows[columns == x].mean()) for x in np.unique(columns)}
+
+
+def test_a_curve_is_where_its_values_are() -> None:
+    values = np.array([0.0, 1.0, 0.5])
+    heights = _heights(chart([Line("x", values, (1, 2, 3))], 60, 40, 0.0, 1.0), (1, 2, 3))
+    low, high, middle = (heights[round(x)] for x in canvas.across(3, 60))
+    assert low > 33 and high < 6 and abs(middle - 20) < 3
+    nothing = chart([Line("x", np.full(3, np.nan), (1, 2, 3))], 60, 40, 0.0, 1.0)
+    assert not _heights(nothing, (1, 2, 3))
+
+
+def test_what_is_not_known_leaves_a_gap() -> None:
+    values = np.array([np.nan, np.nan, 0.5, 0.5, np.nan, 0.5])
+    drawn = _heights(chart([Line("x", values, (1, 2, 3))], 103, 40, 0.0, 1.0), (1, 2, 3))
+    x = canvas.across(6, 103)
+    assert min(drawn) >= x[2] - 2 and not any(x[3] + 3 < c < x[5] - 3 for c in drawn)
+    assert max(drawn) >= x[5] - 1, "a lonely point is a dot"
+
+
+def test_ranges() -> None:
+    line = Line("x", np.array([np.nan, 2.0, -1.0]), canvas.TEXT)
+    assert bounds([line]) == (-1.0, 2.0)
+    assert bounds([line._replace(within=(5.0,))]) == (-1.0, 5.0)
+    assert bounds([line._replace(values=np.ones(3))]) == (0.5, 1.5), "never empty"
+    assert bounds([line._replace(values=np.full(2, np.nan))]) == (0.0, 1.0)
+    assert [number(x) for x in (0.0, 1234.5, 0.5, 0.00123)] == ["0", "1.23e+03", "0.5", "1.2e-3"]
+
+
+def test_charts_stand_still_under_the_film_and_a_mark_moves() -> None:
+    truth = _sequences()
+    values = np.linspace(0, 1, B * T).reshape(B, T)
+    lines = {"reward": [Line("true", values, canvas.TEXT), Line("model", values, canvas.SECOND)]}
+    movie = _film(truth, truth, charts=lines)
+    below = movie[:, film.HEADER_HEIGHT + 3 * PITCH + canvas.GAP :]
+    assert below.shape[1] >= film.CHART_HEIGHT - 1
+    left = label_width(["truth", "model", "error"], lines) + canvas.GAP
+    for t, x in enumerate(np.rint(canvas.across(T, TILE)).astype(int)):
+        for b in range(B):
+            column = below[t, : film.CHART_HEIGHT - canvas.GAP, left + b * PITCH + x]
+            assert (column == canvas.TEXT).all()
+    assert (below[:, :, :left] == below[0, :, :left]).all()
+
+
+def test_without_pictures_charts_remain() -> None:
+    lines = {"reward": [Line("reward", np.zeros((3, T)), canvas.TEXT)]}
+    movie = film.film({}, open_loop_headers(2, T), lines)
+    assert movie.shape[0] == T and movie.shape[2] >= 3 * film.BARE_WIDTH

@@ -39,6 +39,8 @@ LAYERS = [
             "run_folder",
             "evaluate",
             "calibrate",
+            "imagine",
+            "board",
             "monitor",
             "train",
             "bench",

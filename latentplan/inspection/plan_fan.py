@@ -98,6 +98,11 @@ def draw_fan(plan: Plan, pictures: np.ndarray | None, optimism: float, title: st
     return np.concatenate([head, names, *rows])
 
 
+def row_height(picture: int) -> int:
+    """Pixels from one candidate to the next; ``picture`` pixels high, 0 without pictures."""
+    return (picture + 2 * BORDER if picture else CHART_HEIGHT) + GAP
+
+
 def _title(title: str, count: int) -> str:
     return title if count <= MOST else f"{title}   (best {MOST} of {count})"
 
@@ -124,7 +129,7 @@ def _row(
 ) -> np.ndarray:
     """[words][states on the way][charts], as high as the pictures."""
     tiles = [] if pictures is None else list(framed(pictures, np.asarray(color)))
-    height = tiles[0].shape[0] if tiles else CHART_HEIGHT
+    height = row_height(pictures.shape[1] if tiles else 0) - GAP
     parts = [text(words, WORDS_WIDTH, height), *tiles]
     parts += [chart([line], CHART_WIDTH, height, *line.within) for line in lines]
     row = canvas(height + GAP, even(sum(x.shape[1] + GAP for x in parts)))
