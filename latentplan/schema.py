@@ -258,8 +258,10 @@ def check(flat: dict[str, object]) -> None:
             raise UserError(
                 "behavior.improvement=mpdp climbs the model: it needs gradient=pathwise."
             )
-        if flat["mpdp.policies"] == "shared" and flat["mpdp.horizon"] > flat["behavior.horizon"]:
-            raise UserError("mpdp.horizon must not exceed behavior.horizon: rollouts are shared.")
+        if flat["mpdp.horizon"] > flat["behavior.horizon"]:
+            raise UserError(
+                "mpdp.horizon must not exceed behavior.horizon: rollouts are improved in windows."
+            )
     if flat["distill.weight"] and flat["plan.candidates"] == 1:
         raise UserError("distill.weight needs candidates to distil: set plan.candidates.")
     ensemble = "world.probe_members" if flat["world.uncertainty"] == "probes" else "world.members"

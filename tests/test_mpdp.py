@@ -330,6 +330,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     for mistake in (
         ["behavior.improvement=mpdp"],
         ["ablation=mpdp_shared", "mpdp.horizon=99"],
+        ["ablation=mpdp", "behavior.horizon=3"],
         ["distill.weight=1"],
     ):
         with pytest.raises(UserError):

@@ -66,7 +66,7 @@ def run_differences(one: Path, other: Path) -> list[str]:
         (EPISODE, []),  # while actions are still random
         (2 * EPISODE, ["obs=pixels", "world.uncertainty=probes", "behavior.gradient=reinforce"]),
         (2 * EPISODE, ["plan.candidates=3", "plan.imagine_share=0.5", "plan.replan_every=2"]),
-        (2 * EPISODE, ["ablation=mpdp", "behavior.target_entropy=-1"]),
+        (2 * EPISODE, ["ablation=mpdp", "mpdp.horizon=2", "behavior.target_entropy=-1"]),
     ],
     ids=["usual", "prefill", "others", "planned", "mpdp"],
 )
