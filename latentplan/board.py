@@ -30,7 +30,7 @@ FIRST = {
             "train/plan/imagine_bonus_share",
         ),
         "9 What choosing gains": ("train/plan/explore_gain", "train/plan/imagine_gain"),
-        "10 Speed: frames and updates per second": ("fps/env", "fps/updates"),
+        "10 Speed: updates per second": ("fps/updates",),
     }
 }
 GROUPS = {

@@ -102,6 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--out", type=Path, help="of the report, without a suffix: FOLDER/NAME")
     study.set_defaults(run=_study)
 
+    page = commands.add_parser("report", help="runs as one HTML file: scores, curves, films")
+    page.add_argument("run_folder", metavar="RUN", nargs="+", type=Path)
+    page.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    page.add_argument("--device", default="auto")
+    page.set_defaults(run=_report)
+
     doctor = commands.add_parser("doctor", help="check rendering, packages and hardware")
     doctor.set_defaults(run=_doctor)
 
@@ -213,6 +219,13 @@ def _study(args: argparse.Namespace) -> int:
         print(report.report(args.file, args.out or Path("runs") / args.file.stem))
         return 0
     print(runner.show(args.file))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from latentplan.study.page import write_page
+
+    print(write_page(args.run_folder, args.out, device=args.device))
     return 0
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from environments import ROOT, make
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from tiny import differences, run_config
 
 import latentplan
@@ -125,7 +126,11 @@ def test_the_run_folder_is_complete(run: Path) -> None:
         *("checkpoint.pt", "config.yaml", "metrics.jsonl", "replay", "run.json", "videos")
     }
     names = {path.name for path in (run / "videos").iterdir()}
-    assert {name.split("-")[0] for name in names} == {"eval_video", "open_loop"}
+    shown = ("open_loop", "imagined_policy", "plan_fan", "dream_against_reality")
+    assert {name.rsplit("-", 1)[0] for name in names} == {
+        "episode-eval_video",
+        *(f"imagination-{name}" for name in shown),
+    }
     config = load_resolved(run / "config.yaml")
     assert config == run_config(run, "obs=both", "log.inspect_every=128")
     (session,) = json.loads((run / "run.json").read_text())["sessions"]
@@ -153,7 +158,26 @@ def test_tensorboard_shows_the_same(run: Path) -> None:
     events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0}).Reload()
     scores = {event.step: event.value for event in events.Scalars("episode/score")}
     assert scores == pytest.approx({row["step"]: row["episode/score"] for row in metrics(run)})
-    assert {"eval_video", "open_loop"} <= set(events.Tags()["images"])
+    assert {"episode/eval_video", "imagination/plan_fan"} <= set(events.Tags()["images"])
+
+
+def test_tensorboard_is_laid_out_and_explained(run: Path) -> None:
+    events = EventAccumulator(str(run)).Reload()
+    layout = layout_pb2.Layout.FromString(
+        events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    )
+    charts = layout.category[0].chart
+    tags = {tag for chart in charts for tag in chart.multiline.tag}
+    assert len(charts) == 10
+    logged = {name for row in metrics(run) for name in row}
+    assert {"train/critic/value", "episode/eval_score", "fps/updates"} <= tags & logged
+    (help_text,) = events.Tensors("help/text_summary")
+    words = help_text.tensor_proto.string_val[0].decode()
+    groups = {name.rsplit("/", 1)[0] for name in logged if "/" in name}
+    assert all(f"`{group}/`" in words for group in groups - {"train"})
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    config = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "inspect_every: 128" in config
 
 
 def test_updates_follow_the_train_ratio(run: Path) -> None:

@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -76,7 +76,7 @@ def write_curves(curves: Sequence[Curve], out: Path) -> None:
 
 def draw_curves(
     panels: Mapping[str, Mapping[str, Sequence[Curve]]],
-    path: Path,
+    path: Path | BinaryIO,
     *,
     goal: float | None = None,
     minutes: bool = False,
@@ -107,8 +107,9 @@ def draw_curves(
         axis.set_ylim(bottom=0)
         if goal is not None:
             axis.axhline(goal, color="gray", linestyle="--", linewidth=1)
+        if axis is axes[0, 0] or not panels[title].keys() <= panels[views[0][0]].keys():
+            axis.legend(frameon=False, fontsize=8)
     axes[0, 0].set_ylabel("evaluation return")
-    axes[0, 0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
