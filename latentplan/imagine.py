@@ -18,7 +18,7 @@ from latentplan.inspection.latent_map import latent_map
 from latentplan.inspection.reality import show_reality
 from latentplan.logger import Logger, write_video
 from latentplan.schema import Config
-from latentplan.types import Timestep, UserError, join
+from latentplan.types import Timestep, join
 
 LENGTH, BEGIN, DREAM = 24, 8, 40  # decisions: of a window, before a dream, dreamed
 EPISODES = 2  # played at a time, in environments of their own
@@ -43,17 +43,17 @@ def imagine(
         plan: changes of the ``plan`` section, as in :func:`latentplan.evaluate.evaluate`.
 
     Raises:
-        UserError: no run there, a damaged checkpoint, no working renderer, too short episodes.
+        UserError: no run there, a damaged checkpoint, no working renderer.
     """
     folder = Path(run)
     agent, config, _, saved = run_folder.load_agent(folder, run_folder.pick_device(device), plan)
     place = Path(out) if out else folder / "imagine"
     frame, files = saved["frames"], {}
     renderer = pick_renderer(config)
+    torch.manual_seed(seed)
     with make_eval_env(config, renderer, EPISODES, seed) as env:
         rows = played(agent, env)
         reality = show_reality(agent, env, BEGIN, DREAM)
-    torch.manual_seed(seed)
     logger = Logger(place, frame=frame)
     for exhibit in shown(agent, config, rows, reality):
         path = logger.video(f"imagination/{exhibit.name}", exhibit.frames, frame, FPS)
@@ -72,7 +72,7 @@ def imagine(
 
 
 def played(agent: Agent, env: VectorEnv) -> Timestep:
-    """Windows (B, LENGTH), one after the other, of an episode of each environment."""
+    """Windows (B, LENGTH), or a shorter one, of an episode of each environment."""
     row, _ = env.reset()
     carry, rows = agent.initial(env.count), [row]
     generator = torch.Generator(agent.device).manual_seed(0)
@@ -80,10 +80,8 @@ def played(agent: Agent, env: VectorEnv) -> Timestep:
         action, carry = agent.act(to_tensors(row, agent.device), carry, "mean", generator)
         row, _ = env.step(action.cpu().numpy())
         rows.append(row)
-    count = len(rows) // LENGTH
-    if not count:
-        raise UserError(f"No episode lasted {LENGTH} decisions: too short to be shown.")
-    windows = [rows[i * LENGTH : (i + 1) * LENGTH] for i in range(count)]
+    length = min(LENGTH, len(rows))
+    windows = [rows[i : i + length] for i in range(0, len(rows) - length + 1, length)]
     return join([join(x, lambda a: np.stack(a, 1)) for x in windows], np.concatenate)
 
 
@@ -91,5 +89,5 @@ def shown(agent: Agent, config: Config, rows: Timestep, reality: np.ndarray) -> 
     """The exhibits of windows spread over the episodes."""
     spread = np.linspace(0, len(rows.reward) - 1, min(SEQUENCES, len(rows.reward))).astype(int)
     batch = to_tensors(rows.map(lambda x: x[spread]), agent.device)
-    yield from exhibits(agent, batch, min(config.log.inspect_context, LENGTH - 1))
+    yield from exhibits(agent, batch, min(config.log.inspect_context, rows.reward.shape[1] - 1))
     yield of_film(agent, "dream_against_reality", reality)

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -108,6 +109,8 @@ class Logger:
         """Log N points (N, F) for TensorBoard's projector, with columns (N,) to color them by and
         pictures (N, 3, h, w) in [0, 1]."""
         rows = [list(map("{:.4g}".format, row)) for row in zip(*columns.values(), strict=True)]
+        # Points logged before for this frame would be kept, with a warning.
+        shutil.rmtree(self._folder / f"{frame:05d}" / tag, ignore_errors=True)
         self._writer.add_embedding(
             features,
             rows,

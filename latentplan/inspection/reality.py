@@ -42,6 +42,8 @@ def show_reality(agent: Agent, env: Env, begin: int, horizon: int) -> np.ndarray
     row, _ = env.reset()
     carry = agent.initial(len(row.reward))
     for _ in range(begin):
+        if env.is_last.any():
+            break
         action, carry = agent.act(tensors(row), carry, "mean", generator)
         row, _ = env.step(action.cpu().numpy())
     state = agent.world.filter(tensors(row), carry, generator=generator)

@@ -1,0 +1,116 @@
+"""``latentplan imagine`` and ``latentplan report``, from the checkpoints of small runs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import run_config
+
+from latentplan.cli import main
+from latentplan.config import load_resolved
+from latentplan.inspection.exhibits import CAPTIONS
+from latentplan.train import train
+
+PLANNED = ("plan.candidates=3", "plan.horizon=2")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A run with pictures that plans, and one that knows only vectors and does not."""
+    place = tmp_path_factory.mktemp("runs")
+    train(run_config(place / "pictures", "obs=pixels", "log.inspect_every=0", *PLANNED))
+    train(run_config(place / "vectors", "log.inspect_every=0"))
+    return [place / "pictures", place / "vectors"]
+
+
+def test_imagine_writes_every_exhibit(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["imagine", str(runs[0])]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["files"].keys() == CAPTIONS.keys() and result["frames"] == 256
+    for path in map(Path, result["files"].values()):
+        assert path.parent == runs[0] / "imagine" / "videos" and path.stat().st_size > 500
+    with Image.open(result["files"]["plan_fan"]) as fan:
+        assert (np.asarray(fan) == (255, 225, 25)).all(-1).any(), "one is framed"
+    events = EventAccumulator(str(runs[0] / "imagine")).Reload()
+    assert set(events.Tags()["images"]) == {f"imagination/{name}" for name in CAPTIONS}
+    (points,) = (runs[0] / "imagine").rglob("tensors.tsv")
+    header, *rows = points.with_name("metadata.tsv").read_text().splitlines()
+    assert header.split("\t")[0] == "return" and len(rows) == len(points.read_text().splitlines())
+    assert points.with_name("sprite.png").exists()
+
+
+def test_imagine_says_why_there_are_no_pictures(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["imagine", str(runs[1]), "--out", str(tmp_path / "seen")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert "no pictures" in result["note"] and "--plan candidates=4" in result["planner"]
+    assert "planner_against_policy" not in result["files"]
+    assert all(path.endswith(".png") for path in result["files"].values())
+    more = ["--out", str(tmp_path / "more"), "--plan", "candidates=4"]
+    assert main(["imagine", str(runs[1]), *more]) == 0
+    assert "planner_against_policy" in json.loads(capsys.readouterr().out)["files"]
+
+
+def test_imagine_draws_the_same_twice(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        assert main(["imagine", str(runs[1]), "--out", str(tmp_path / name)]) == 0
+    for path in sorted((tmp_path / "one" / "videos").iterdir()):
+        assert path.read_bytes() == (tmp_path / "two" / "videos" / path.name).read_bytes()
+
+
+class Page(HTMLParser):
+    """What a page is made of, and what it would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.feed(text)
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.sources += [v for k, v in attributes if k in ("src", "href") and v]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_a_report_is_one_file(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "there" / "page.html"
+    assert main(["report", *map(str, runs), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    text = out.read_text()
+    page = Page(text)
+    assert len(page.sources) >= 10 and all(x.startswith("data:") for x in page.sources)
+    for source in page.sources:
+        content = base64.b64decode(source.split("base64,")[1])
+        assert content[:4] in (b"\x89PNG", b"GIF8") or content[4:8] == b"ftyp"
+    assert "http" not in re.sub(r"<pre>.*?</pre>|base64,[^\"]*", "", text, flags=re.S)
+    for run in runs:
+        assert f"<h2>{run.name}</h2>" in text and f"latentplan eval {run}" in text
+        assert f"seed: {load_resolved(run / 'config.yaml').seed}" in text
+
+
+@pytest.mark.parametrize("command", ["imagine", "report"])
+def test_no_run_is_one_sentence(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(tmp_path) in error
