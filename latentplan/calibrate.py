@@ -8,26 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from latentplan import run_folder
 from latentplan.agent import Agent
-from latentplan.envs import VectorEnv
-from latentplan.evaluate import make_eval_env, pick_renderer, to_tensors
+from latentplan.evaluate import make_eval_env, pick_renderer, run_episodes, to_tensors
 from latentplan.inspection.calibration import (
+    CONTEXT,
+    HORIZON,
     auroc,
     k_step,
     one_step,
     rank_correlations,
     reliability,
     scalars,
+    windows,
 )
 from latentplan.inspection.plots import pyplot
 from latentplan.logger import Logger
 from latentplan.schema import Config
-from latentplan.types import Timestep, UserError, join
+from latentplan.types import Timestep, UserError
 
-CONTEXT, HORIZON = 8, 15
 RELIABLE_AT = 5  # steps ahead at which the reliability is shown
 SEED = 7919  # of the held-out episodes; scores use the run's own seed
 
@@ -50,7 +50,7 @@ def calibrate(
     folder = Path(run)
     agent, config, _, saved = run_folder.load_agent(folder, run_folder.pick_device(device))
     rows = held_out(agent, config, episodes)
-    windows = len(rows.reward)
+    count = len(rows.reward)
     result = k_step(agent, to_tensors(rows, agent.device), CONTEXT)
     correlations = rank_correlations(result)
     separation = None
@@ -58,7 +58,7 @@ def calibrate(
         other = held_out(agent, replace(config, task=unseen), episodes)
         with run_folder.open_replay(folder) as replay:
             rng = np.random.default_rng(SEED)
-            known = replay.sample_within_episodes(windows, CONTEXT + HORIZON, rng)
+            known = replay.sample_within_episodes(count, CONTEXT + HORIZON, rng)
         known, unknown = (
             one_step(agent, to_tensors(x, agent.device), CONTEXT) for x in (known, other)
         )
@@ -70,7 +70,7 @@ def calibrate(
         "members": config.world.members,
         "frames": saved["frames"],
         "updates": saved["updates"],
-        "windows": windows,
+        "windows": count,
         "rank_correlation": correlations,
         "mean_error": {k: x.mean(0).tolist() for k, x in result.errors.items()},
         "reliability": {"steps": RELIABLE_AT, **reliability(result, RELIABLE_AT)},
@@ -94,30 +94,13 @@ def held_out(agent: Agent, config: Config, episodes: int) -> Timestep:
         for what in ("obs", "action_dim"):
             if getattr(env.spec, what) != getattr(agent.world.spec, what):
                 raise UserError(f"{config.task} has other observations or actions than the agent.")
-        played = [_episode(agent, env, k) for k in range(episodes)]
-    length = CONTEXT + HORIZON
-    windows = [
-        join(rows[i : i + length], np.stack)
-        for rows in played
-        for i in range(0, len(rows) - length + 1, CONTEXT)
-    ]
-    if not windows:
-        raise UserError(f"No episode lasted {length} decisions: nothing to calibrate on.")
-    return join(windows, np.stack)
-
-
-def _episode(agent: Agent, env: VectorEnv, number: int) -> list[Timestep]:
-    generator = torch.Generator(agent.device).manual_seed(number)
-    row, _ = (
-        env.reset() if number == 0 else env.step(np.zeros((1, env.spec.action_dim), np.float32))
-    )
-    carry, rows = agent.initial(1), []
-    while True:
-        rows.append(row.map(lambda x: x[0]))
-        if env.is_last[0]:
-            return rows
-        action, carry = agent.act(to_tensors(row, agent.device), carry, "sample", generator)
-        row, _ = env.step(action.cpu().numpy())
+        rows = run_episodes(agent, env, episodes, "sample").rows
+    found = windows(rows, CONTEXT + HORIZON, CONTEXT)
+    if not len(found.reward):
+        raise UserError(
+            f"No episode lasted {CONTEXT + HORIZON} decisions: nothing to calibrate on."
+        )
+    return found
 
 
 def draw(report: dict[str, Any], path: Path) -> Path:

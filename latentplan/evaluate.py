@@ -16,7 +16,7 @@ from latentplan.envs import VectorEnv, choose_renderer, make_vector, needs_rende
 from latentplan.envs.rendering import Renderer
 from latentplan.logger import write_video
 from latentplan.schema import Config
-from latentplan.types import EnvSpec, Timestep, UserError
+from latentplan.types import EnvSpec, Timestep, UserError, join
 
 
 class Scores(NamedTuple):
@@ -24,7 +24,14 @@ class Scores(NamedTuple):
 
     returns: list[float]  # per episode, undiscounted
     lengths: list[int]  # frames
-    film: np.ndarray | None  # (T, H, W, 3) uint8 of the first episode, where there are pictures
+    rows: Timestep  # (T, N) all rows of the N environments, one episode after the other
+
+    def film(self, spec: EnvSpec) -> np.ndarray | None:
+        """(T, H, W, 3) uint8 of the first environment's first episode, where there are pictures."""
+        if not spec.images:
+            return None
+        ends = np.flatnonzero(self.rows.is_first[1:, 0])
+        return self.rows.obs[spec.images[0]][: ends[0] + 1 if len(ends) else None, 0]
 
 
 def to_tensors(row: Timestep, device: torch.device) -> Timestep:
@@ -79,15 +86,14 @@ def run_episodes(agent: Agent, env: VectorEnv, episodes: int, mode: str = "mean"
     returns = np.zeros((each, env.count))
     lengths = np.zeros((each, env.count), dtype=int)
     index = np.zeros(env.count, dtype=int)  # episode that each environment is in
-    film: list[np.ndarray] = []
     generator = torch.Generator(device).manual_seed(0)
     row, _ = env.reset()
+    rows = [row]
     carry = agent.initial(env.count)
     while (index < each).any():
-        if env.spec.images and index[0] == 0:
-            film.append(row.obs[env.spec.images[0]][0])
         action, carry = agent.act(to_tensors(row, device), carry, mode, generator)
         row, frames = env.step(action.cpu().numpy())
+        rows.append(row)
         playing = index < each
         where = np.minimum(index, each - 1), np.arange(env.count)
         returns[where] += row.reward * playing
@@ -96,7 +102,7 @@ def run_episodes(agent: Agent, env: VectorEnv, episodes: int, mode: str = "mean"
     return Scores(
         [float(x) for x in returns.flatten()[:episodes]],
         [int(x) for x in lengths.flatten()[:episodes]],
-        np.stack(film) if film else None,
+        join(rows, np.stack),
     )
 
 
@@ -155,7 +161,7 @@ def evaluate(
         gap = asked["mean"] - beside[0]["mean"]
         result["beside"] = beside[0]
         result["planner_gap"] = gap if policy == "planner" else -gap
-    film = scores[policy].film
+    film = scores[policy].film(agent.world.spec)
     if film is not None:
         path = Path(video) if video else folder / "videos" / f"eval-{payload['frames']}.mp4"
         result["video"] = str(write_video(path, film, fps=30))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,20 @@ import torch
 
 from latentplan import run_folder
 from latentplan.agent import Agent
-from latentplan.envs import VectorEnv
-from latentplan.evaluate import make_eval_env, pick_renderer, to_tensors
+from latentplan.calibrate import calibrate
+from latentplan.evaluate import make_eval_env, pick_renderer, run_episodes, to_tensors
+from latentplan.inspection.calibration import windows
 from latentplan.inspection.exhibits import SEQUENCES, Exhibit, exhibits, of_film
 from latentplan.inspection.latent_map import latent_map
 from latentplan.inspection.reality import show_reality
 from latentplan.logger import Logger, write_video
 from latentplan.schema import Config
-from latentplan.types import Timestep, join
+from latentplan.types import Timestep, UserError
 
+log = logging.getLogger("latentplan")
 LENGTH, BEGIN, DREAM = 24, 8, 40  # decisions: of a window, before a dream, dreamed
 EPISODES = 2  # played at a time, in environments of their own
+CALIBRATED = 5  # episodes
 FPS = 8
 
 
@@ -36,7 +40,8 @@ def imagine(
     """Show an agent on episodes that training never sees; the result is plain values.
 
     Everything of ``inspection/exhibits.py``, a dream against reality and the latent map are written
-    to ``out`` (default RUN/imagine) as PNG, MP4 (GIF without ffmpeg) and TensorBoard events.
+    to ``out`` (default RUN/imagine) as PNG, MP4 (GIF without ffmpeg) and TensorBoard events; beside
+    them the calibration (RUN/calibration).
 
     Args:
         seed: of episodes and imagination.
@@ -52,8 +57,10 @@ def imagine(
     renderer = pick_renderer(config)
     torch.manual_seed(seed)
     with make_eval_env(config, renderer, EPISODES, seed) as env:
-        rows = played(agent, env)
+        played = run_episodes(agent, env, EPISODES).rows
         reality = show_reality(agent, env, BEGIN, DREAM)
+    length = min(LENGTH, len(played.reward))
+    rows = windows(played, length, length)
     logger = Logger(place, frame=frame)
     for exhibit in shown(agent, config, rows, reality):
         path = logger.video(f"imagination/{exhibit.name}", exhibit.frames, frame, FPS)
@@ -63,26 +70,16 @@ def imagine(
     found = latent_map(agent, to_tensors(rows, agent.device))
     logger.points("latents", found.features, found.columns, found.thumbnails, frame)
     logger.close()
+    try:
+        files["calibration"] = calibrate(folder, episodes=CALIBRATED, device=device)["plot"]
+    except UserError as error:
+        log.warning("no calibration: %s", error)
     result: dict[str, Any] = {"run": str(folder), "frames": frame, "files": files}
     if not agent.world.spec.images:
         result["note"] = "This run learns from state vectors: there are charts, but no pictures."
     if config.plan.candidates == 1:
         result["planner"] = "This run does not plan; --plan candidates=4 shows what it would do."
     return result
-
-
-def played(agent: Agent, env: VectorEnv) -> Timestep:
-    """Windows (B, LENGTH), or a shorter one, of an episode of each environment."""
-    row, _ = env.reset()
-    carry, rows = agent.initial(env.count), [row]
-    generator = torch.Generator(agent.device).manual_seed(0)
-    while not env.is_last.any():
-        action, carry = agent.act(to_tensors(row, agent.device), carry, "mean", generator)
-        row, _ = env.step(action.cpu().numpy())
-        rows.append(row)
-    length = min(LENGTH, len(rows))
-    windows = [rows[i : i + length] for i in range(0, len(rows) - length + 1, length)]
-    return join([join(x, lambda a: np.stack(a, 1)) for x in windows], np.concatenate)
 
 
 def shown(agent: Agent, config: Config, rows: Timestep, reality: np.ndarray) -> Iterator[Exhibit]:

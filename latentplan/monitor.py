@@ -22,6 +22,14 @@ from latentplan.board import present
 from latentplan.clock import Every, Stopwatch, memory
 from latentplan.envs.rendering import Renderer
 from latentplan.evaluate import make_eval_env, run_episodes, to_tensors
+from latentplan.inspection.calibration import (
+    CONTEXT,
+    HORIZON,
+    k_step,
+    rank_correlations,
+    scalars,
+    windows,
+)
 from latentplan.inspection.exhibits import SEQUENCES, Exhibit, exhibits, of_film
 from latentplan.inspection.reality import show_reality
 from latentplan.logger import Logger
@@ -31,6 +39,7 @@ from latentplan.types import Timestep
 
 log = logging.getLogger("latentplan")
 FILM_FPS = 8
+CALIBRATED = 10, 30  # windows of evaluation episodes: at least, at most
 BEGIN, DREAM = 8, 40  # decisions played before a dream that reality is held against, and dreamed
 LABELS = {"eval": "evaluation", "planner": "evaluation of the planner"}
 
@@ -156,11 +165,28 @@ class Monitor:
                     }
                 )
                 log.info("%s at frame %d: %.1f", LABELS[name], frames, mean)
-                if scores.film is not None and config.eval.video:
-                    self.logger.video(f"episode/{name}_video", scores.film, frames, fps=30)
+                film = scores.film(self.agent.world.spec)
+                if film is not None and config.eval.video:
+                    self.logger.video(f"episode/{name}_video", film, frames, fps=30)
+                if mode == "mean":
+                    self._calibrate(scores.rows)
             if "planner" in means:
                 gap = means["planner"] - means["eval"]
                 self.logger.add({"episode/planner_gap": gap})
+
+    def _calibrate(self, rows: Timestep) -> None:
+        """How well uncertainty ranks errors in evaluation episodes, which training never sees."""
+        found = windows(rows, CONTEXT + HORIZON, CONTEXT)
+        least, most = CALIBRATED
+        count = len(found.reward)
+        if count < least or self.config.world.members == 1:
+            return  # nothing to be ranked
+        few = np.linspace(0, count - 1, min(most, count)).astype(int)
+        device = self.agent.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            batch = to_tensors(found.map(lambda x: x[few]), device)
+            result = k_step(self.agent, batch, CONTEXT, decode=False)
+        self.logger.add(scalars(rank_correlations(result), None))
 
     def _inspect(self, frames: int) -> None:
         """Films and a plan fan of replayed rows, and a dream held against reality."""

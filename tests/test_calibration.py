@@ -18,13 +18,27 @@ from latentplan.inspection.calibration import (
     rank_correlations,
     reliability,
     scalars,
+    windows,
 )
+from latentplan.types import Timestep
 
 
 def made_up() -> KStep:
     """20 windows, 3 steps: one error follows the uncertainty, one opposes it, one is constant."""
     fear = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)).cumsum(1)
     return KStep(fear, {"a": fear**3, "b": -fear, "c": torch.ones(20, 3)})
+
+
+def test_windows_stay_within_their_episode() -> None:
+    """Two environments; the first one's second episode begins at row 5, the other's never."""
+    first = np.zeros((11, 2), bool)
+    first[0], first[5, 0] = True, True
+    number = np.arange(22).reshape(11, 2)
+    rows = Timestep({"vector": number[..., None]}, number, number, first, first)
+    found = windows(rows, 4, 3)
+    assert found.reward[:, 0].tolist() == [0, 2 * 5, 1, 2 * 3 + 1, 2 * 6 + 1]
+    assert (np.diff(found.reward) == 2).all() and found.obs["vector"].shape == (5, 4, 1)
+    assert windows(rows, 12, 3).obs["vector"].shape == (0, 12, 1)
 
 
 def test_rank_correlation_sees_order_and_nothing_else() -> None:

@@ -26,8 +26,9 @@ PLANNED = ("plan.candidates=3", "plan.horizon=2")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A run with pictures that plans, and one that knows only vectors and does not."""
     place = tmp_path_factory.mktemp("runs")
-    train(run_config(place / "pictures", "obs=pixels", "log.inspect_every=0", *PLANNED))
-    train(run_config(place / "vectors", "log.inspect_every=0"))
+    quiet = ("env.repeat=2", "log.inspect_every=0")
+    train(run_config(place / "pictures", "obs=pixels", *quiet, *PLANNED))
+    train(run_config(place / "vectors", "eval.episodes=6", *quiet))
     return [place / "pictures", place / "vectors"]
 
 
@@ -35,12 +36,14 @@ def test_imagine_writes_every_exhibit(runs: list[Path], capsys: pytest.CaptureFi
     assert main(["imagine", str(runs[0])]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["files"].keys() == CAPTIONS.keys() and result["frames"] == 256
-    for path in map(Path, result["files"].values()):
-        assert path.parent == runs[0] / "imagine" / "videos" and path.stat().st_size > 500
+    for name, path in result["files"].items():
+        place = "calibration" if name == "calibration" else "imagine/videos"
+        assert Path(path).parent == runs[0] / place and Path(path).stat().st_size > 500
     with Image.open(result["files"]["plan_fan"]) as fan:
         assert (np.asarray(fan) == (255, 225, 25)).all(-1).any(), "one is framed"
     events = EventAccumulator(str(runs[0] / "imagine")).Reload()
-    assert set(events.Tags()["images"]) == {f"imagination/{name}" for name in CAPTIONS}
+    films = CAPTIONS.keys() - {"calibration"}
+    assert set(events.Tags()["images"]) == {f"imagination/{name}" for name in films}
     (points,) = (runs[0] / "imagine").rglob("tensors.tsv")
     header, *rows = points.with_name("metadata.tsv").read_text().splitlines()
     assert header.split("\t")[0] == "return" and len(rows) == len(points.read_text().splitlines())
@@ -67,6 +70,15 @@ def test_imagine_draws_the_same_twice(
         assert main(["imagine", str(runs[1]), "--out", str(tmp_path / name)]) == 0
     for path in sorted((tmp_path / "one" / "videos").iterdir()):
         assert path.read_bytes() == (tmp_path / "two" / "videos" / path.name).read_bytes()
+
+
+def test_training_calibrates_on_evaluation_episodes(runs: list[Path]) -> None:
+    lines = [json.loads(x) for x in (runs[1] / "metrics.jsonl").read_text().splitlines()]
+    known = [row for row in lines if "calibration/latent_5" in row]
+    assert known and all("episode/eval_score" in row for row in known)
+    assert all(-1 <= row["calibration/latent_5"] <= 1 for row in known)
+    # One episode is too little to rank anything.
+    assert "calibration/latent_5" not in (runs[0] / "metrics.jsonl").read_text()
 
 
 class Page(HTMLParser):

@@ -13,6 +13,7 @@ they know, so disagreement can be low exactly where the error is high; hence thi
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,23 @@ from latentplan.behavior.imagine import follow, imagine
 from latentplan.nn.dists import mixed_probs, symlog
 from latentplan.types import Latent, StepNoise, Timestep
 
+CONTEXT, HORIZON = 8, 15  # decisions that the model sees, and is then on its own
 ROLLOUTS = 8  # at least, per window; their mean is the prediction
+
+
+def windows(rows: Timestep, length: int, stride: int) -> Timestep:
+    """Of rows (T, N), windows (B, length) that begin every ``stride`` rows of an episode and do not
+    leave it. Arrays of numpy; B may be 0."""
+    total, count = rows.is_first.shape
+    begins = [[], []]
+    for n in range(count):
+        firsts = [*np.flatnonzero(rows.is_first[:, n]), total]
+        for first, end in pairwise(firsts):
+            found = range(first, end - length + 1, stride)
+            begins[0] += found
+            begins[1] += [n] * len(found)
+    time, env = (np.array(x, dtype=int)[:, None] for x in begins)
+    return rows.map(lambda x: x[time + np.arange(length), env])
 
 
 class KStep(NamedTuple):

@@ -39,6 +39,11 @@ CAPTIONS = {
         "The policy dreams from a real state; then the simulator takes the dreamed actions. "
         "Distance is the root mean square error of the observation."
     ),
+    "calibration": (
+        "Does the uncertainty know where the model errs? Left: rank correlation of the two, k "
+        "decisions ahead; 0 is chance, 1 perfect. Middle: how the errors grow. Right: the mean "
+        "error of windows with little, more, much uncertainty; a line that rises can be relied on."
+    ),
 }
 
 

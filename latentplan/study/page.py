@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from latentplan.board import FIRST
-from latentplan.calibrate import calibrate
 from latentplan.imagine import imagine
 from latentplan.inspection.exhibits import CAPTIONS
 from latentplan.inspection.plots import pyplot
@@ -29,22 +28,14 @@ figure { margin: 1rem 0; display: inline-block; vertical-align: top; max-width: 
 figcaption { max-width: 44rem; color: #555 }
 img, video { max-width: 100% } pre { background: #f4f4f4; padding: .6rem; overflow: auto }
 """
-CALIBRATION = (
-    "Left: does more uncertainty mean more error? Rank correlation, k decisions ahead; 0 is "
-    "chance, 1 perfect. Middle: how the errors grow. Right: the mean error of windows with little, "
-    "more, much uncertainty; a line that rises can be relied on."
-)
 TYPES = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
 
 
-def write_page(runs: Sequence[Path], out: Path, *, device: str = "auto", episodes: int = 5) -> Path:
+def write_page(runs: Sequence[Path], out: Path, *, device: str = "auto") -> Path:
     """Write ``out``: scores and curves of all runs, then each run's films, calibration, settings.
 
     Films and calibration are made anew from each run's checkpoint (``RUN/imagine`` and
     ``RUN/calibration``).
-
-    Args:
-        episodes: played to calibrate the uncertainty.
 
     Raises:
         UserError: a folder holds no run, or no run was ever evaluated; matplotlib is missing.
@@ -54,7 +45,7 @@ def write_page(runs: Sequence[Path], out: Path, *, device: str = "auto", episode
         raise UserError("None of these runs has been evaluated yet.")
     parts = [_summary(curves), _figure(_returns(curves), "Evaluation return of the policy's mean.")]
     for run, curve in curves.items():
-        parts += _of_run(run, curve, device, episodes)
+        parts += _of_run(run, curve, device)
     body = "\n".join(parts)
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>latentplan</title>'
@@ -83,7 +74,7 @@ def _summary(curves: dict[Path, Curve]) -> str:
     return _table(head, rows)
 
 
-def _of_run(run: Path, curve: Curve, device: str, episodes: int) -> list[str]:
+def _of_run(run: Path, curve: Curve, device: str) -> list[str]:
     sessions = curve.what["sessions"]
     parts = [f"<h2>{escape(run.name)}</h2>", _commands(run, sessions), "<h3>Curves</h3>"]
     parts.append(_figure(_charts(read_metrics(run)), "What to check first, against frames."))
@@ -94,12 +85,6 @@ def _of_run(run: Path, curve: Curve, device: str, episodes: int) -> list[str]:
         _figure((Path(path).suffix, Path(path).read_bytes()), f"{name}: {CAPTIONS[name]}")
         for name, path in found["files"].items()
     ]
-    parts.append("<h3>Does the uncertainty know where the model errs?</h3>")
-    try:
-        plot = Path(calibrate(run, episodes=episodes, device=device)["plot"])
-        parts.append(_figure((".png", plot.read_bytes()), CALIBRATION))
-    except UserError as error:
-        parts.append(f"<p>Not measured: {escape(str(error))}</p>")
     config = (run / "config.yaml").read_text(encoding="utf-8")
     parts.append(f"<details><summary>Configuration</summary><pre>{escape(config)}</pre></details>")
     return parts
