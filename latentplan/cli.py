@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from latentplan import __version__
 from latentplan.types import UserError
+
+if TYPE_CHECKING:
+    from latentplan.schema import Config
 
 # Any write may meet these; what matters is written whole or not at all, so nothing is lost.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -28,10 +33,15 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"latentplan: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our output, `head` for one, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
@@ -40,6 +50,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+Commands = Any  # argparse has no public name for what add_subparsers returns
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,86 +64,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="command")
-
-    train = commands.add_parser("train", help="train an agent, or go on with a run folder")
-    _add_config(train)
-    train.set_defaults(run=_train)
-
-    config = commands.add_parser("config", help="print the resolved configuration")
-    _add_config(config)
-    config.set_defaults(run=_config)
-
-    evaluate = commands.add_parser("eval", help="score a run; JSON on standard output, and a video")
-    evaluate.add_argument("run_folder", metavar="RUN")
-    evaluate.add_argument("--episodes", type=int, default=10)
-    evaluate.add_argument("--seed", type=int, default=0, help="never one that training saw")
-    evaluate.add_argument(
-        "--policy",
-        choices=("mean", "sample", "planner"),
-        default="mean",
-        help="the actor's mean action (default), its samples, or a plan of several candidates",
-    )
-    _add_plan(evaluate)
-    evaluate.add_argument("--video", help="path of the mp4 or GIF; default: in the run folder")
-    evaluate.add_argument("--device", default="auto")
-    evaluate.set_defaults(run=_eval)
-
-    imagine = commands.add_parser(
-        "imagine", help="films of what a run imagines: files, TensorBoard, projector"
-    )
-    imagine.add_argument("run_folder", metavar="RUN")
-    imagine.add_argument("--out", help="default: RUN/imagine")
-    imagine.add_argument("--seed", type=int, default=0, help="never one that training saw")
-    _add_plan(imagine)
-    imagine.add_argument("--device", default="auto")
-    imagine.set_defaults(run=_imagine)
-
-    calibrate = commands.add_parser(
-        "calibrate", help="does the uncertainty know where the model errs? JSON, plot, TensorBoard"
-    )
-    calibrate.add_argument("run_folder", metavar="RUN")
-    calibrate.add_argument("--episodes", type=int, default=10)
-    calibrate.add_argument(
-        "--unseen", default="", metavar="TASK", help="a variant never trained on"
-    )
-    calibrate.add_argument("--device", default="auto")
-    calibrate.set_defaults(run=_calibrate)
-
-    study = commands.add_parser("study", help="tasks x ablations x seeds, from one file")
-    study.add_argument("action", choices=("run", "status", "report"))
-    study.add_argument("file", type=Path, metavar="FILE")
-    study.add_argument("--out", type=Path, help="of the report, without a suffix: FOLDER/NAME")
-    study.set_defaults(run=_study)
-
-    page = commands.add_parser("report", help="runs as one HTML file: scores, curves, films")
-    page.add_argument("run_folder", metavar="RUN", nargs="+", type=Path)
-    page.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
-    page.add_argument("--device", default="auto")
-    page.set_defaults(run=_report)
-
-    doctor = commands.add_parser("doctor", help="check rendering, packages and hardware")
-    doctor.set_defaults(run=_doctor)
-
-    bench = commands.add_parser("bench", help="time one update, part by part, and the environment")
-    bench.add_argument("items", nargs="*", metavar="key=value", help="overrides")
-    widths = bench.add_mutually_exclusive_group()
-    widths.add_argument("--peer", choices=("small", "large"), help="default: both peers' widths")
-    widths.add_argument("--size", help="a preset of configs/size instead, for example cpu")
-    bench.add_argument("--planning", action="store_true", help="also updates and actions with it")
-    bench.add_argument("--repeats", type=int, default=7, help="interleaved repetitions")
-    bench.add_argument("--seconds", type=float, default=5.0, help="of stepping the environment")
-    bench.add_argument("--json", metavar="FILE", help="also write the results there")
-    bench.set_defaults(run=_bench)
-
-    board = commands.add_parser("tensorboard", help="show runs in TensorBoard")
-    board.add_argument("run_folder", metavar="RUN", nargs="+", help="run folders, or their parent")
-    board.add_argument("--host", default="localhost", help="0.0.0.0 inside a container")
-    board.add_argument("--port", type=int, default=6006)
-    board.set_defaults(run=_tensorboard)
+    for add in (
+        *(_add_train, _add_config, _add_eval, _add_imagine, _add_calibrate, _add_report),
+        *(_add_study, _add_tensorboard, _add_doctor, _add_bench),
+    ):
+        add(commands)
     return parser
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+# --- what several commands take -------------------------------------------------------------
+
+
+def _take_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "items",
         nargs="*",
@@ -139,7 +84,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_plan(parser: argparse.ArgumentParser) -> None:
+def _take_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan",
         nargs="+",
@@ -149,11 +94,25 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _load(args: argparse.Namespace):
+def _take_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", metavar="RUN")
+    parser.add_argument("--device", default="auto")
+
+
+def _load(args: argparse.Namespace) -> Config:
     from latentplan.config import load
 
     files = [item for item in args.items if "=" not in item]
     return load(files, [item for item in args.items if "=" in item])
+
+
+# --- the commands ---------------------------------------------------------------------------
+
+
+def _add_train(commands: Commands) -> None:
+    train = commands.add_parser("train", help="train an agent, or go on with a run folder")
+    _take_config(train)
+    train.set_defaults(run=_train)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -164,12 +123,34 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_config(commands: Commands) -> None:
+    config = commands.add_parser("config", help="print the resolved configuration")
+    _take_config(config)
+    config.set_defaults(run=_config)
+
+
 def _config(args: argparse.Namespace) -> int:
     config = _load(args)
     from latentplan.config import to_yaml
 
     print(to_yaml(config), end="")
     return 0
+
+
+def _add_eval(commands: Commands) -> None:
+    evaluate = commands.add_parser("eval", help="score a run; JSON on standard output, and a video")
+    _take_run(evaluate)
+    evaluate.add_argument("--episodes", type=int, default=10)
+    evaluate.add_argument("--seed", type=int, default=0, help="never one that training saw")
+    evaluate.add_argument(
+        "--policy",
+        choices=("mean", "sample", "planner"),
+        default="mean",
+        help="the actor's mean action (default), its samples, or a plan of several candidates",
+    )
+    _take_plan(evaluate)
+    evaluate.add_argument("--video", help="path of the mp4 or GIF; default: in the run folder")
+    evaluate.set_defaults(run=_eval)
 
 
 def _eval(args: argparse.Namespace) -> int:
@@ -188,6 +169,17 @@ def _eval(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_imagine(commands: Commands) -> None:
+    imagine = commands.add_parser(
+        "imagine", help="films of what a run imagines: files, TensorBoard, projector"
+    )
+    _take_run(imagine)
+    imagine.add_argument("--out", help="default: RUN/imagine")
+    imagine.add_argument("--seed", type=int, default=0, help="never one that training saw")
+    _take_plan(imagine)
+    imagine.set_defaults(run=_imagine)
+
+
 def _imagine(args: argparse.Namespace) -> int:
     from latentplan.evaluate import to_json
     from latentplan.imagine import imagine
@@ -199,6 +191,18 @@ def _imagine(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_calibrate(commands: Commands) -> None:
+    calibrate = commands.add_parser(
+        "calibrate", help="does the uncertainty know where the model errs? JSON, plot, TensorBoard"
+    )
+    _take_run(calibrate)
+    calibrate.add_argument("--episodes", type=int, default=10)
+    calibrate.add_argument(
+        "--unseen", default="", metavar="TASK", help="a variant never trained on"
+    )
+    calibrate.set_defaults(run=_calibrate)
+
+
 def _calibrate(args: argparse.Namespace) -> int:
     from latentplan.calibrate import calibrate
     from latentplan.evaluate import to_json
@@ -208,6 +212,29 @@ def _calibrate(args: argparse.Namespace) -> int:
     )
     print(to_json(report))
     return 0
+
+
+def _add_report(commands: Commands) -> None:
+    page = commands.add_parser("report", help="runs as one HTML file: scores, curves, films")
+    page.add_argument("run_folder", metavar="RUN", nargs="+", type=Path)
+    page.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    page.add_argument("--device", default="auto")
+    page.set_defaults(run=_report)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from latentplan.study.page import write_page
+
+    print(write_page(args.run_folder, args.out, device=args.device))
+    return 0
+
+
+def _add_study(commands: Commands) -> None:
+    study = commands.add_parser("study", help="tasks x ablations x seeds, from one file")
+    study.add_argument("action", choices=("run", "status", "report"))
+    study.add_argument("file", type=Path, metavar="FILE")
+    study.add_argument("--out", type=Path, help="of the report, without a suffix: FOLDER/NAME")
+    study.set_defaults(run=_study)
 
 
 def _study(args: argparse.Namespace) -> int:
@@ -222,11 +249,28 @@ def _study(args: argparse.Namespace) -> int:
     return 0
 
 
-def _report(args: argparse.Namespace) -> int:
-    from latentplan.study.page import write_page
+def _add_tensorboard(commands: Commands) -> None:
+    board = commands.add_parser("tensorboard", help="show runs in TensorBoard")
+    board.add_argument("run_folder", metavar="RUN", nargs="+", help="run folders, or their parent")
+    board.add_argument("--host", default="localhost", help="0.0.0.0 inside a container")
+    board.add_argument("--port", type=int, default=6006)
+    board.set_defaults(run=_tensorboard)
 
-    print(write_page(args.run_folder, args.out, device=args.device))
-    return 0
+
+def _tensorboard(args: argparse.Namespace) -> int:
+    folders = [Path(name) for name in args.run_folder]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder.")
+    spec = ",".join(f"{folder.name}:{folder}" for folder in folders)
+    where = ["--logdir", str(folders[0])] if len(folders) == 1 else ["--logdir_spec", spec]
+    address = ["--host", args.host, "--port", str(args.port)]
+    return subprocess.call([sys.executable, "-m", "tensorboard.main", *where, *address])
+
+
+def _add_doctor(commands: Commands) -> None:
+    doctor = commands.add_parser("doctor", help="check rendering, packages and hardware")
+    doctor.set_defaults(run=_doctor)
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -235,6 +279,19 @@ def _doctor(args: argparse.Namespace) -> int:
     report, healthy = diagnose()
     print(report)
     return 0 if healthy else 2
+
+
+def _add_bench(commands: Commands) -> None:
+    bench = commands.add_parser("bench", help="time one update, part by part, and the environment")
+    bench.add_argument("items", nargs="*", metavar="key=value", help="overrides")
+    widths = bench.add_mutually_exclusive_group()
+    widths.add_argument("--peer", choices=("small", "large"), help="default: both peers' widths")
+    widths.add_argument("--size", help="a preset of configs/size instead, for example cpu")
+    bench.add_argument("--planning", action="store_true", help="also updates and actions with it")
+    bench.add_argument("--repeats", type=int, default=7, help="interleaved repetitions")
+    bench.add_argument("--seconds", type=float, default=5.0, help="of stepping the environment")
+    bench.add_argument("--json", metavar="FILE", help="also write the results there")
+    bench.set_defaults(run=_bench)
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -252,17 +309,6 @@ def _bench(args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, results)
     return 0
-
-
-def _tensorboard(args: argparse.Namespace) -> int:
-    folders = [Path(name) for name in args.run_folder]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder.")
-    spec = ",".join(f"{folder.name}:{folder}" for folder in folders)
-    where = ["--logdir", str(folders[0])] if len(folders) == 1 else ["--logdir_spec", spec]
-    address = ["--host", args.host, "--port", str(args.port)]
-    return subprocess.call([sys.executable, "-m", "tensorboard.main", *where, *address])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,10 @@ from latentplan import __version__, cli
 from latentplan.cli import main
 from latentplan.config import load, load_resolved
 
-COMMANDS = ("train", "eval", "config", "doctor", "tensorboard")
+COMMANDS = (
+    *("train", "config", "eval", "imagine", "calibrate", "report"),
+    *("study", "tensorboard", "doctor", "bench"),
+)
 
 
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:
@@ -30,6 +35,14 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0 and f"latentplan {command}" in capsys.readouterr().out
+
+
+def test_a_reader_may_leave_early() -> None:
+    """`latentplan config | head -1` is no reason for a traceback."""
+    command = [sys.executable, "-m", "latentplan.cli", "config"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(60) == 141
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
