@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -122,9 +123,13 @@ class Logger:
 
     def layout(self, charts: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
         """The page of custom scalars: {page: {chart: tags}}."""
+        exactly = lambda tag: f"^{re.escape(tag)}$"  # noqa: E731  (TensorBoard takes patterns)
         self._writer.add_custom_scalars(
             {
-                page: {title: ["Multiline", list(tags)] for title, tags in of_page.items()}
+                page: {
+                    title: ["Multiline", list(map(exactly, tags))]
+                    for title, tags in of_page.items()
+                }
                 for page, of_page in charts.items()
             }
         )

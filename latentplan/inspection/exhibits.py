@@ -13,7 +13,7 @@ from latentplan.inspection.open_loop import show_open_loop
 from latentplan.inspection.plan_fan import show_plan_fan
 from latentplan.types import Timestep
 
-SEQUENCES = 3  # side by side in a film
+SEQUENCES = 2  # side by side: with more, TensorBoard shrinks a film until its words are lost
 POLICY_HORIZON = 45  # decisions
 
 CAPTIONS = {
@@ -28,8 +28,9 @@ CAPTIONS = {
     ),
     "plan_fan": (
         "What the planner weighs in one state: candidates in order of score, the chosen one in "
-        "yellow. Above as in the environment, where uncertainty is a bonus; below as in "
-        "imagination, where it is a penalty."
+        "yellow, with reward (r) and uncertainty (u) of every step. Above as in the environment, "
+        "where uncertainty is a bonus; below as in imagination, where it is a penalty. Return and "
+        "uncertainty of the score are in units of their scales."
     ),
     "planner_against_policy": (
         "The same states and randomness, imagined by the policy and by the conservative planner, "

@@ -1,4 +1,13 @@
-"""The plan fan: candidates that UP-MPC weighs in one state, decoded, in order of their score."""
+"""The plan fan: candidates that UP-MPC weighs in one state, decoded, in order of their score.
+
+Each candidate is laid out like this, the chosen one framed in yellow. It is as narrow as TensorBoard
+shows pictures, so that the words stay legible::
+
+    #1  score 3.06 = return 3.03 +1 x uncertainty 0.02
+    [now] [ +1 ] [ +2 ] [ +3 ] [ +4 ]         states on the way
+           r 2.1  r 1.3  r 0.7  r 0.9         reward of arriving there
+           u .02  u .01  u .01  u .02         disagreement about it
+"""
 
 from __future__ import annotations
 
@@ -16,48 +25,38 @@ from latentplan.inspection.canvas import (
     TEXT,
     UNCERTAIN,
     Color,
-    Line,
     as_uint8,
-    axis,
-    bounds,
     canvas,
-    chart,
     even,
     framed,
     number,
     text,
+    width_of,
 )
 from latentplan.inspection.open_loop import decode
 from latentplan.types import Latent
 
 MOST = 8  # candidates shown: the best ones
-CHART_WIDTH, CHART_HEIGHT, WORDS_WIDTH = 170, 64, 190
-TITLE_HEIGHT = LINE_HEIGHT + 5
+NARROWEST = 64  # pixels of a column, for its numbers
 
 
 @torch.no_grad()
 def show_plan_fan(agent: Agent, state: Latent) -> np.ndarray:
     """Both plans of one state (1): the optimistic one of the real environment, the conservative one
-    of imagination. A row per candidate, the best first, the chosen one framed.
+    of imagination.
 
     Returns:
         (H, W, 3) uint8.
     """
     c = agent.config.plan
-    parts = []
-    for place, optimism in (
-        ("In the environment, optimistic", c.explore_rate),
-        ("In imagination, conservative", -c.imagine_rate),
+    fans = []
+    for where, optimism in (
+        ("In the environment (optimistic)", c.explore_rate),
+        ("In imagination (conservative)", -c.imagine_rate),
     ):
         plan = agent.behavior.plan(state, optimism)
-        title = f"{place}: score = return {optimism:+g} x uncertainty, each in its own unit"
-        parts.append(draw_fan(plan, decoded(agent, plan), optimism, title))
-    out = canvas(sum(x.shape[0] for x in parts), max(x.shape[1] for x in parts))
-    top = 0
-    for part in parts:
-        out[top : top + part.shape[0], : part.shape[1]] = part
-        top += part.shape[0]
-    return out
+        fans.append(draw_fan(plan, decoded(agent, plan), optimism, where))
+    return _below(fans)
 
 
 def decoded(agent: Agent, plan: Plan) -> np.ndarray | None:
@@ -70,71 +69,60 @@ def decoded(agent: Agent, plan: Plan) -> np.ndarray | None:
 
 
 def draw_fan(plan: Plan, pictures: np.ndarray | None, optimism: float, title: str) -> np.ndarray:
-    """Candidates of one state, (1, K), as rows in order of their score.
+    """Candidates of one state, (1, K), below one another in order of their score.
 
     Args:
         pictures: (K, P+1, h, w, 3) uint8 of the states on the way, the first being the same.
     """
     get = lambda x: x[0].float().cpu().numpy()  # noqa: E731
-    score, ret, novelty, value = (get(x) for x in (plan.score, plan.ret, plan.novelty, plan.value))
+    score, ret, novelty = (get(x) for x in (plan.score, plan.ret, plan.novelty))
+    rewards, doubt = get(plan.candidates.reward), plan.candidates.uncertainty
     order = np.argsort(-score, kind="stable")[:MOST]
-    rewards = plan.candidates.reward[0].float().cpu().numpy()
-    doubt = plan.candidates.uncertainty
-    doubts = np.full_like(rewards, np.nan) if doubt is None else get(doubt)
-    best = int(plan.best[0])
-    lines = [Line("reward", rewards, TEXT), Line("uncertainty", doubts, UNCERTAIN)]
-    rows = []
+    if len(order) < len(score):
+        title = f"{title}: best {MOST} of {len(score)}"
+    parts = [_line(title, TEXT)]
     for place, k in enumerate(order):
-        color = CHOSEN if k == best else DIM
-        words = [
-            (f"#{place + 1}  score {number(score[k])}", color if k == best else TEXT),
-            (f"return {number(ret[k])} (value {number(value[k])})", TEXT),
-            (f"uncertainty {optimism:+g} x {number(novelty[k])}", UNCERTAIN),
-        ]
-        own = [line._replace(values=line.values[k], within=bounds([line])) for line in lines]
-        rows.append(_row(words, None if pictures is None else pictures[k], color, own))
-    head = text([(_title(title, len(score)), TEXT)], rows[0].shape[1], TITLE_HEIGHT)
-    names = _names(lines, rows[0].shape, None if pictures is None else pictures.shape)
-    return np.concatenate([head, names, *rows])
+        chosen = k == int(plan.best[0])
+        terms = f"return {number(ret[k])} {optimism:+g} x uncertainty {number(novelty[k])}"
+        words = f"#{place + 1}  score {number(score[k])} = {terms}"
+        parts.append(_line(words, CHOSEN if chosen else TEXT))
+        numbers = [[] for _ in range(rewards.shape[1] + 1)]
+        for step, reward in enumerate(rewards[k]):
+            numbers[step + 1].append((f"r {number(reward)}", TEXT))
+            if doubt is not None:
+                numbers[step + 1].append((f"u {number(get(doubt)[k, step])}", UNCERTAIN))
+        of_k = None if pictures is None else pictures[k]
+        parts.append(_strip(of_k, numbers, CHOSEN if chosen else DIM))
+    return _below(parts)
 
 
-def row_height(picture: int) -> int:
-    """Pixels from one candidate to the next; ``picture`` pixels high, 0 without pictures."""
-    return (picture + 2 * BORDER if picture else CHART_HEIGHT) + GAP
-
-
-def _title(title: str, count: int) -> str:
-    return title if count <= MOST else f"{title}   (best {MOST} of {count})"
-
-
-def _names(lines: list[Line], row: tuple[int, ...], pictures: tuple[int, ...] | None) -> np.ndarray:
-    """What the columns are: steps ahead, and the charts with their ranges."""
-    out = canvas(LINE_HEIGHT, row[1])
-    left = WORDS_WIDTH + GAP
-    for step in range(pictures[1] if pictures else 0):
-        width = pictures[3] + 2 * BORDER
-        out[:, left : left + width] = text(
-            [(f"+{step}" if step else "now", TEXT)], width, LINE_HEIGHT
-        )
-        left += width + GAP
-    for line in lines:
-        words = f"{line.name} {axis([line])}"
-        out[:, left : left + CHART_WIDTH] = text([(words, line.color)], CHART_WIDTH, LINE_HEIGHT)
-        left += CHART_WIDTH + GAP
-    return out
-
-
-def _row(
-    words: list[tuple[str, Color]], pictures: np.ndarray | None, color: Color, lines: list[Line]
+def _strip(
+    pictures: np.ndarray | None, numbers: list[list[tuple[str, Color]]], color: Color
 ) -> np.ndarray:
-    """[words][states on the way][charts], as high as the pictures."""
-    tiles = [] if pictures is None else list(framed(pictures, np.asarray(color)))
-    height = row_height(pictures.shape[1] if tiles else 0) - GAP
-    parts = [text(words, WORDS_WIDTH, height), *tiles]
-    parts += [chart([line], CHART_WIDTH, height, *line.within) for line in lines]
-    row = canvas(height + GAP, even(sum(x.shape[1] + GAP for x in parts)))
-    left = 0
+    """Framed pictures side by side, numbers under each; without pictures, the numbers."""
+    columns = []
+    lines = max(map(len, numbers))
+    for step, words in enumerate(numbers):
+        tiles = [] if pictures is None else [framed(pictures[step], np.asarray(color))]
+        width = max(tiles[0].shape[1] if tiles else 0, NARROWEST + 2 * BORDER) + GAP
+        if not tiles:
+            tiles = [text([(f"+{step}" if step else "now", color)], width, LINE_HEIGHT)]
+        words = [*words, *[("", TEXT)] * (lines - len(words))]
+        parts = [*tiles, text(words, width, LINE_HEIGHT * lines)]
+        columns.append(_below(parts, width))
+    return np.concatenate(columns, 1)
+
+
+def _line(words: str, color: Color) -> np.ndarray:
+    return text([(words, color)], width_of(words), LINE_HEIGHT + GAP)
+
+
+def _below(parts: list[np.ndarray], width: int | None = None) -> np.ndarray:
+    """Pictures below one another, flush left."""
+    width = width or even(max(part.shape[1] for part in parts))
+    out = canvas(sum(part.shape[0] for part in parts), width)
+    top = 0
     for part in parts:
-        row[:height, left : left + part.shape[1]] = part
-        left += part.shape[1] + GAP
-    return row
+        out[top : top + part.shape[0], : part.shape[1]] = part
+        top += part.shape[0]
+    return out
