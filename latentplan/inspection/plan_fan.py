@@ -1,7 +1,7 @@
 """The plan fan: candidates that UP-MPC weighs in one state, decoded, in order of their score.
 
-Each candidate is laid out like this, the chosen one framed in yellow. It is as narrow as TensorBoard
-shows pictures, so that the words stay legible::
+Each candidate is laid out like this, the chosen one framed in yellow. It is as narrow as
+TensorBoard shows pictures, so that the words stay legible::
 
     #1  score 3.06 = return 3.03 +1 x uncertainty 0.02
     [now] [ +1 ] [ +2 ] [ +3 ] [ +4 ]         states on the way
