@@ -47,6 +47,8 @@ class WorldConfig:
     soft_updates: int = 0  # states pass from probabilities to samples over these first updates
     bins: int = 255  # of the two-hot reward
     free_nats: float = 1.0
+    representation: str = "decoder"  # decoder | barlow: what makes states tell what was seen
+    barlow_scale: float = 0.05
     recon_scale: float = 1.0  # of the squared errors of pixels and vectors
     dyn_scale: float = 1.0
     rep_scale: float = 0.1
@@ -184,6 +186,7 @@ CHOICES = {
     "world.norm": ("rms", "layer"),
     "behavior.improvement": ("dreamer", "mpdp"),
     "behavior.gradient": ("reinforce", "pathwise"),
+    "world.representation": ("decoder", "barlow"),
     "mpdp.policies": ("per_step", "shared"),
     "train.precision": ("auto", "float32", "bfloat16"),
 }

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from latentplan.agent import Agent
-from latentplan.nn.ensemble import EnsembleLinear, EnsembleMLP
+from latentplan.nn.ensemble import EnsembleLinear, EnsembleMLP, bootstrap_mask
 from latentplan.nn.layers import BlockLinear
-from latentplan.world.model import bootstrap_mask
 
 MEMBERS = 3
 

@@ -33,7 +33,7 @@ def recorded(module: object, **answers: object) -> Any:
     """The object with some of its methods answering from a recording; weights are shared."""
     twin = copy.copy(module)
     for name, answer in answers.items():
-        setattr(twin, name, lambda *_, answer=answer: answer)
+        setattr(twin, name, lambda *_, _answer=answer, **__: _answer)
     return twin
 
 
@@ -63,7 +63,8 @@ class UpdateParts:
         if self.pathwise:
             self.leaves += [x.requires_grad_() for x in _outcome(rollout)]
         self.observer = recorded(world, encode=embed)
-        self.heads_only = recorded(world, observe=(Latent(*inputs[2:]), logits), _reconstruction={})
+        seen = Latent(*inputs[2:]), logits
+        self.heads_only = recorded(world, encode=embed, observe=seen, _reconstruction={})
         self.learner = Learner(recorded(agent.behavior, imagine=imagined))
 
     def parts(self) -> dict[str, Part]:

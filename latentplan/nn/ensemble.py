@@ -62,3 +62,16 @@ class EnsembleMLP(nn.Module):
             x = layer.one(x, member)
             x = F.silu(F.layer_norm(x, x.shape[-1:], eps=1e-4))
         return self.layers[-1].one(x, member)
+
+
+def bootstrap_mask(episode: Tensor, members: int, share: float) -> Tensor:
+    """Which members learn from which episodes: (...) int64 -> (M, ...) bool.
+
+    A fixed hash of (member, episode), so that a member's data set is the same in every batch: a
+    real bootstrap, which a mask redrawn per batch is not.
+    """
+    member = torch.arange(members, device=episode.device).view(-1, *[1] * episode.ndim)
+    x = (episode * 0x9E3779B1 + (member + 1) * 0x85EBCA77) & 0xFFFFFFFF
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):  # 32-bit integer avalanche
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return (x ^ (x >> 15)) < int(share * 2**32)

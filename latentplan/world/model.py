@@ -14,9 +14,11 @@ from latentplan.nn.dists import (
     symexp_bins,
     symlog,
 )
+from latentplan.nn.ensemble import bootstrap_mask
 from latentplan.nn.layers import MLP
 from latentplan.schema import WorldConfig
 from latentplan.types import EnvSpec, Latent, Prediction, StepNoise, Timestep
+from latentplan.world.barlow import Barlow
 from latentplan.world.decoder import Decoder
 from latentplan.world.encoder import Encoder
 from latentplan.world.pictures import PictureScale
@@ -25,19 +27,6 @@ from latentplan.world.uncertainty import MEASURES, Probes
 
 CACHED_ROWS = 256  # of all members' probabilities
 HIGH_UNCERTAINTY = "train/model/uncertainty_high"  # name of the metric
-
-
-def bootstrap_mask(episode: Tensor, members: int, share: float) -> Tensor:
-    """Which members learn from which episodes: (...) int64 -> (M, ...) bool.
-
-    A fixed hash of (member, episode), so that a member's data set is the same in every batch: a
-    real bootstrap, which a mask redrawn per batch is not.
-    """
-    member = torch.arange(members, device=episode.device).view(-1, *[1] * episode.ndim)
-    x = (episode * 0x9E3779B1 + (member + 1) * 0x85EBCA77) & 0xFFFFFFFF
-    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):  # 32-bit integer avalanche
-        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
-    return (x ^ (x >> 15)) < int(share * 2**32)
 
 
 class WorldModel(nn.Module):
@@ -58,6 +47,8 @@ class WorldModel(nn.Module):
         self.encoder = Encoder(spec, config)
         self.decoder = Decoder(spec, self.feature_size, config)
         self.rssm = RSSM(config, spec.action_dim, self.encoder.size)
+        decoder_free = config.representation == "barlow"
+        self.barlow = Barlow(self.feature_size, self.encoder.size) if decoder_free else None
         units, layers = config.units, config.layers
         # Zero output: the reward starts at exactly 0 instead of a random claim.
         self.reward = MLP(
@@ -108,9 +99,15 @@ class WorldModel(nn.Module):
             uniform = torch.rand(shape, device=embed.device, generator=generator)
         return self.rssm.filter(latent, embed, row.prev_action, row.is_first, uniform)
 
-    def observe(self, batch: Timestep, uniform: Tensor | None = None) -> tuple[Latent, Tensor]:
-        """Take in sequences (B, T) from the empty state: posterior latents and logits."""
-        embed = self.encode(batch.obs)
+    def observe(
+        self, batch: Timestep, uniform: Tensor | None = None, embed: Tensor | None = None
+    ) -> tuple[Latent, Tensor]:
+        """Take in sequences (B, T) from the empty state: posterior latents and logits.
+
+        Args:
+            embed: (B, T, X) of the observations, where it is known.
+        """
+        embed = self.encode(batch.obs) if embed is None else embed
         if uniform is None:
             uniform = torch.rand(*embed.shape[:2], self.config.stoch, device=embed.device)
         return self.rssm.observe(embed, batch.prev_action, batch.is_first, uniform)
@@ -196,7 +193,8 @@ class WorldModel(nn.Module):
             batch: (B, T) rows.
             episode: (B, T) int64, which episode each row belongs to (for the bootstrap).
         """
-        latent, logits = self.observe(batch)
+        embed = self.encode(batch.obs)
+        latent, logits = self.observe(batch, embed=embed)
         flat = Latent(*(rearrange(x, "b t ... -> (b t) ...") for x in latent))
         rows = batch.map(lambda x: rearrange(x, "b t ... -> (b t) ..."))
         owned = lambda members: bootstrap_mask(episode, members, self.config.bootstrap)  # noqa: E731
@@ -205,6 +203,10 @@ class WorldModel(nn.Module):
         logits = rearrange(logits, "b t s c -> (b t) s c")
         terms, metrics = self._divergence(flat.deter, logits, mask)
         terms.update(self._reconstruction(features, rows.obs))
+        if self.barlow is not None:
+            with self.lowered():
+                seen = rearrange(embed, "b t x -> (b t) x")
+                terms["barlow"] = self.config.barlow_scale * self.barlow(features, seen)
         with self.lowered():
             reward_logits, cont_logits = self.reward(features), self.cont(features)
         terms["rew"] = -TwoHot(reward_logits, self.bins).log_prob(rows.reward).mean()
@@ -227,8 +229,14 @@ class WorldModel(nn.Module):
         self.rssm.updates += 1
 
     def _reconstruction(self, features: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Squared errors per row, summed over pixels (in [0, 1]) or entries (symlog)."""
+        """Squared errors per row, summed over pixels (in [0, 1]) or entries (symlog).
+
+        Without it as a representation the decoder is a probe: it learns to show the states, and
+        leaves them as they are.
+        """
         share = self.config.decode_fraction
+        if self.barlow is not None:
+            features = features.detach()
         if share < 1.0:
             n = features.shape[0]
             chosen = torch.randperm(n, device=features.device)[: max(1, round(share * n))]
