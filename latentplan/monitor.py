@@ -207,7 +207,7 @@ class Monitor:
             context = min(config.log.inspect_context, length - 1)
             for exhibit in exhibits(agent, to_tensors(batch, device), context):
                 self._show(exhibit, frames)
-            with make_eval_env(config, self.renderer, 1, config.seed) as env:
+            with make_eval_env(config, self.renderer, SEQUENCES, config.seed) as env:
                 film = show_reality(agent, env, BEGIN, DREAM)
             self._show(of_film(agent, "dream_against_reality", film), frames)
 

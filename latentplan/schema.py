@@ -104,7 +104,7 @@ class PlanConfig:
 @dataclass(frozen=True)
 class MpdpConfig:
     policies: str = "shared"  # per_step | shared: one policy per future step, or one for all
-    horizon: int = 5  # H, steps that are improved together
+    horizon: int = 15  # H, steps that are improved together
     beta: float = 0.05  # penalty per unit of uncertainty
     adaptive_horizon: bool = True  # stop where a step is too uncertain
     threshold: float = 1.0  # in units of the uncertainty scale
@@ -113,7 +113,7 @@ class MpdpConfig:
 @dataclass(frozen=True)
 class DistillConfig:
     weight: float = 0.0  # of the pull towards the better of a plan's candidates
-    temperature: float = 1.0  # of the weights over their scores
+    temperature: float = 0.05  # of the weights over their scores, in return scales
 
 
 @dataclass(frozen=True)
