@@ -290,13 +290,17 @@ def _add_bench(commands: Commands) -> None:
     bench.add_argument("--planning", action="store_true", help="also updates and actions with it")
     bench.add_argument("--repeats", type=int, default=7, help="interleaved repetitions")
     bench.add_argument("--seconds", type=float, default=5.0, help="of stepping the environment")
+    bench.add_argument("--loop", type=float, default=0.0, metavar="SECONDS", help="also train")
     bench.add_argument("--json", metavar="FILE", help="also write the results there")
+    bench.add_argument("--against", metavar="FILE", help="compare with an earlier --json file")
     bench.set_defaults(run=_bench)
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from latentplan.bench import PEERS, bench, describe, write_json
+    from latentplan.bench.measure import PEERS, bench
+    from latentplan.bench.words import compare, describe, read_json, write_json
 
+    earlier = read_json(args.against) if args.against else None
     results = bench(
         [args.peer] if args.peer else tuple(PEERS),
         args.size,
@@ -304,8 +308,11 @@ def _bench(args: argparse.Namespace) -> int:
         repeats=args.repeats,
         env_seconds=args.seconds,
         planning=args.planning,
+        loop_seconds=args.loop,
     )
     print(describe(results))
+    if earlier is not None:
+        print(compare(results, earlier))
     if args.json:
         write_json(args.json, results)
     return 0

@@ -7,8 +7,9 @@ import pytest
 import torch
 from tiny import BOTH, agent_config, random_batch, world_config
 
-from latentplan import bench, bench_planning, cli
+from latentplan import cli
 from latentplan.agent import Agent
+from latentplan.bench import floor, loop, measure, planning, words
 from latentplan.config import load
 from latentplan.inspection.cost import FULL, Part, UpdateParts
 from latentplan.types import UserError
@@ -93,12 +94,58 @@ def test_the_command_prints_every_part_and_the_peer(
     assert result["peer"]["ratio"] == pytest.approx(result["full"]["median"] / 2.4)
     assert result["peer"]["measured_here"] is False
     assert result["environment"]["frames_per_second"] > 0
+    # Pictures: the plain update of the same widths was timed in turns with ours.
+    plain = result["plain"]
+    assert plain["ratio"] == pytest.approx(result["full"]["median"] / plain["median"])
+    assert "ours / plain" in text and "x floor" in text
+    assert set(result["floors"]) == {*PARTS, "full update"} - {"optimizer"}
+    for name, far in result["floors"].items():
+        row = result["full"] if name == FULL else result["parts"][name]
+        assert far["times_floor"] == pytest.approx(row["median"] / far["floor"])
+
+
+def test_a_file_is_compared_with_an_earlier_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bench.json"
+    flags = ["--size", "cpu", "--repeats", "1", "--seconds", "0.05"]
+    assert cli.main(["bench", *flags, "--json", str(path), *TINY]) == 0
+    capsys.readouterr()
+    results = json.loads(path.read_text())
+    twice = [{**x, "full": {"median": x["full"]["median"] / 2}} for x in results]
+    assert "full update" in words.compare(results, twice) and "2.00" in words.compare(
+        results, twice
+    )
+    assert "nothing of the same name" in words.compare(results, [])
+    path.write_text("[1]")
+    assert cli.main(["bench", *flags, "--against", str(path), *TINY]) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_operations_are_counted_forward_and_backward() -> None:
+    a, b = torch.randn(3, 5, requires_grad=True), torch.randn(5, 7, requires_grad=True)
+    with floor.FlopCount() as count:
+        (a @ b).sum().backward()
+    assert count.flops == {"float32": 3 * 2 * 3 * 5 * 7}  # one product forward, two backward
+    with floor.FlopCount() as count:
+        torch.randn(2, 2).bfloat16() @ torch.randn(2, 2).bfloat16()
+    assert count.flops == {"bfloat16": 16}
+
+
+def test_the_loop_is_trained_for_a_while() -> None:
+    overrides = ["size=cpu", *TINY, "train.ratio=2", "train.threads=1", "device=cpu"]
+    cost = loop.loop_cost(load(overrides=overrides), 4.0)
+    assert cost["frames_per_second"] > 0 and cost["updates_per_second"] > 0
+    assert 0 < cost["shares"]["update"] < 1 and sum(cost["shares"].values()) < 1.1
+    assert "whole loop" in loop.describe_loop(cost)
+    with pytest.raises(UserError, match="too short"):
+        loop.loop_cost(load(overrides=overrides), 0.001)
 
 
 def test_planning_is_timed_beside_the_same_update_without(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench_planning, "ACTIONS", 5)
+    monkeypatch.setattr(planning, "ACTIONS", 5)
     flags = ["--size", "cpu", "--repeats", "1", "--seconds", "0.05", "--planning"]
     assert cli.main(["bench", *flags, *TINY]) == 0
     text = capsys.readouterr().out
@@ -106,8 +153,8 @@ def test_planning_is_timed_beside_the_same_update_without(
 
 
 def test_sizes_have_no_peer() -> None:
-    (result,) = bench.bench(size="cpu", overrides=TINY, repeats=1, env_seconds=0.05)
-    assert "peer" not in result and "NOT measured" not in bench.describe([result])
+    (result,) = measure.bench(size="cpu", overrides=TINY, repeats=1, env_seconds=0.05)
+    assert "peer" not in result and "NOT measured" not in words.describe([result])
 
 
 def test_the_peers_widths_are_theirs() -> None:
@@ -115,7 +162,7 @@ def test_the_peers_widths_are_theirs() -> None:
         ("small", 128, 16, 16, 128),
         ("large", 512, 32, 32, 512),
     ):
-        config = load(overrides=bench.PEERS[key].overrides)
+        config = load(overrides=measure.PEERS[key].overrides)
         world = config.world
         assert (world.deter, world.stoch, world.classes) == (deter, stoch, stoch)
         assert (world.depth, world.units, world.hidden) == (depth, units, units)
@@ -131,9 +178,9 @@ def test_the_peers_widths_are_theirs() -> None:
 )
 def test_mistakes_get_a_sentence(kwargs: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        bench.bench(**kwargs)
+        measure.bench(**kwargs)
 
 
 def test_results_that_cannot_be_written_get_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"):
-        bench.write_json(tmp_path / "missing" / "bench.json", [])
+        words.write_json(tmp_path / "missing" / "bench.json", [])

@@ -44,7 +44,6 @@ LAYERS = [
             "monitor",
             "train",
             "bench",
-            "bench_planning",
             "doctor",
         )
     },

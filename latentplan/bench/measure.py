@@ -5,24 +5,25 @@ Repetitions are interleaved (all parts once, then all again), because a machine 
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from latentplan.agent import Agent
 from latentplan.allocator import keep_memory
-from latentplan.bench_planning import describe_planning, planning_cost
+from latentplan.bench.floor import floors, peak_rates
+from latentplan.bench.loop import loop_cost
+from latentplan.bench.planning import planning_cost
+from latentplan.bench.reference import Reference, Widths
 from latentplan.config import load
 from latentplan.envs import VectorEnv
 from latentplan.evaluate import make_train_env, pick_renderer, to_tensors
-from latentplan.inspection.cost import FULL, UpdateParts, random_rows, time_parts
+from latentplan.inspection.cost import FULL, Part, UpdateParts, random_rows, time_parts
 from latentplan.run_folder import pick_device
 from latentplan.schema import Config
 from latentplan.types import UserError
@@ -56,6 +57,7 @@ def _same_work(deter: int, stoch: int, depth: int, units: int) -> list[str]:
     return [f"{key}={value}" for key, value in values.items()]
 
 
+PLAIN = "plain reference"
 # Allocator settings alone (latentplan/allocator.py) were seen to give 1.3 to 1.8x on a CPU.
 PEERS = {
     "small": Peer("dreamerv3-torch, small", _same_work(128, 16, 16, 128), 2.4, 1.6),
@@ -71,11 +73,17 @@ def bench(
     repeats: int = 7,
     env_seconds: float = 5.0,
     planning: bool = False,
+    loop_seconds: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Measure at the widths of ``peers`` or, where ``size`` is given, of that preset.
 
-    ``overrides`` come last in either case. ``planning`` also compares updates with and without it.
-    Returns one result of plain values for each.
+    Args:
+        overrides: come last in either case.
+        planning: also compare updates with and without it.
+        loop_seconds: also train for so long.
+
+    Returns:
+        One result of plain values for each.
 
     Raises:
         UserError: a wrong key or value, an unknown preset, no working renderer.
@@ -84,19 +92,24 @@ def bench(
         raise UserError(f"repeats must be at least 1, not {repeats}.")
     if size is not None:
         config = load(overrides=[f"size={size}", *overrides])
-        return [{"name": f"size {size}", **measure(config, repeats, env_seconds, planning)}]
+        measured = measure(config, repeats, env_seconds, planning, loop_seconds)
+        return [{"name": f"size {size}", **measured}]
     results = []
     for key in peers:
         peer = PEERS[key]
         config = load(overrides=[*peer.overrides, *overrides])
-        measured = measure(config, repeats, env_seconds, planning)
+        measured = measure(config, repeats, env_seconds, planning, loop_seconds)
         result = {"name": f"widths of {peer.name}", **measured}
         results.append(result | {"peer": _compare(peer, result)})
     return results
 
 
 def measure(
-    config: Config, repeats: int, env_seconds: float, planning: bool = False
+    config: Config,
+    repeats: int,
+    env_seconds: float,
+    planning: bool = False,
+    loop_seconds: float = 0.0,
 ) -> dict[str, Any]:
     """Time an agent of this configuration on random data, and its task's environment."""
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
@@ -109,9 +122,25 @@ def measure(
         frames = time_environment(agent, env, env_seconds)
     log.info("timing updates of %s weights", f"{sum(p.numel() for p in agent.parameters()):,}")
     batch, episode = random_rows(env.spec, config.train.batch, config.train.length, device)
-    seconds = time_parts(UpdateParts(agent, batch, episode).parts(), repeats, device)
-    parts = {name: _summary(times) for name, times in seconds.items() if name != FULL}
-    extra = {"planning": planning_cost(config, env.spec, device, repeats)} if planning else {}
+    work = UpdateParts(agent, batch, episode).parts()
+    timed = dict(work)
+    if env.spec.images:
+        torch.manual_seed(config.seed)
+        plain = Reference(Widths.of(config), config.env.image_size, env.spec.action_dim).to(device)
+        timed[PLAIN] = Part(lambda: plain.update(batch), lambda: None)
+    seconds = time_parts(timed, repeats, device)
+    parts = {name: _summary(times) for name, times in seconds.items() if name in work}
+    full = parts.pop(FULL)
+    rates = peak_rates(device)
+    extra: dict[str, Any] = {"peak_gflops": {k: x / 1e9 for k, x in rates.items()}}
+    extra["floors"] = floors(work, seconds, rates)
+    if PLAIN in seconds:
+        reference = _summary(seconds[PLAIN])
+        extra["plain"] = {**reference, "ratio": full["median"] / reference["median"]}
+    if planning:
+        extra["planning"] = planning_cost(config, env.spec, device, repeats)
+    if loop_seconds:
+        extra["loop"] = loop_cost(config, loop_seconds)
     return {
         "widths": _widths(config),
         "precision": "bfloat16 where it pays" if agent.world.bfloat16 else "float32",
@@ -123,7 +152,7 @@ def measure(
         "repeats": repeats,
         "parts": parts,
         "sum_of_parts": sum(part["median"] for part in parts.values()),
-        "full": _summary(seconds[FULL]),
+        "full": full,
         "environment": {
             "task": config.task,
             "renderer": f"{renderer.backend}, {renderer.quality}" if renderer else "none",
@@ -164,9 +193,6 @@ def time_environment(agent: Agent, env: VectorEnv, seconds: float) -> dict[str, 
     }
 
 
-# --- words ----------------------------------------------------------------------------------
-
-
 def _summary(times: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(times), "min": min(times), "max": max(times)}
 
@@ -191,62 +217,3 @@ def _compare(peer: Peer, result: Mapping[str, Any]) -> dict[str, Any]:
         "seconds_same_allocator_estimate": peer.kept_memory,
         "ratio_same_allocator_estimate": ours / peer.kept_memory,
     }
-
-
-def describe(results: Sequence[Mapping[str, Any]]) -> str:
-    """The results of :func:`bench` as a text for people."""
-    return "\n\n".join(_describe(result) for result in results)
-
-
-def _describe(result: Mapping[str, Any]) -> str:
-    full = result["full"]
-    lines = [
-        f"{result['name']}: {result['widths']}",
-        f"{result['precision']}, {result['device']}, {result['threads']} threads, torch "
-        f"{result['torch']}; forward and backward, {result['repeats']} interleaved repetitions",
-        f"{'':16}{'median ms':>10}{'min':>10}{'max':>10}{'share':>8}",
-    ]
-    for name, row in [*result["parts"].items(), (FULL, full)]:
-        if name == FULL:
-            total = result["sum_of_parts"]
-            share = f"{'':20}{total / full['median']:8.0%}"
-            lines.append(f"{'sum of parts':16}{1000 * total:10.1f}{share}")
-        times = "".join(f"{1000 * row[key]:10.1f}" for key in ("median", "min", "max"))
-        lines.append(f"{name:16}{times}{row['median'] / full['median']:8.0%}")
-    env = result["environment"]
-    lines.append(
-        f"environment {env['task']} (renderer {env['renderer']}): "
-        f"{env['frames_per_second']:.0f} frames/s with the policy, "
-        f"{env['frames_per_second_without_policy']:.0f} without; per decision policy "
-        f"{1000 * env['policy_seconds']:.1f} ms, simulator "
-        f"{1000 * env['simulation_seconds']:.1f} ms"
-    )
-    if "planning" in result:
-        lines += describe_planning(result["planning"])
-    if "peer" in result:
-        lines += _describe_peer(result["peer"])
-    return "\n".join(lines)
-
-
-def _describe_peer(peer: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{peer['name']}: numbers of another run (2 CPU cores with AMX, float32), "
-        "NOT measured here",
-        f"  as reported                          {peer['seconds']:5.1f} s, "
-        f"ours / theirs {peer['ratio']:.2f}",
-        f"  with the same allocator settings     {peer['seconds_same_allocator_estimate']:5.1f} s, "
-        f"ours / theirs {peer['ratio_same_allocator_estimate']:.2f}"
-        "  (estimate: these settings alone give 1.3 - 1.8x)",
-    ]
-
-
-def write_json(path: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Keep the results of :func:`bench`.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    try:
-        Path(path).write_text(json.dumps(list(results), indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error

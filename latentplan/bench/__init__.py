@@ -1,0 +1,1 @@
+"""What an update, a plan, the whole loop cost here: ``latentplan bench``."""

@@ -1,0 +1,83 @@
+"""How far a part of the update is from what the machine could do: its products at the peak rate.
+
+Only matrix products and convolutions are counted, forward and backward; everything else (norms,
+samples, logarithms, memory) is what the distance consists of.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from latentplan.inspection.cost import Part
+
+SIDE = 2048  # of the square matrices that the peak is measured with
+TRIES = 5
+
+
+class FlopCount(TorchDispatchMode):
+    """Floating-point operations of products and convolutions inside the context, by dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops: dict[str, int] = defaultdict(int)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            first = out if isinstance(out, torch.Tensor) else next(x for x in out if x is not None)
+            self.flops[str(first.dtype).removeprefix("torch.")] += count(
+                *args, **kwargs, out_val=out
+            )
+        return out
+
+
+def peak_rates(device: torch.device) -> dict[str, float]:
+    """Operations per second of large square products, by dtype; the best of a few tries."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
+        seconds = []
+        for _ in range(TRIES + 1):
+            wait()
+            begin = time.perf_counter()
+            a @ b
+            wait()
+            seconds.append(time.perf_counter() - begin)
+        rates[str(dtype).removeprefix("torch.")] = 2 * SIDE**3 / min(seconds[1:])
+    return rates
+
+
+def floors(
+    parts: Mapping[str, Part], seconds: Mapping[str, list[float]], rates: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """Of every part with products: its operations, its floor in seconds, and measured over floor.
+
+    Args:
+        seconds: of repetitions, from :func:`latentplan.inspection.cost.time_parts`.
+        rates: from :func:`peak_rates`.
+    """
+    found = {}
+    for name, part in parts.items():
+        part.prepare()
+        with FlopCount() as count:
+            part.run()
+        if not count.flops:
+            continue
+        floor = sum(flops / rates[dtype] for dtype, flops in count.flops.items())
+        found[name] = {
+            "gflop": sum(count.flops.values()) / 1e9,
+            "floor": floor,
+            "times_floor": statistics.median(seconds[name]) / floor,
+        }
+    return found

@@ -1,0 +1,52 @@
+"""The plain update is a real one: it is timed against, so it must do the work."""
+
+from __future__ import annotations
+
+import torch
+from tiny import BOTH, random_batch
+
+from latentplan.bench.reference import Reference, Widths
+
+WIDTHS = Widths(16, 3, 4, 8, 2, 1, 41, 3)
+
+
+def make() -> Reference:
+    torch.manual_seed(0)
+    return Reference(WIDTHS, 16, 2)
+
+
+def test_an_update_moves_every_weight() -> None:
+    plain = make()
+    with torch.no_grad():
+        plain.prior[-1].weight.mul_(100)  # else the two are within a free nat of each other
+    before = {name: p.detach().clone() for name, p in plain.named_parameters()}
+    plain.update(random_batch(3, 5, BOTH)[0])
+    still = [name for name, p in plain.named_parameters() if torch.equal(p, before[name])]
+    assert not still and all(p.isfinite().all() for p in plain.parameters())
+
+
+def test_the_world_is_learned() -> None:
+    plain, batch = make(), random_batch(3, 5, BOTH)[0]
+    losses = []
+    for _ in range(100):
+        losses.append(float(plain.world_loss(batch)[0].detach()))
+        plain.update(batch)
+    assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
+
+
+def test_two_hot_is_the_likelihood_of_its_target() -> None:
+    plain = make()
+    logits = torch.zeros(1, 41)
+    assert float(plain.expected(logits)) == 0
+    sharp = logits.clone()
+    sharp[0, 20] = 30.0  # the bin of zero
+    assert float(plain.two_hot(sharp, torch.zeros(1))) > -1e-6
+    assert float(plain.two_hot(logits, torch.tensor([3.0]))) < -3.5
+
+
+def test_the_actor_is_differentiated_through_the_dynamics() -> None:
+    plain, batch = make(), random_batch(3, 5, BOTH)[0]
+    _, state = plain.world_loss(batch)
+    actor, _ = plain.behavior_losses(state)
+    (grad,) = torch.autograd.grad(actor, [plain.gates.weight])
+    assert grad.abs().sum() > 0
