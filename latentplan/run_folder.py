@@ -33,7 +33,10 @@ from latentplan.types import EnvSpec, UserError
 
 PACKAGES = ("torch", "torchvision", "mujoco", "dm_control", "gymnasium", "numpy", "omegaconf")
 # What may differ when a run goes on; everything else is part of what the run *is*.
-CHANGEABLE = ("steps", "run_dir", "device", "train.minutes", "train.threads", "env.workers")
+CHANGEABLE = (
+    *("steps", "run_dir", "device", "env.workers"),
+    *("train.minutes", "train.threads", "train.compile"),
+)
 CHANGEABLE_SECTIONS = ("eval.", "log.")
 
 

@@ -134,6 +134,7 @@ class TrainConfig:
     length: int = 64  # rows T of each
     prefill: int = 1000  # decisions by a random policy before the first update
     minutes: float = 0.0  # stop after this much wall clock; 0: no limit
+    compile: str = "auto"  # auto | off | cell | full (latentplan/compiling.py); auto: cell on CUDA
     precision: str = "auto"  # auto | float32 | bfloat16 (convolutions, heads, imagination)
     threads: int = 0  # of torch; 0: all cores
 
@@ -187,6 +188,7 @@ CHOICES = {
     "behavior.improvement": ("dreamer", "mpdp"),
     "behavior.gradient": ("reinforce", "pathwise"),
     "world.representation": ("decoder", "barlow"),
+    "train.compile": ("auto", "off", "cell", "full"),
     "mpdp.policies": ("per_step", "shared"),
     "train.precision": ("auto", "float32", "bfloat16"),
 }

@@ -20,6 +20,7 @@ from latentplan import checkpoint, run_folder
 from latentplan.agent import Agent, NonFiniteLossError
 from latentplan.allocator import keep_memory
 from latentplan.clock import Every, Ratio
+from latentplan.compiling import compile_agent
 from latentplan.evaluate import make_train_env, pick_renderer, to_tensors
 from latentplan.monitor import Monitor
 from latentplan.replay import Replay, gigabytes
@@ -122,6 +123,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.rng = np.random.default_rng(config.seed)
         self.agent = Agent(spec, config, self.device)
+        compiled = compile_agent(self.agent, train.compile)
+        if compiled != "off":
+            log.info("compiled: %s; the first updates and plans take a minute", compiled)
         size = Replay.size_bytes(spec, config.replay.capacity)
         log.info("replay: %s rows, %s on disk", f"{config.replay.capacity:,}", gigabytes(size))
         self.replay = Replay(

@@ -175,7 +175,7 @@ def test_states_harden_over_the_first_updates() -> None:
     batch, episode = random_batch(4, 4)
     seen = []
     for _ in range(6):
-        seen.append(agent.world.rssm.hardness)
+        seen.append(float(agent.world.rssm.hardness))
         agent.update(batch, episode)
     assert seen == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     latent, _ = agent.world.observe(batch)
@@ -184,7 +184,7 @@ def test_states_harden_over_the_first_updates() -> None:
     latent, _ = soft.world.observe(batch)
     assert 0.0 < latent.stoch.max() < 1.0
     soft.load_state_dict(agent.state_dict())  # a resumed run does not soften again
-    assert soft.world.rssm.hardness == 1.0
+    assert float(soft.world.rssm.hardness) == 1.0
 
 
 def test_half_precision_learns_as_well() -> None:

@@ -162,7 +162,7 @@ def test_hardness_passes_from_probabilities_to_samples() -> None:
     grads = []
     for hardness in (0.0, 0.5, 1.0):
         leaf = logits.clone().requires_grad_()
-        (sample_one_hot(leaf, uniform, 0.01, hardness) * weights).sum().backward()
+        (sample_one_hot(leaf, uniform, 0.01, torch.tensor(hardness)) * weights).sum().backward()
         grads.append(leaf.grad)
     torch.testing.assert_close(grads[0], grads[1])
     torch.testing.assert_close(grads[0], grads[2])

@@ -39,6 +39,7 @@ LAYERS = [
             "run_folder",
             "evaluate",
             "calibrate",
+            "compiling",
             "imagine",
             "board",
             "monitor",

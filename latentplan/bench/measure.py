@@ -20,6 +20,7 @@ from latentplan.bench.floor import floors, peak_rates
 from latentplan.bench.loop import loop_cost
 from latentplan.bench.planning import planning_cost
 from latentplan.bench.reference import Reference, Widths
+from latentplan.compiling import compile_agent
 from latentplan.config import load
 from latentplan.envs import VectorEnv
 from latentplan.evaluate import make_train_env, pick_renderer, to_tensors
@@ -119,6 +120,7 @@ def measure(
     with make_train_env(config, renderer) as env:
         torch.manual_seed(config.seed)
         agent = Agent(env.spec, config, device)
+        compiled = compile_agent(agent, config.train.compile)
         frames = time_environment(agent, env, env_seconds)
     log.info("timing updates of %s weights", f"{sum(p.numel() for p in agent.parameters()):,}")
     batch, episode = random_rows(env.spec, config.train.batch, config.train.length, device)
@@ -146,6 +148,7 @@ def measure(
         "precision": "bfloat16 where it pays" if agent.world.bfloat16 else "float32",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "compiled": compiled,
         "torch": torch.__version__,
         "processor": platform.machine(),
         "allocator_keeps_memory": kept,

@@ -23,7 +23,8 @@ def _describe(result: Mapping[str, Any]) -> str:
     full = result["full"]
     lines = [
         f"{result['name']}: {result['widths']}",
-        f"{result['precision']}, {result['device']}, {result['threads']} threads, torch "
+        f"{result['precision']}, {result['device']}, {result['threads']} threads, "
+        f"compiled: {result['compiled']}, torch "
         f"{result['torch']}; forward and backward, {result['repeats']} interleaved repetitions",
         f"{'':16}{'median ms':>10}{'min':>10}{'max':>10}{'share':>8}{'GFLOP':>10}{'x floor':>10}",
     ]

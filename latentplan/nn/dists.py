@@ -37,7 +37,9 @@ class _SampleStraightThrough(torch.autograd.Function):
     """One-hot sample whose gradient is that of the probabilities (one node instead of eight)."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, uniform: Tensor, unimix: float, hardness: float) -> Tensor:
+    def forward(
+        ctx, logits: Tensor, uniform: Tensor, unimix: float, hardness: Tensor | None
+    ) -> Tensor:
         softmax = torch.softmax(logits, -1)
         ctx.save_for_backward(softmax)
         ctx.unimix = unimix
@@ -46,7 +48,7 @@ class _SampleStraightThrough(torch.autograd.Function):
         # Rounding can leave the last entry of the CDF below a draw near one.
         index = (cdf < uniform.unsqueeze(-1)).sum(-1, keepdim=True).clamp_(max=logits.shape[-1] - 1)
         sample = torch.zeros_like(softmax).scatter_(-1, index, 1.0)
-        return sample if hardness >= 1.0 else probs.lerp_(sample, hardness)
+        return sample if hardness is None else probs.lerp_(sample, hardness)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -60,14 +62,17 @@ class _SampleStraightThrough(torch.autograd.Function):
         )
 
 
-def sample_one_hot(logits: Tensor, uniform: Tensor, unimix: float, hardness: float = 1.0) -> Tensor:
+def sample_one_hot(
+    logits: Tensor, uniform: Tensor, unimix: float, hardness: Tensor | float | None = None
+) -> Tensor:
     """Straight-through one-hot samples by inverse CDF.
 
     Args:
         logits: ``(..., S, C)`` float32.
         uniform: ``(..., S)`` in [0, 1); the same draws give the same sample.
         unimix: share of the uniform distribution.
-        hardness: 1 gives the sample, 0 the mixed probabilities, between them their mixture.
+        hardness: () 1 gives the sample, 0 the mixed probabilities, between them their mixture;
+            None is 1.
 
     Returns:
         ``(..., S, C)``, one-hot at hardness 1; its gradient is that of the mixed probabilities.

@@ -50,16 +50,17 @@ class RSSM(nn.Module):
         self.priors = EnsembleMLP(c.members, c.deter, c.member_hidden, 1, self.flat)
 
     @property
-    def hardness(self) -> float:
-        """How discrete the states are by now, 0 to 1.
+    def hardness(self) -> Tensor | None:
+        """() How discrete the states are by now, 0 to 1; None where they always were samples.
 
         A code of hard samples must be rearranged to take in something new, and small things (a
         pole of a few pixels) go unseen for thousands of updates. Probabilities pass them on from
         the start; over the first ``soft_updates`` the states turn into samples of what was learned.
+        A tensor, so that no device is waited for and compiled functions need not change.
         """
         if not self.config.soft_updates:
-            return 1.0
-        return min(1.0, self.updates.item() / self.config.soft_updates)
+            return None
+        return (self.updates / self.config.soft_updates).clamp(max=1.0)
 
     def _sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
         return sample_one_hot(logits, uniform, self.config.unimix, self.hardness)

@@ -1,0 +1,75 @@
+"""Compiled functions do what the plain ones do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import BOTH, agent_config, random_batch, world_config
+
+from latentplan import compiling
+from latentplan.agent import Agent
+from latentplan.compiling import compile_agent, missing
+from latentplan.config import load
+from latentplan.run_folder import CHANGEABLE
+from latentplan.schema import PlanConfig
+from latentplan.types import UserError
+
+needs_compiler = pytest.mark.skipif(
+    missing(torch.device("cpu")) is not None, reason="there is no C++ compiler"
+)
+
+
+def make_agent() -> Agent:
+    torch.manual_seed(0)
+    config = agent_config(world_config(soft_updates=4))  # states harden without a new compilation
+    return Agent(BOTH, replace(config, plan=PlanConfig(candidates=3, horizon=2)))
+
+
+@needs_compiler
+def test_compiled_and_plain_agree() -> None:
+    """In ``full``, which compiles all that ``cell`` does."""
+    plain, fast = make_agent(), make_agent()
+    assert compile_agent(fast, "full") == "full"
+    assert plain.state_dict().keys() == fast.state_dict().keys()
+    for seed in range(3):
+        metrics = []
+        for agent in (plain, fast):
+            torch.manual_seed(seed)
+            metrics.append(agent.update(*random_batch(3, 4, BOTH, seed)))
+        torch.testing.assert_close(metrics[0], metrics[1], rtol=2e-3, atol=2e-4)
+    row = random_batch(2, 1, BOTH)[0].map(lambda x: x[:, 0])
+    actions = []
+    for agent in (plain, fast):
+        torch.manual_seed(9)
+        actions.append(agent.explore(row, agent.initial(2))[0])
+    torch.testing.assert_close(actions[0], actions[1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_cpu_compiles_only_when_asked() -> None:
+    agent = make_agent()
+    assert compile_agent(agent, "auto") == compile_agent(agent, "off") == "off"
+    assert "_step" not in vars(agent.world)
+
+
+def test_without_a_compiler_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(function: object, **settings: object) -> object:
+        def call(*args: object) -> None:
+            raise RuntimeError("No working C++ compiler found\nlong story")
+
+        return call
+
+    monkeypatch.setattr(compiling.torch, "compile", broken)
+    agent = make_agent()
+    assert compile_agent(agent, "cell") == "off" and "_step" not in vars(agent.world)
+    assert "No working C++ compiler found" in caplog.text and "long story" not in caplog.text
+
+
+def test_the_choice_is_a_setting_of_the_session() -> None:
+    assert load([], ["train.compile=full"]).train.compile == "full"
+    assert "train.compile" in CHANGEABLE
+    with pytest.raises(UserError, match=r"train\.compile"):
+        load([], ["train.compile=yes"])
