@@ -291,6 +291,9 @@ def _add_bench(commands: Commands) -> None:
     bench.add_argument("--repeats", type=int, default=7, help="interleaved repetitions")
     bench.add_argument("--seconds", type=float, default=5.0, help="of stepping the environment")
     bench.add_argument("--loop", type=float, default=0.0, metavar="SECONDS", help="also train")
+    bench.add_argument(
+        "--growth", metavar="FILE", help="instead: time against batch, horizon, ...; a PNG"
+    )
     bench.add_argument("--json", metavar="FILE", help="also write the results there")
     bench.add_argument("--against", metavar="FILE", help="compare with an earlier --json file")
     bench.set_defaults(run=_bench)
@@ -300,6 +303,8 @@ def _bench(args: argparse.Namespace) -> int:
     from latentplan.bench.measure import PEERS, bench
     from latentplan.bench.words import compare, describe, read_json, write_json
 
+    if args.growth:
+        return _growth(args)
     earlier = read_json(args.against) if args.against else None
     results = bench(
         [args.peer] if args.peer else tuple(PEERS),
@@ -315,6 +320,15 @@ def _bench(args: argparse.Namespace) -> int:
         print(compare(results, earlier))
     if args.json:
         write_json(args.json, results)
+    return 0
+
+
+def _growth(args: argparse.Namespace) -> int:
+    from latentplan.bench.growth import describe_growth, draw_growth, growth
+
+    found = growth(args.items, args.repeats)
+    print(describe_growth(found))
+    draw_growth(found, Path(args.growth))
     return 0
 
 

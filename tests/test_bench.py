@@ -9,7 +9,7 @@ from tiny import BOTH, agent_config, random_batch, world_config
 
 from latentplan import cli
 from latentplan.agent import Agent
-from latentplan.bench import floor, loop, measure, planning, words
+from latentplan.bench import floor, growth, loop, measure, planning, words
 from latentplan.config import load
 from latentplan.inspection.cost import FULL, Part, UpdateParts
 from latentplan.types import UserError
@@ -140,6 +140,21 @@ def test_the_loop_is_trained_for_a_while() -> None:
     assert "whole loop" in loop.describe_loop(cost)
     with pytest.raises(UserError, match="too short"):
         loop.loop_cost(load(overrides=overrides), 0.001)
+
+
+def test_growth_moves_one_key_at_a_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(growth, "AXES", {"train.batch": (1, 64), "plan.candidates": (1, 2)})
+    monkeypatch.setattr(growth, "SHAPE", (1, 2))
+    path = tmp_path / "growth.png"
+    overrides = ["train.length=8", "train.threads=1"]
+    more = [x for x in TINY if not x.startswith(("train.batch", "train.length"))]
+    assert cli.main(["bench", "--growth", str(path), "--repeats", "2", *more, *overrides]) == 0
+    text = capsys.readouterr().out
+    times = [float(x.split(":")[1]) for x in text.splitlines()[1].split("batch")[1].split(",")]
+    assert times[1] > times[0] and "plan.candidates" in text and path.stat().st_size > 5000
 
 
 def test_planning_is_timed_beside_the_same_update_without(
