@@ -292,6 +292,9 @@ def _add_bench(commands: Commands) -> None:
     bench.add_argument("--seconds", type=float, default=5.0, help="of stepping the environment")
     bench.add_argument("--loop", type=float, default=0.0, metavar="SECONDS", help="also train")
     bench.add_argument(
+        "--ablations", nargs="+", metavar="NAME", help="instead: their updates, against the first"
+    )
+    bench.add_argument(
         "--growth", metavar="FILE", help="instead: time against batch, horizon, ...; a PNG"
     )
     bench.add_argument("--json", metavar="FILE", help="also write the results there")
@@ -305,6 +308,8 @@ def _bench(args: argparse.Namespace) -> int:
 
     if args.growth:
         return _growth(args)
+    if args.ablations:
+        return _compare_ablations(args)
     earlier = read_json(args.against) if args.against else None
     results = bench(
         [args.peer] if args.peer else tuple(PEERS),
@@ -320,6 +325,14 @@ def _bench(args: argparse.Namespace) -> int:
         print(compare(results, earlier))
     if args.json:
         write_json(args.json, results)
+    return 0
+
+
+def _compare_ablations(args: argparse.Namespace) -> int:
+    from latentplan.bench.ablations import ablation_cost, describe_ablations
+
+    overrides = [*([f"size={args.size}"] if args.size else []), *args.items]
+    print(describe_ablations(ablation_cost(args.ablations, overrides, args.repeats)))
     return 0
 
 

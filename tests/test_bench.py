@@ -142,6 +142,17 @@ def test_the_loop_is_trained_for_a_while() -> None:
         loop.loop_cost(load(overrides=overrides), 0.001)
 
 
+def test_ablations_are_timed_against_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["dreamer", "coplanner_faithful"]
+    more = [*TINY, "behavior.horizon=8", "plan.candidates=16", "train.threads=1"]
+    flags = ["--size", "cpu", "--repeats", "3", *more, "--ablations", *names]
+    assert cli.main(["bench", *flags]) == 0
+    first, second = capsys.readouterr().out.splitlines()[1:]
+    assert first.split()[0] == "dreamer" and first.endswith("x 1.00")
+    assert second.split()[0] == names[1] and float(second.split()[-1]) > 0
+    assert cli.main(["bench", "--size", "cpu", "--ablations", "nothing"]) == 2
+
+
 def test_growth_moves_one_key_at_a_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
