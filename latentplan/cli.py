@@ -30,7 +30,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 0 when it did its work, 2 after a mistake in what was asked for."""
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
         code = args.run(args)
@@ -50,6 +50,17 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """``key=value`` may stand anywhere; argparse by itself takes one group of them only."""
+    parser = _parser()
+    args, others = parser.parse_known_args(argv)
+    if others:
+        if not hasattr(args, "items") or any("=" not in x or x.startswith("-") for x in others):
+            parser.error(f"unrecognized arguments: {' '.join(others)}")
+        args.items += others
+    return args
 
 
 Commands = Any  # argparse has no public name for what add_subparsers returns

@@ -45,6 +45,15 @@ def test_a_reader_may_leave_early() -> None:
         assert process.stderr.read() == b"" and process.wait(60) == 141
 
 
+def test_keys_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    args = cli._parse(["bench", "--size", "cpu", "obs=state", "--repeats", "3", "seed=4"])
+    assert args.items == ["obs=state", "seed=4"] and args.repeats == 3
+    for wrong in (["bench", "--repeat", "--what=3"], ["eval", "run", "seed=4"], ["doctor", "x"]):
+        with pytest.raises(SystemExit) as end:
+            cli._parse(wrong)
+        assert end.value.code == 2 and capsys.readouterr().err
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--version"])
