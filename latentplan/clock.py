@@ -38,10 +38,12 @@ class Every:
         return True
 
     def state_dict(self) -> dict[str, float]:
-        return {"due": self._due}
+        return {"due": self._due, "interval": self._interval}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self._due = state["due"]
+        """Go on where ``state`` was; another interval than it had counts from now on."""
+        if state.get("interval", self._interval) == self._interval:
+            self._due = state["due"]
 
 
 class Ratio:

@@ -38,6 +38,18 @@ def test_every_resumes() -> None:
     assert begun + _fires(again, range(37, 100)) == expected
 
 
+def test_another_interval_counts_at_once() -> None:
+    """A resumed run that is to be looked at more often need not wait for what was due before."""
+    before = Every(100)
+    assert before(100)
+    after = Every(10)
+    after.load_state_dict(before.state_dict())
+    assert after(120) and not after(125) and after(130)
+    old = Every(100)
+    old.load_state_dict({"due": 300.0})  # of a checkpoint that did not say its interval
+    assert not old(250) and old(300)
+
+
 @pytest.mark.parametrize(
     ("ratio", "rows", "decisions", "updates"),
     [(512, 1024, 1000, 500), (64, 1024, 1000, 62), (2048, 1024, 10, 20), (0, 1024, 100, 0)],
