@@ -110,6 +110,14 @@ def _take_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
 
 
+def _leave_busy_cores() -> None:
+    """Before torch is imported: threads that wait for each other on cores that others use, say by a
+    run in the background, cost a factor of ten. Somebody's own OMP_NUM_THREADS stays."""
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    idle = max(1, (os.cpu_count() or 1) - round(busy))
+    os.environ.setdefault("OMP_NUM_THREADS", str(idle))
+
+
 def _load(args: argparse.Namespace) -> Config:
     from latentplan.config import load
 
@@ -165,6 +173,7 @@ def _add_eval(commands: Commands) -> None:
 
 
 def _eval(args: argparse.Namespace) -> int:
+    _leave_busy_cores()
     from latentplan.evaluate import evaluate, to_json
 
     result = evaluate(
@@ -192,6 +201,7 @@ def _add_imagine(commands: Commands) -> None:
 
 
 def _imagine(args: argparse.Namespace) -> int:
+    _leave_busy_cores()
     from latentplan.evaluate import to_json
     from latentplan.imagine import imagine
 
@@ -215,6 +225,7 @@ def _add_calibrate(commands: Commands) -> None:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
+    _leave_busy_cores()
     from latentplan.calibrate import calibrate
     from latentplan.evaluate import to_json
 
@@ -234,6 +245,7 @@ def _add_report(commands: Commands) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
+    _leave_busy_cores()
     from latentplan.study.page import write_page
 
     print(write_page(args.run_folder, args.out, device=args.device))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,20 @@ def test_a_reader_may_leave_early() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait(60) == 141
+
+
+@pytest.mark.parametrize(("busy", "threads"), [(0.2, "4"), (1.6, "2"), (9.0, "1")])
+def test_looking_at_runs_leaves_busy_cores_alone(
+    busy: float, threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "getloadavg", lambda: (busy, 0.0, 0.0))
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    cli._leave_busy_cores()
+    assert os.environ["OMP_NUM_THREADS"] == "7", "somebody's own choice"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    cli._leave_busy_cores()
+    assert os.environ["OMP_NUM_THREADS"] == threads
 
 
 def test_keys_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
