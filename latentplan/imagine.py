@@ -15,7 +15,15 @@ from latentplan.agent import Agent
 from latentplan.calibrate import calibrate
 from latentplan.evaluate import make_eval_env, pick_renderer, run_episodes, to_tensors
 from latentplan.inspection.calibration import windows
-from latentplan.inspection.exhibits import SEQUENCES, Exhibit, exhibits, of_film
+from latentplan.inspection.exhibits import (
+    BEGIN,
+    DREAM,
+    FPS,
+    SEQUENCES,
+    Exhibit,
+    exhibits,
+    of_film,
+)
 from latentplan.inspection.latent_map import latent_map
 from latentplan.inspection.reality import show_reality
 from latentplan.logger import Logger, write_video
@@ -23,10 +31,9 @@ from latentplan.schema import Config
 from latentplan.types import Timestep, UserError
 
 log = logging.getLogger("latentplan")
-LENGTH, BEGIN, DREAM = 24, 8, 40  # decisions: of a window, before a dream, dreamed
+LENGTH = 24  # decisions of a window
 EPISODES = 2  # played at a time, in environments of their own
 CALIBRATED = 5  # episodes
-FPS = 8
 
 
 def imagine(

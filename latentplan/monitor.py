@@ -30,7 +30,15 @@ from latentplan.inspection.calibration import (
     scalars,
     windows,
 )
-from latentplan.inspection.exhibits import SEQUENCES, Exhibit, exhibits, of_film
+from latentplan.inspection.exhibits import (
+    BEGIN,
+    DREAM,
+    FPS,
+    SEQUENCES,
+    Exhibit,
+    exhibits,
+    of_film,
+)
 from latentplan.inspection.reality import show_reality
 from latentplan.logger import Logger
 from latentplan.replay import Replay
@@ -38,9 +46,7 @@ from latentplan.schema import Config
 from latentplan.types import Timestep
 
 log = logging.getLogger("latentplan")
-FILM_FPS = 8
 CALIBRATED = 10, 30  # windows of evaluation episodes: at least, at most
-BEGIN, DREAM = 8, 40  # decisions played before a dream that reality is held against, and dreamed
 LABELS = {"eval": "evaluation", "planner": "evaluation of the planner"}
 
 
@@ -212,4 +218,4 @@ class Monitor:
             self._show(of_film(agent, "dream_against_reality", film), frames)
 
     def _show(self, exhibit: Exhibit, frames: int) -> None:
-        self.logger.video(f"imagination/{exhibit.name}", exhibit.frames, frames, FILM_FPS)
+        self.logger.video(f"imagination/{exhibit.name}", exhibit.frames, frames, FPS)

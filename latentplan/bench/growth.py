@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
-from latentplan.agent import Agent
-from latentplan.config import load
-from latentplan.evaluate import make_train_env, pick_renderer
-from latentplan.inspection.cost import Part, random_rows, time_parts
+from latentplan.bench.updates import time_updates
 from latentplan.inspection.plots import pyplot
-from latentplan.run_folder import pick_device
-from latentplan.schema import Config
-from latentplan.types import EnvSpec
 
 # Around size=cpu with the planner on; the value in the middle is what the others are held against.
 AXES: dict[str, tuple[int, ...]] = {
@@ -32,35 +23,18 @@ SHAPE = (2, 3)  # of the picture, in panels
 def growth(overrides: Sequence[str], repeats: int) -> dict[str, dict[int, float]]:
     """Median seconds of a full update, {key: {value: seconds}}; one key moves at a time.
 
-    All settings of a key are timed in turns.
+    All settings are timed in turns.
 
     Raises:
         UserError: a wrong key or value among ``overrides``.
     """
     base = [*("size=cpu", "ablation=coplanner"), *overrides]
-    config = load(overrides=base)
-    torch.set_num_threads(config.train.threads or torch.get_num_threads())
-    device = pick_device(config.device)
-    spec = _spec(config)
-    found = {}
-    for key, values in AXES.items():
-        parts = {str(value): _update([*base, f"{key}={value}"], spec, device) for value in values}
-        seconds = time_parts(parts, repeats, device)
-        found[key] = {value: statistics.median(seconds[str(value)]) for value in values}
-    return found
-
-
-def _spec(config: Config) -> EnvSpec:
-    with make_train_env(config, pick_renderer(config)) as env:
-        return env.spec
-
-
-def _update(overrides: Sequence[str], spec: EnvSpec, device: torch.device) -> Part:
-    config = load(overrides=overrides)
-    torch.manual_seed(config.seed)
-    agent = Agent(spec, config, device)
-    batch, episode = random_rows(spec, config.train.batch, config.train.length, device)
-    return Part(lambda: agent.update(batch, episode), lambda: None)
+    moved = [f"{key}={value}" for key, values in AXES.items() for value in values]
+    seconds = time_updates({item: [*base, item] for item in moved}, repeats)
+    return {
+        key: {value: seconds[f"{key}={value}"]["median"] for value in values}
+        for key, values in AXES.items()
+    }
 
 
 def describe_growth(found: Mapping[str, Mapping[int, float]]) -> str:

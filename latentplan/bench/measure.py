@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import platform
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from latentplan.compiling import compile_agent
 from latentplan.config import load
 from latentplan.envs import VectorEnv
 from latentplan.evaluate import make_train_env, pick_renderer, to_tensors
-from latentplan.inspection.cost import FULL, Part, UpdateParts, random_rows, time_parts
+from latentplan.inspection.cost import FULL, Part, UpdateParts, random_rows, summary, time_parts
 from latentplan.run_folder import pick_device
 from latentplan.schema import Config
 from latentplan.types import UserError
@@ -131,13 +130,13 @@ def measure(
         plain = Reference(Widths.of(config), config.env.image_size, env.spec.action_dim).to(device)
         timed[PLAIN] = Part(lambda: plain.update(batch), lambda: None)
     seconds = time_parts(timed, repeats, device)
-    parts = {name: _summary(times) for name, times in seconds.items() if name in work}
+    parts = {name: summary(times) for name, times in seconds.items() if name in work}
     full = parts.pop(FULL)
     rates = peak_rates(device)
     extra: dict[str, Any] = {"peak_gflops": {k: x / 1e9 for k, x in rates.items()}}
     extra["floors"] = floors(work, seconds, rates)
     if PLAIN in seconds:
-        reference = _summary(seconds[PLAIN])
+        reference = summary(seconds[PLAIN])
         extra["plain"] = {**reference, "ratio": full["median"] / reference["median"]}
     if planning:
         extra["planning"] = planning_cost(config, env.spec, device, repeats)
@@ -194,10 +193,6 @@ def time_environment(agent: Agent, env: VectorEnv, seconds: float) -> dict[str, 
         "policy_seconds": policy / decisions,
         "simulation_seconds": simulation / decisions,
     }
-
-
-def _summary(times: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(times), "min": min(times), "max": max(times)}
 
 
 def _widths(config: Config) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from latentplan.agent import Agent
-from latentplan.inspection.cost import Part, random_rows, time_parts
+from latentplan.inspection.cost import Part, random_rows, summary, time_parts
 from latentplan.schema import Config
 from latentplan.types import EnvSpec, Timestep
 
@@ -39,17 +39,15 @@ def planning_cost(
         agent = agents[name] = Agent(spec, replace(config, plan=plan), device)
         parts[name] = Part(lambda agent=agent: agent.update(batch, episode), lambda: None)
     seconds = time_parts(parts, repeats, device)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    rows = {name: summary(times) for name, times in seconds.items()}
+    base = rows["none"]["median"]
     return {
         "candidates": CANDIDATES,
         "horizon": HORIZON,
         "imagine_share": asked.imagine_share,
         "replan_every": asked.replan_every,
-        "update_seconds": {
-            name: {"median": medians[name], "min": min(times), "max": max(times)}
-            for name, times in seconds.items()
-        },
-        "ratio": {name: value / medians["none"] for name, value in medians.items()},
+        "update_seconds": rows,
+        "ratio": {name: row["median"] / base for name, row in rows.items()},
         "action_seconds": {
             "policy": latency(agents["none"], batch),
             "planner": latency(agents["faithful"], batch),

@@ -6,8 +6,9 @@ Every part is the update's own code, with the other parts answered from a record
 from __future__ import annotations
 
 import copy
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -132,6 +133,11 @@ def _outcome(rollout: Rollout) -> list[Tensor]:
 
 def _backward(outputs: list[Tensor]) -> None:
     torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
+
+
+def summary(times: Sequence[float]) -> dict[str, float]:
+    """Of repetitions."""
+    return {"median": statistics.median(times), "min": min(times), "max": max(times)}
 
 
 def random_rows(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from latentplan.agent import Agent
 from latentplan.behavior.imagine import Act, imagine
@@ -20,7 +19,7 @@ from latentplan.inspection.canvas import (
     difference,
 )
 from latentplan.inspection.film import Header, film
-from latentplan.inspection.open_loop import decode
+from latentplan.inspection.open_loop import array, decode
 from latentplan.types import Choice, Latent, Rollout, Timestep
 
 
@@ -41,10 +40,10 @@ def show_policy(agent: Agent, batch: Timestep, horizon: int) -> np.ndarray:
     start = last_state(agent, batch)
     noise = agent.world.draw_noise(start.deter.shape[0], horizon)
     rollout = imagine(agent.world.step, mean_action(agent), start, horizon, noise)
-    arrived = lambda x: _array(torch.nn.functional.pad(x, (1, 0), value=torch.nan))  # noqa: E731
+    arrived = lambda x: array(torch.nn.functional.pad(x, (1, 0), value=torch.nan))  # noqa: E731
     charts: Charts = {
         "reward": [Line("reward", arrived(rollout.reward), TEXT)],
-        "value": [Line("value", _array(agent.behavior.value(rollout.latent)), IMAGINED)],
+        "value": [Line("value", array(agent.behavior.value(rollout.latent)), IMAGINED)],
         "continue": [Line("continue", arrived(rollout.cont), CONTEXT, (0.0, 1.0))],
         "uncertainty": [Line("uncertainty", arrived(rollout.uncertainty), UNCERTAIN)],
     }
@@ -75,8 +74,8 @@ def show_conservative(agent: Agent, batch: Timestep, horizon: int) -> np.ndarray
             imagine(agent.world.step, act, start, horizon, noise) for act in (sample, planner)
         )
     both = lambda get: [  # noqa: E731
-        Line("policy", _array(get(plain)), TEXT),
-        Line("planner", _array(get(planned)), SECOND),
+        Line("policy", array(get(plain)), TEXT),
+        Line("planner", array(get(planned)), SECOND),
     ]
     charts = {
         "reward": both(lambda x: x.reward.cumsum(1)),
@@ -114,10 +113,6 @@ def _rows(agent: Agent, rollouts: dict[str, Rollout]) -> dict[str, np.ndarray]:
     if not images:
         return {}
     return {
-        label: as_uint8(_array(decode(agent, rollout.latent)[images[0]]))
+        label: as_uint8(array(decode(agent, rollout.latent)[images[0]]))
         for label, rollout in rollouts.items()
     }
-
-
-def _array(x: Tensor) -> np.ndarray:
-    return x.float().cpu().numpy()

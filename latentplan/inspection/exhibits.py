@@ -15,6 +15,8 @@ from latentplan.types import Timestep
 
 SEQUENCES = 2  # side by side: with more, TensorBoard shrinks a film until its words are lost
 POLICY_HORIZON = 45  # decisions
+BEGIN, DREAM = 8, 40  # decisions played before a dream that is held against reality, and dreamed
+FPS = 8
 
 CAPTIONS = {
     "open_loop": (

@@ -48,10 +48,14 @@ def decode(agent: Agent, latent: Latent) -> dict[str, Tensor]:
     return {k: x.unflatten(0, leading) for k, x in agent.world.decode(flat).items()}
 
 
+def array(x: Tensor) -> np.ndarray:
+    """For painting."""
+    return x.float().cpu().numpy()
+
+
 def show_open_loop(agent: Agent, batch: Timestep, context: int) -> np.ndarray:
     """The film of :func:`open_loop`: (T, H, W, 3); without pictures, its charts."""
     found = open_loop(agent, batch, context)
-    array = lambda x: x.float().cpu().numpy()  # noqa: E731
     rewards = Line("true", array(batch.reward), TEXT), Line("model", array(found.reward), IMAGINED)
     charts: Charts = {
         "reward": rewards,

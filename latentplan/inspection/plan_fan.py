@@ -33,7 +33,7 @@ from latentplan.inspection.canvas import (
     text,
     width_of,
 )
-from latentplan.inspection.open_loop import decode
+from latentplan.inspection.open_loop import array, decode
 from latentplan.types import Latent
 
 MOST = 8  # candidates shown: the best ones
@@ -65,7 +65,7 @@ def decoded(agent: Agent, plan: Plan) -> np.ndarray | None:
     if not images:
         return None
     latent = Latent(*(x[0] for x in plan.candidates.latent))
-    return as_uint8(decode(agent, latent)[images[0]].float().cpu().numpy())
+    return as_uint8(array(decode(agent, latent)[images[0]]))
 
 
 def draw_fan(plan: Plan, pictures: np.ndarray | None, optimism: float, title: str) -> np.ndarray:
@@ -74,9 +74,10 @@ def draw_fan(plan: Plan, pictures: np.ndarray | None, optimism: float, title: st
     Args:
         pictures: (K, P+1, h, w, 3) uint8 of the states on the way, the first being the same.
     """
-    get = lambda x: x[0].float().cpu().numpy()  # noqa: E731
+    get = lambda x: array(x[0])  # noqa: E731
     score, ret, novelty = (get(x) for x in (plan.score, plan.ret, plan.novelty))
     rewards, doubt = get(plan.candidates.reward), plan.candidates.uncertainty
+    doubts = None if doubt is None else get(doubt)
     order = np.argsort(-score, kind="stable")[:MOST]
     if len(order) < len(score):
         title = f"{title}: best {MOST} of {len(score)}"
@@ -89,8 +90,8 @@ def draw_fan(plan: Plan, pictures: np.ndarray | None, optimism: float, title: st
         numbers = [[] for _ in range(rewards.shape[1] + 1)]
         for step, reward in enumerate(rewards[k]):
             numbers[step + 1].append((f"r {number(reward)}", TEXT))
-            if doubt is not None:
-                numbers[step + 1].append((f"u {number(get(doubt)[k, step])}", UNCERTAIN))
+            if doubts is not None:
+                numbers[step + 1].append((f"u {number(doubts[k, step])}", UNCERTAIN))
         of_k = None if pictures is None else pictures[k]
         parts.append(_strip(of_k, numbers, CHOSEN if chosen else DIM))
     return _below(parts)

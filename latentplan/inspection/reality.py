@@ -12,7 +12,8 @@ from latentplan.behavior.imagine import imagine
 from latentplan.inspection.canvas import IMAGINED, TEXT, Charts, Line
 from latentplan.inspection.dreams import mean_action, real_start
 from latentplan.inspection.film import film, open_loop_film
-from latentplan.inspection.open_loop import decode
+from latentplan.inspection.open_loop import array, decode
+from latentplan.nn.dists import symlog
 from latentplan.types import Latent, Timestep, join
 
 
@@ -59,8 +60,8 @@ def show_reality(agent: Agent, env: Env, begin: int, horizon: int) -> np.ndarray
     name = next(iter(agent.world.spec.obs))
     image = name in agent.world.spec.images
     seen = Latent(*(x[:, :length] for x in dream.latent))
-    dreamed = decode(agent, seen)[name].float().cpu().numpy()
-    reward = np.pad(dream.reward.float().cpu().numpy(), ((0, 0), (1, 0)), constant_values=np.nan)
+    dreamed = array(decode(agent, seen)[name])
+    reward = np.pad(array(dream.reward), ((0, 0), (1, 0)), constant_values=np.nan)
     earned = np.where(np.arange(length) > 0, real.reward, np.nan)
     error = _distance(dreamed, real.obs[name], image)
     charts: Charts = {
@@ -75,5 +76,5 @@ def show_reality(agent: Agent, env: Env, begin: int, horizon: int) -> np.ndarray
 
 def _distance(dreamed: np.ndarray, real: np.ndarray, image: bool) -> np.ndarray:
     """Root mean square error (B, T), of pictures in [0, 1] or vectors in symlog units."""
-    truth = real / 255 if image else np.sign(real) * np.log1p(np.abs(real))
+    truth = real / 255 if image else array(symlog(torch.as_tensor(real)))
     return np.sqrt(((dreamed - truth) ** 2).mean(tuple(range(2, truth.ndim))))

@@ -203,11 +203,10 @@ class WorldModel(nn.Module):
         logits = rearrange(logits, "b t s c -> (b t) s c")
         terms, metrics = self._divergence(flat.deter, logits, mask)
         terms.update(self._reconstruction(features, rows.obs))
-        if self.barlow is not None:
-            with self.lowered():
+        with self.lowered():
+            if self.barlow is not None:
                 seen = rearrange(embed, "b t x -> (b t) x")
                 terms["barlow"] = self.config.barlow_scale * self.barlow(features, seen)
-        with self.lowered():
             reward_logits, cont_logits = self.reward(features), self.cont(features)
         terms["rew"] = -TwoHot(reward_logits, self.bins).log_prob(rows.reward).mean()
         cont = bernoulli_log_prob(cont_logits.squeeze(-1), ~rows.is_terminal)

@@ -1,0 +1,40 @@
+"""Full updates of several configurations, timed in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from latentplan.agent import Agent
+from latentplan.allocator import keep_memory
+from latentplan.config import load
+from latentplan.evaluate import make_train_env, pick_renderer
+from latentplan.inspection.cost import Part, random_rows, summary, time_parts
+from latentplan.run_folder import pick_device
+
+
+def time_updates(
+    settings: Mapping[str, Sequence[str]], repeats: int
+) -> dict[str, dict[str, float]]:
+    """Seconds (median, min, max) of a full update of every name's overrides, on random data.
+
+    Task, device and threads are those of the first.
+
+    Raises:
+        UserError: a wrong key or value, an unknown preset, no working renderer.
+    """
+    configs = {name: load(overrides=list(overrides)) for name, overrides in settings.items()}
+    first = next(iter(configs.values()))
+    torch.set_num_threads(first.train.threads or torch.get_num_threads())
+    keep_memory()
+    device = pick_device(first.device)
+    with make_train_env(first, pick_renderer(first)) as env:
+        spec = env.spec
+    parts = {}
+    for name, config in configs.items():
+        torch.manual_seed(config.seed)
+        agent = Agent(spec, config, device)
+        rows = random_rows(spec, config.train.batch, config.train.length, device)
+        parts[name] = Part(lambda agent=agent, rows=rows: agent.update(*rows), lambda: None)
+    return {name: summary(times) for name, times in time_parts(parts, repeats, device).items()}
