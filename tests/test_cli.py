@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from environments import run_python
 
-from latentplan import __version__, cli
+from latentplan import __version__, cli, commands
 from latentplan.cli import main
 from latentplan.config import load, load_resolved
 
@@ -53,10 +53,10 @@ def test_looking_at_runs_leaves_busy_cores_alone(
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "getloadavg", lambda: (busy, 0.0, 0.0))
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    cli._leave_busy_cores()
+    commands._leave_busy_cores()
     assert os.environ["OMP_NUM_THREADS"] == "7", "somebody's own choice"
     monkeypatch.delenv("OMP_NUM_THREADS")
-    cli._leave_busy_cores()
+    commands._leave_busy_cores()
     assert os.environ["OMP_NUM_THREADS"] == threads
 
 
@@ -111,7 +111,7 @@ def test_tensorboard_serves_runs_to_this_machine_only_unless_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, expected: list[str]
 ) -> None:
     called = []
-    monkeypatch.setattr(cli.subprocess, "call", lambda command: called.append(command) or 0)
+    monkeypatch.setattr(commands.subprocess, "call", lambda command: called.append(command) or 0)
     folders = [tmp_path / name for name in ("a", "b")[:count]]
     for folder in folders:
         folder.mkdir()
@@ -141,7 +141,7 @@ def test_what_interrupts_a_command_is_said_in_a_sentence(
     def fail(args: object) -> int:
         raise error
 
-    monkeypatch.setattr(cli, "_config", fail)
+    monkeypatch.setattr(commands, "_config", fail)
     assert main(["config"]) == code
     assert words in capsys.readouterr().err
 
@@ -152,6 +152,6 @@ def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch: pytest.MonkeyPatch) -
         def fail(args: object, error: Exception = error) -> int:
             raise error
 
-        monkeypatch.setattr(cli, "_config", fail)
+        monkeypatch.setattr(commands, "_config", fail)
         with pytest.raises(type(error)):
             main(["config"])

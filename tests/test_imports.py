@@ -49,6 +49,7 @@ LAYERS = [
         )
     },
     {"study": "study"},
+    {"commands": "commands"},
     {"cli": "cli"},
 ]
 # Between modules of one layer: schemas may use the shared nouns, and looking sees the agent.
@@ -123,7 +124,10 @@ def test_environments_never_name_torch(module: str) -> None:
     assert not {name for name in named if name.split(".")[0] in ("torch", "torchvision")}
 
 
-@pytest.mark.parametrize("module", ["envs", "types", "config", "cli", "replay", "clock"])
+LIGHT = ["envs", "types", "config", "cli", "commands", "replay", "clock"]
+
+
+@pytest.mark.parametrize("module", LIGHT)
 def test_light_modules_load_nothing_heavy(module: str) -> None:
     code = (
         f"import sys, latentplan.{module}\n"
