@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from tiny import BOTH, agent_config, random_batch, world_config
 
 from latentplan.agent import Agent
+from latentplan.nn import cache
 from latentplan.nn.dists import symlog
 from latentplan.world.model import WorldModel
 from latentplan.world.pictures import FITTED, PictureScale
@@ -87,3 +89,26 @@ def test_reconstruction_counts_squares_in_picture_units() -> None:
     vector = (raw["vector"] - symlog(obs["vector"])).square().sum(1).mean()
     torch.testing.assert_close(terms["image"], 2 * image)
     torch.testing.assert_close(terms["vector"], 2 * vector)
+
+
+@pytest.mark.parametrize("numbers", [1, 3 * 72, 2**18])  # a picture at a time, three, all
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_works_in_pieces_is_what_works_in_one(
+    numbers: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "NUMBERS", numbers)
+    torch.manual_seed(0)
+    scale, image = PictureScale(SHAPE), scenes(7)
+    scale.fit(scenes(4))
+    # Both are rounded once, at the end.
+    plain = ((image / 255 - scale.mean) / scale.spread).to(dtype)
+    close = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-6}
+    torch.testing.assert_close(scale.normalize(image[None], dtype)[0], plain, **close)
+    x, weight = torch.randn(7, *SHAPE).to(dtype).requires_grad_(), torch.rand(7)
+    error = scale.squared_error(x, image)
+    (grad,) = torch.autograd.grad((weight * error).sum(), x)
+    expected = (scale.restore(x.float()) - image / 255).square().sum((1, 2, 3))
+    (expected_grad,) = torch.autograd.grad((weight * expected).sum(), x)
+    assert error.dtype == torch.float32 and grad.dtype == dtype
+    torch.testing.assert_close(error, expected)
+    torch.testing.assert_close(grad, expected_grad, **close)

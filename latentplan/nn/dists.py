@@ -4,6 +4,7 @@ in loops over imagined steps."""
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -109,15 +110,19 @@ class TwoHot:
             -1
         )
 
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """(..., bins)"""
+        return torch.log_softmax(self.logits, -1)
+
     def log_prob(self, target: Tensor) -> Tensor:
         """Log likelihood of ``target (...)``, two-hot encoded; values past the ends clamp."""
         target = target.clamp(self.bins[0], self.bins[-1])
         high = torch.searchsorted(self.bins, target.contiguous()).clamp(1, self.bins.shape[0] - 1)
         low = high - 1
         weight = (target - self.bins[low]) / (self.bins[high] - self.bins[low])
-        log_probs = torch.log_softmax(self.logits, -1)
-        at_low = log_probs.gather(-1, low.unsqueeze(-1)).squeeze(-1)
-        at_high = log_probs.gather(-1, high.unsqueeze(-1)).squeeze(-1)
+        at_low = self.log_probs.gather(-1, low.unsqueeze(-1)).squeeze(-1)
+        at_high = self.log_probs.gather(-1, high.unsqueeze(-1)).squeeze(-1)
         return (1 - weight) * at_low + weight * at_high
 
 

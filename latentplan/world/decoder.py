@@ -31,9 +31,9 @@ class ConvDecoder(nn.Module):
         doublings = LEVELS - (2 if self.patch else 1)
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         for _ in range(doublings):
-            conv = nn.ConvTranspose2d(wide, wide // 2, 4, stride=2, padding=1)
+            # Before a norm a bias is worth little, and its gradient costs as much as the weight's.
+            conv = nn.ConvTranspose2d(wide, wide // 2, 4, stride=2, padding=1, bias=False)
             init_weight(conv.weight, wide * 4)  # 4 of the 16 taps meet each output pixel
-            nn.init.zeros_(conv.bias)
             wide //= 2
             self.convs.append(conv)
             self.norms.append(ChannelNorm(norm, wide))
@@ -58,11 +58,12 @@ class ConvDecoder(nn.Module):
             x = rearrange(x, "n (i j c) h w -> n (h i) (w j) c", i=4, j=4)
         else:
             x = rearrange(x, "n c h w -> n h w c")
-        return x.float()
+        return x
 
 
 class Decoder(nn.Module):
-    """(N, F) -> {name: (N, *shape)}: images normalized, vectors in symlog units."""
+    """(N, F) -> {name: (N, *shape)}: images normalized, in the precision of the convolutions, and
+    vectors in symlog units."""
 
     def __init__(self, spec: EnvSpec, features: int, config: WorldConfig):
         super().__init__()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from latentplan.nn.cache import cached_rows
 
 FITTED = 100  # batches that the statistics are taken from
 FLOOR = 0.3  # of the picture's typical spread: a pixel that never changed yet may change later
@@ -39,10 +42,52 @@ class PictureScale(nn.Module):
         spread = self.variance.mean(-1, keepdim=True).sqrt()
         self.spread.copy_(spread + FLOOR * spread.square().mean().sqrt() + 1e-3)
 
-    def normalize(self, image: Tensor) -> Tensor:
-        """(..., height, width, 3) uint8 -> float32."""
-        return (image / 255.0 - self.mean) / self.spread
+    def normalize(self, image: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(..., height, width, 3) uint8 -> ``dtype``, rounded once, at the end."""
+        mean, factor = 255.0 * self.mean, 1 / (255.0 * self.spread)
+        out = torch.empty(image.shape, dtype=dtype, device=image.device)
+        rows = cached_rows(self.mean.numel(), image.device)
+        flat = (x.view(-1, *self.mean.shape).split(rows) for x in (out, image.contiguous()))
+        for to, x in zip(*flat, strict=True):
+            to.copy_((x - mean).mul_(factor))
+        return out
 
     def restore(self, x: Tensor) -> Tensor:
         """The inverse of :meth:`normalize`, with pictures in [0, 1] (not clamped)."""
         return self.mean + self.spread * x
+
+    def squared_error(self, x: Tensor, image: Tensor) -> Tensor:
+        """Of restored pictures, summed over their numbers.
+
+        Args:
+            x: (N, height, width, 3), normalized. image: the same, uint8.
+
+        Returns:
+            (N,) float32.
+        """
+        return _SquaredError.apply(x, image, self.mean, self.spread)
+
+
+class _SquaredError(torch.autograd.Function):
+    """The gradient is made along with the error, while both are in the cache: written out in passes
+    over whole batches of pictures, the loss took longer than the decoder's convolutions forward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, image: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+        grad, errors, twice = torch.empty_like(x), [], 2 * spread
+        rows = cached_rows(mean.numel(), x.device)
+        for to, *given in zip(*(y.split(rows) for y in (grad, x, image)), strict=True):
+            error = torch.addcmul(mean, given[0].float(), spread).sub_(given[1], alpha=1 / 255)
+            errors.append(error.square().sum((1, 2, 3)))
+            to.copy_(error.mul_(twice))
+        ctx.save_for_backward(grad)
+        return torch.cat(errors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (own,) = ctx.saved_tensors
+        out, rows = torch.empty_like(own), cached_rows(own[0].numel(), own.device)
+        for to, x, factor in zip(*(y.split(rows) for y in (out, own, grad)), strict=True):
+            torch.mul(x, factor.view(-1, 1, 1, 1), out=to)  # rounded once
+        return out, None, None, None
