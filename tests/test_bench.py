@@ -117,6 +117,9 @@ def test_a_file_is_compared_with_an_earlier_one(
         results, twice
     )
     assert "nothing of the same name" in words.compare(results, [])
+    for others, busy in ((0.1, False), (1.9, True)):
+        text = words.describe([{**x, "load_before": others} for x in results])
+        assert ("busy before this began (load 1.9)" in text) == busy
     path.write_text("[1]")
     assert cli.main(["bench", *flags, "--against", str(path), *TINY]) == 2
     assert str(path) in capsys.readouterr().err

@@ -6,6 +6,7 @@ Repetitions are interleaved (all parts once, then all again), because a machine 
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -112,6 +113,7 @@ def measure(
     loop_seconds: float = 0.0,
 ) -> dict[str, Any]:
     """Time an agent of this configuration on random data, and its task's environment."""
+    busy = os.getloadavg()[0]
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
     kept = keep_memory()
     device = pick_device(config.device)
@@ -150,6 +152,7 @@ def measure(
         "compiled": compiled,
         "torch": torch.__version__,
         "processor": platform.machine(),
+        "load_before": busy,
         "allocator_keeps_memory": kept,
         "repeats": repeats,
         "parts": parts,

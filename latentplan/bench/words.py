@@ -13,6 +13,8 @@ from latentplan.bench.planning import describe_planning
 from latentplan.inspection.cost import FULL
 from latentplan.types import UserError
 
+BUSY = 0.5  # processes that wanted a core in the minute before
+
 
 def describe(results: Sequence[Mapping[str, Any]]) -> str:
     """The results of :func:`latentplan.bench.measure.bench` as a text for people."""
@@ -28,6 +30,12 @@ def _describe(result: Mapping[str, Any]) -> str:
         f"{result['torch']}; forward and backward, {result['repeats']} interleaved repetitions",
         f"{'':16}{'median ms':>10}{'min':>10}{'max':>10}{'share':>8}{'GFLOP':>10}{'x floor':>10}",
     ]
+    if result["load_before"] > BUSY:
+        lines.insert(
+            0,
+            f"The machine was busy before this began (load {result['load_before']:.1f}): "
+            "what follows says little.",
+        )
     for name, row in [*result["parts"].items(), (FULL, full)]:
         if name == FULL:
             total = result["sum_of_parts"]
