@@ -54,7 +54,8 @@ GROUPS = {
     "calibration": "Rank correlation of uncertainty and error k steps ahead (`latentplan "
     "calibrate`).",
     "fps": "Frames and updates per second of wall clock, and the share of each part in it.",
-    "memory": "GiB of this process and its workers; `shared` is mostly the replay's file cache.",
+    "memory": "GiB of this process and its workers; `shared` is mostly the replay's file cache, "
+    "`disk` the run folder.",
     "replay": "Rows that can be sampled.",
 }
 TELLING = (  # TensorBoard shows the first five, in alphabetical order, until others are ticked

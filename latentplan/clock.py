@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 
@@ -141,3 +142,14 @@ def memory() -> dict[str, float]:
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         result["memory/cuda_gib"] = torch.cuda.max_memory_allocated() / GIB
     return result
+
+
+def disk(folder: Path) -> dict[str, float]:
+    """What the files of a folder take on disk, in GiB; holes in them take nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_blocks * 512
+        except FileNotFoundError:  # replaced meanwhile
+            continue
+    return {"memory/disk_gib": total / GIB}

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from latentplan.agent import Agent
 from latentplan.board import present
-from latentplan.clock import Every, Stopwatch, memory
+from latentplan.clock import Every, Stopwatch, disk, memory
 from latentplan.envs.rendering import Renderer
 from latentplan.evaluate import make_eval_env, run_episodes, to_tensors
 from latentplan.inspection.calibration import (
@@ -65,7 +65,7 @@ class Monitor:
         frame: int = 0,
     ):
         self.config, self.agent, self.replay, self.renderer = config, agent, replay, renderer
-        self.logger = Logger(folder, frame=frame)
+        self.folder, self.logger = folder, Logger(folder, frame=frame)
         self.watch = Stopwatch()
         self._due = {
             "log": Every(config.log.every),
@@ -138,7 +138,7 @@ class Monitor:
         }
         self.watch.reset()
         counts = {"train/updates": updates, "replay/rows": len(self.replay)}
-        line = self.logger.write(frames, now={**rates, **counts, **memory()})
+        line = self.logger.write(frames, now={**rates, **counts, **memory(), **disk(self.folder)})
         shown = {
             "return": line.get("episode/score"),
             "eval": line.get("episode/eval_score"),

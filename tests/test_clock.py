@@ -146,3 +146,12 @@ def test_mapped_files_are_counted_apart(tmp_path: Path) -> None:
     after = clock.memory()
     assert after["memory/rss_gib"] - before["memory/rss_gib"] < 0.05
     assert after["memory/shared_gib"] - before["memory/shared_gib"] > 0.08
+
+
+def test_disk_is_what_files_take_not_how_long_they_are(tmp_path: Path) -> None:
+    (tmp_path / "replay").mkdir()
+    with open(tmp_path / "replay" / "hole.bin", "wb") as file:
+        file.truncate(1_000_000_000)
+    assert clock.disk(tmp_path)["memory/disk_gib"] < 0.001
+    (tmp_path / "replay" / "full.bin").write_bytes(os.urandom(3_000_000))
+    assert clock.disk(tmp_path)["memory/disk_gib"] * clock.GIB == pytest.approx(3e6, rel=0.05)

@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Train a tiny agent for long, and see whether memory or files grow.
+
+    tools/soak.py RUN [key=value ...] [--out docs/results/soak.csv]
+
+Trains 200,000 frames from pixels into RUN, the replay wrapping around many times, with evaluations
+and films, then prints what memory and disk were on the way. Exits with 1 where the last fifth of
+the run held 5 % more of either than its second fifth. RUN may be a run that was trained before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from latentplan.study.curves import read_metrics
+from latentplan.types import UserError
+
+SETTINGS = (
+    *("size=tiny", "task=dmc:cartpole_swingup", "steps=200000", "env.repeat=2", "env.count=2"),
+    *("train.ratio=4", "replay.capacity=5000", "eval.every=20000", "log.inspect_every=20000"),
+)
+WATCHED = ("memory/rss_gib", "memory/shared_gib", "memory/disk_gib")
+ALLOWED = 1.05
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("items", nargs="*", metavar="key=value")
+    parser.add_argument("--out", type=Path, metavar="CSV")
+    args = parser.parse_args()
+    command = [sys.executable, "-m", "latentplan.cli", "train", *SETTINGS]
+    code = subprocess.call([*command, *args.items, f"run_dir={args.run}"])
+    if code:
+        return code
+    try:
+        rows = [row for row in read_metrics(args.run) if all(key in row for key in WATCHED)]
+    except UserError as error:
+        print(f"soak: {error}", file=sys.stderr)
+        return 2
+    if args.out:
+        with open(args.out, "w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["frame", *WATCHED])
+            table.writerows([row["step"], *(f"{row[key]:.4f}" for key in WATCHED)] for row in rows)
+    early, late = (held(rows, fifth) for fifth in (1, 4))
+    for key in WATCHED:
+        print(f"{key:18} second fifth {early[key]:.3f}, last fifth {late[key]:.3f} GiB")
+    grown = [k for k in WATCHED if k != "memory/shared_gib" and late[k] > ALLOWED * early[k]]
+    print(f"grown: {', '.join(grown) or 'nothing'}")
+    return 1 if grown else 0
+
+
+def held(rows: list[dict[str, float]], fifth: int) -> dict[str, float]:
+    """Medians of a fifth of the run, counted from 0."""
+    part = rows[fifth * len(rows) // 5 : (fifth + 1) * len(rows) // 5]
+    return {key: statistics.median(row[key] for row in part) for key in WATCHED}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
