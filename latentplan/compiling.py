@@ -24,15 +24,15 @@ def compile_agent(agent: Agent, mode: str) -> str:
     """Compile the agent's functions in place.
 
     Args:
-        mode: ``off``, ``cell``, ``full``, or ``auto``: ``cell`` on CUDA, else ``off``. On a CPU the
-            agent's functions are bound by memory and products: a compiled cell was seen to gain a
-            tenth there, for half a minute of compiling at every start.
+        mode: ``off``, ``cell``, ``full``, or ``auto``: ``cell`` on CUDA, else ``full``, which was
+            seen to save a tenth of an update on a CPU, with planning and MPDP a fifth, for about a
+            minute of compiling at the start (docs/performance.md).
 
     Returns:
         The mode that is in effect: ``off`` where nothing can be compiled, with a warning.
     """
     if mode == "auto":
-        mode = "cell" if agent.device.type == "cuda" else "off"
+        mode = "cell" if agent.device.type == "cuda" else "full"
     if mode == "off":
         return mode
     trouble = missing(agent.device)

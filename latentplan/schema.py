@@ -134,7 +134,7 @@ class TrainConfig:
     length: int = 64  # rows T of each
     prefill: int = 1000  # decisions by a random policy before the first update
     minutes: float = 0.0  # stop after this much wall clock; 0: no limit
-    compile: str = "auto"  # auto | off | cell | full (latentplan/compiling.py); auto: cell on CUDA
+    compile: str = "auto"  # auto (cell on CUDA, else full) | off | cell | full: compiling.py
     precision: str = "auto"  # auto | float32 | bfloat16 (convolutions, heads, imagination)
     threads: int = 0  # of torch; 0: all cores
 

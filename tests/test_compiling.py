@@ -47,10 +47,13 @@ def test_compiled_and_plain_agree() -> None:
     torch.testing.assert_close(actions[0], actions[1], rtol=1e-3, atol=1e-3)
 
 
-def test_a_cpu_compiles_only_when_asked() -> None:
+def test_a_run_compiles_unless_told_otherwise() -> None:
     agent = make_agent()
-    assert compile_agent(agent, "auto") == compile_agent(agent, "off") == "off"
-    assert "_step" not in vars(agent.world)
+    assert compile_agent(agent, "off") == "off" and "_step" not in vars(agent.world)
+    auto = compile_agent(agent, load().train.compile)
+    assert auto == ("full" if missing(agent.device) is None else "off")
+    assert ("_step" in vars(agent.world)) == (auto == "full")
+    assert load([], ["size=tiny"]).train.compile == "off"
 
 
 def test_without_a_compiler_training_goes_on(
