@@ -60,6 +60,15 @@ def test_looking_at_runs_leaves_busy_cores_alone(
     assert os.environ["OMP_NUM_THREADS"] == threads
 
 
+def test_threads_do_not_wait_long_for_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert main(["config"]) == 0 and os.environ["GOMP_SPINCOUNT"] == cli.SPINS
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert main(["config"]) == 0 and os.environ["GOMP_SPINCOUNT"] == "7", "somebody's own choice"
+
+
 def test_keys_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
     args = cli._parse(["bench", "--size", "cpu", "obs=state", "--repeats", "3", "seed=4"])
     assert args.items == ["obs=state", "seed=4"] and args.repeats == 3
