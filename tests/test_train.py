@@ -69,8 +69,9 @@ def run_differences(one: Path, other: Path) -> list[str]:
         (2 * EPISODE, ["obs=pixels", "world.uncertainty=probes", "behavior.gradient=reinforce"]),
         (2 * EPISODE, ["plan.candidates=3", "plan.imagine_share=0.5", "plan.replan_every=2"]),
         (2 * EPISODE, ["ablation=mpdp", "mpdp.horizon=2", "behavior.target_entropy=-1"]),
+        (2 * EPISODE, ["plan.candidates=3", "train.compile=full"]),
     ],
-    ids=["usual", "prefill", "others", "planned", "mpdp"],
+    ids=["usual", "prefill", "others", "planned", "mpdp", "compiled"],
 )
 def test_a_resumed_run_is_the_same_run(tmp_path: Path, frames: int, extra: list[str]) -> None:
     """2 N frames equal N frames and a second session of N, bit for bit."""
