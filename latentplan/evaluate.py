@@ -26,6 +26,14 @@ class Scores(NamedTuple):
     lengths: list[int]  # frames
     rows: Timestep  # (T, N) all rows of the N environments, one episode after the other
 
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        return float(np.std(self.returns))
+
     def film(self, spec: EnvSpec) -> np.ndarray | None:
         """(T, H, W, 3) uint8 of the first environment's first episode, where there are pictures."""
         if not spec.images:
@@ -174,8 +182,8 @@ def summary(policy: str, scores: Scores) -> dict[str, Any]:
         "policy": policy,
         "returns": scores.returns,
         "lengths": scores.lengths,
-        "mean": float(np.mean(scores.returns)),
-        "std": float(np.std(scores.returns)),
+        "mean": scores.mean,
+        "std": scores.std,
     }
 
 

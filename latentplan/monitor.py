@@ -158,26 +158,26 @@ class Monitor:
             modes = {"eval": "mean"}
             if config.plan.candidates > 1:
                 modes["planner"] = "planner"
-            means = {}
+            found = {}
             for name, mode in modes.items():
                 with make_eval_env(config, self.renderer, count, config.seed) as env:
                     scores = run_episodes(self.agent, env, config.eval.episodes, mode)
-                mean = means[name] = float(np.mean(scores.returns))
+                found[name] = scores
                 self.logger.add(
                     {
-                        f"episode/{name}_score": mean,
-                        f"episode/{name}_std": float(np.std(scores.returns)),
+                        f"episode/{name}_score": scores.mean,
+                        f"episode/{name}_std": scores.std,
                         f"episode/{name}_length": float(np.mean(scores.lengths)),
                     }
                 )
-                log.info("%s at frame %d: %.1f", LABELS[name], frames, mean)
+                log.info("%s at frame %d: %.1f", LABELS[name], frames, scores.mean)
                 film = scores.film(self.agent.world.spec)
                 if film is not None and config.eval.video:
                     self.logger.video(f"episode/{name}_video", film, frames, fps=30)
                 if mode == "mean":
                     self._calibrate(scores.rows)
-            if "planner" in means:
-                gap = means["planner"] - means["eval"]
+            if "planner" in found:
+                gap = found["planner"].mean - found["eval"].mean
                 self.logger.add({"episode/planner_gap": gap})
 
     def _calibrate(self, rows: Timestep) -> None:
