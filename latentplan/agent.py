@@ -1,4 +1,4 @@
-"""The agent: act, update, imagine. Owns networks and optimizer, knows no process or file."""
+"""The agent: act, explore, update. Owns networks and optimizer, knows no process or file."""
 
 from __future__ import annotations
 

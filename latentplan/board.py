@@ -50,7 +50,8 @@ GROUPS = {
     "train/actor": "Entropy (nats), standard deviation, and the entropy's temperature.",
     "train/critic": "Values and returns of imagined states, and the scale that returns are "
     "measured in.",
-    "imagination": "Means over imagined rollouts, and the films.",
+    "imagination": "Means over imagined rollouts, and the films. Where a planner acts in rollouts "
+    "its rewards are in them: do not compare ablations by these.",
     "calibration": "Rank correlation of uncertainty and error k steps ahead (`latentplan "
     "calibrate`).",
     "fps": "Frames and updates per second of wall clock, and the share of each part in it.",

@@ -54,8 +54,8 @@ def _take_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _leave_busy_cores() -> None:
-    """Before torch is imported: threads that wait for each other on cores that others use, say by a
-    run in the background, cost a factor of ten. Somebody's own OMP_NUM_THREADS stays."""
+    """Before torch is imported. Threads that wait for each other on cores that others use, say a
+    run in the background, cost more than they give. Somebody's own OMP_NUM_THREADS stays."""
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     idle = max(1, (os.cpu_count() or 1) - round(busy))
     os.environ.setdefault("OMP_NUM_THREADS", str(idle))
@@ -257,10 +257,11 @@ def _add_bench(commands: Commands) -> None:
     bench.add_argument("--repeats", type=int, default=7, help="interleaved repetitions")
     bench.add_argument("--seconds", type=float, default=5.0, help="of stepping the environment")
     bench.add_argument("--loop", type=float, default=0.0, metavar="SECONDS", help="also train")
-    bench.add_argument(
+    updates = bench.add_mutually_exclusive_group()
+    updates.add_argument(
         "--ablations", nargs="+", metavar="NAME", help="instead: their updates, against the first"
     )
-    bench.add_argument(
+    updates.add_argument(
         "--growth", metavar="FILE", help="instead: time against batch, horizon, ...; a PNG"
     )
     bench.add_argument("--json", metavar="FILE", help="also write the results there")
@@ -272,10 +273,8 @@ def _bench(args: argparse.Namespace) -> int:
     from latentplan.bench.measure import PEERS, bench
     from latentplan.bench.words import compare, describe, read_json, write_json
 
-    if args.growth:
-        return _growth(args)
-    if args.ablations:
-        return _compare_ablations(args)
+    if args.growth or args.ablations:
+        return _bench_updates(args)
     earlier = read_json(args.against) if args.against else None
     results = bench(
         [args.peer] if args.peer else tuple(PEERS),
@@ -294,18 +293,19 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def _compare_ablations(args: argparse.Namespace) -> int:
+def _bench_updates(args: argparse.Namespace) -> int:
+    """Nothing but updates, of several configurations."""
     from latentplan.bench.ablations import ablation_cost, describe_ablations
-
-    overrides = [*([f"size={args.size}"] if args.size else []), *args.items]
-    print(describe_ablations(ablation_cost(args.ablations, overrides, args.repeats)))
-    return 0
-
-
-def _growth(args: argparse.Namespace) -> int:
     from latentplan.bench.growth import describe_growth, draw_growth, growth
 
-    found = growth(args.items, args.repeats)
-    print(describe_growth(found))
-    draw_growth(found, Path(args.growth))
+    for name in ("json", "against", "loop", "planning", "peer"):
+        if getattr(args, name):
+            raise UserError(f"--{name} does not go with --growth or --ablations.")
+    overrides = [*([f"size={args.size}"] if args.size else []), *args.items]
+    if args.growth:
+        found = growth(overrides, args.repeats)
+        print(describe_growth(found))
+        draw_growth(found, Path(args.growth))
+    else:
+        print(describe_ablations(ablation_cost(args.ablations, overrides, args.repeats)))
     return 0

@@ -121,6 +121,7 @@ def _read(path: Path, renamed: Mapping[str, str] = MappingProxyType({})) -> Dict
         if key in node.get(section, {}):
             OmegaConf.update(node, new, node[section].pop(key))
     _check_keys(node, str(path))
+    _mend_words(node)
     return node
 
 
@@ -132,6 +133,7 @@ def _parse(item: str) -> DictConfig:
     except (YAMLError, ValueError, OmegaConfBaseException) as error:
         raise UserError(f"The override {item!r} cannot be parsed.") from error
     _check_keys(node, item)
+    _mend_words(node)
     return node
 
 
@@ -149,6 +151,14 @@ def _check_keys(node: DictConfig, where: str) -> None:
             near = (close or twins) if "." in key else (twins or close)
             hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
             raise UserError(f"Unknown key {key!r} in {where}{hint}")
+
+
+def _mend_words(node: DictConfig) -> None:
+    """YAML reads the word ``off`` as false; where a text is due, it was a word."""
+    known = flatten(OmegaConf.to_container(_schema()))
+    for key, value in flatten(OmegaConf.to_container(node, resolve=False)).items():
+        if value is False and isinstance(known[key], str):
+            OmegaConf.update(node, key, "off")
 
 
 def _schema() -> DictConfig:

@@ -185,7 +185,7 @@ class Monitor:
         found = windows(rows, CONTEXT + HORIZON, CONTEXT)
         least, most = CALIBRATED
         count = len(found.reward)
-        if count < least or self.config.world.members == 1:
+        if count < least or self.config.world.judges == 1:
             return  # nothing to be ranked
         few = np.linspace(0, count - 1, min(most, count)).astype(int)
         device = self.agent.device

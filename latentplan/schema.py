@@ -56,6 +56,11 @@ class WorldConfig:
     norm: str = "rms"  # rms | layer
     decode_fraction: float = 1.0  # share of the batch's frames that are reconstructed
 
+    @property
+    def judges(self) -> int:
+        """Members of the ensemble whose disagreement is the uncertainty."""
+        return self.probe_members if self.uncertainty == "probes" else self.members
+
 
 @dataclass(frozen=True)
 class BehaviorConfig:
@@ -162,7 +167,7 @@ class Config:
     ablation: str = "none"  # a file of configs/ablation
     seed: int = 0
     steps: int = 1_000_000  # environment frames
-    run_dir: str = ""  # empty: runs/<task>-<obs>-<size>-s<seed>
+    run_dir: str = ""  # empty: runs/<task>-<obs>-<size>[-<ablation>]-s<seed>
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     env: EnvConfig = field(default_factory=EnvConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -224,6 +229,7 @@ MINIMA = {
     "train.batch": 1,
     "train.length": 2,
     "train.prefill": 0,
+    "train.threads": 0,
     "eval.episodes": 1,
     "log.inspect_context": 1,
 }

@@ -54,11 +54,11 @@ def train(config: Config) -> Path:
 
 
 def _warn_of_a_busy_machine(threads: int) -> None:
-    """Threads that wait for each other on cores that others use: seen to cost a factor of ten."""
+    """Threads that wait for each other on cores that others use cost more than they give."""
     cores, busy = os.cpu_count() or 1, psutil.getloadavg()[0]
     if threads > 1 and threads + busy > cores + 0.5:
         log.warning(
-            "other programs keep %.1f of %d cores busy: with %d threads training can be many times "
+            "other programs keep %.1f of %d cores busy: with %d threads training can be much "
             "slower than with train.threads=1",
             *(busy, cores, threads),
         )

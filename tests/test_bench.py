@@ -19,7 +19,7 @@ TINY = [
     *("train.batch=2", "train.length=3", "behavior.horizon=2", "behavior.units=8"),
     *("behavior.bins=41", "world.bins=41", "world.deter=16", "world.stoch=3", "world.classes=4"),
     *("world.hidden=8", "world.units=8", "world.depth=2", "world.members=3"),
-    "world.member_hidden=8",
+    *("world.member_hidden=8", "train.compile=off"),
 ]
 PARTS = ["encoder", "observe", "decoder", "heads", "imagination", "actor-critic", "optimizer"]
 
@@ -153,7 +153,10 @@ def test_ablations_are_timed_against_the_first(capsys: pytest.CaptureFixture[str
     first, second = capsys.readouterr().out.splitlines()[1:]
     assert first.split()[0] == "dreamer" and first.endswith("x 1.00")
     assert second.split()[0] == names[1] and float(second.split()[-1]) > 0
-    assert cli.main(["bench", "--size", "cpu", "--ablations", "nothing"]) == 2
+    wrong = (["nothing"], ["dreamer", "--repeats", "0"], ["dreamer", "--json", "x.json"])
+    for items in wrong:
+        assert cli.main(["bench", "--size", "cpu", "--ablations", *items]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_growth_moves_one_key_at_a_time(

@@ -53,7 +53,8 @@ def test_a_run_compiles_unless_told_otherwise() -> None:
     auto = compile_agent(agent, load().train.compile)
     assert auto == ("full" if missing(agent.device) is None else "off")
     assert ("_step" in vars(agent.world)) == (auto == "full")
-    assert load([], ["size=tiny"]).train.compile == "off"
+    for words in (["size=tiny"], ["train.compile=off"], ["train.compile=False"]):
+        assert load([], words).train.compile == "off"
 
 
 def test_without_a_compiler_training_goes_on(

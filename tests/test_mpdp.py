@@ -11,6 +11,7 @@ from tiny import VECTOR, agent_config, random_batch
 from torch import Tensor
 
 from latentplan.agent import Agent
+from latentplan.behavior.conservative import leave_one_out_loss
 from latentplan.behavior.imagine import imagine
 from latentplan.behavior.mpdp import (
     Temperature,
@@ -181,7 +182,7 @@ def test_the_rollout_is_cut_where_the_model_is_unsure() -> None:
         reward_scale=2.0,
         uncertainty_scale=2.0,
     )
-    assert found.length.tolist() == [1]  # the first step is always taken
+    assert found.taken.sum(1).tolist() == [1]  # the first step is always taken
     assert float(found.penalty) == pytest.approx(-0.1 * 4.5)
     expected = 1 / 2 + 0.2 * 0.5 - 0.1 * 4.5 + 0.9 * 10 / 2
     assert float(found.objective) == pytest.approx(expected)
@@ -199,7 +200,7 @@ def test_all_steps_are_taken_where_the_model_is_sure() -> None:
     )
     steps = [r - 1.0 + h for r, h in zip((1.0, 2.0, 4.0), ENTROPY[0].tolist(), strict=True)]
     expected = steps[0] + 0.5 * steps[1] + 0.25 * steps[2] + 0.125 * 40
-    assert float(found.objective) == pytest.approx(expected) and found.length.tolist() == [3]
+    assert float(found.objective) == pytest.approx(expected) and found.taken.sum(1).tolist() == [3]
     torch.testing.assert_close(found.entropy, ENTROPY[0])
 
 
@@ -237,13 +238,37 @@ def test_distillation_raises_the_better_candidates() -> None:
 
 
 def test_equal_candidates_distil_nothing() -> None:
-    """Without the baseline, likelihood alone would shrink the deviation."""
-    dist = ActionDist.of(
-        torch.zeros(500, 1, requires_grad=True), torch.full((500, 1), 0.5, requires_grad=True)
-    )
+    mean = torch.zeros(500, 1, requires_grad=True)
+    dist = ActionDist.of(mean, torch.full((500, 1), 0.5))
     action = 0.5 * torch.randn(500, 8, 1)
-    loss = distillation_loss(dist, action, torch.full((500, 8), 2.0), 1.0).sum()
-    assert all(g.abs().max() < 1e-5 for g in torch.autograd.grad(loss, (dist.mean, dist.std)))
+    distillation_loss(dist, action, torch.full((500, 8), 2.0), 1.0).sum().backward()
+    assert mean.grad.abs().max() < 1e-5
+
+
+def test_small_differences_are_distilled_as_the_policy_gradient_of_the_score() -> None:
+    torch.manual_seed(0)
+    mean = torch.zeros(50, 2, requires_grad=True)
+    dist = ActionDist.of(mean, torch.full((50, 2), 0.5))
+    action, score = 0.5 * torch.randn(50, 4, 2), 1e-3 * torch.randn(50, 4)
+    distilled, policy = (
+        torch.autograd.grad(loss.sum(), mean)[0]
+        for loss in (
+            distillation_loss(dist, action, score, 0.5),
+            leave_one_out_loss(dist, action, score),
+        )
+    )
+    torch.testing.assert_close(distilled, (1 - 1 / 4) * policy, rtol=0.01, atol=1e-6)
+
+
+def test_a_linear_score_does_not_widen_the_policy() -> None:
+    """The better half of the samples lies to one side of the mean: about it, they spread wider."""
+    torch.manual_seed(0)
+    raw = torch.zeros(1, 2, requires_grad=True)
+    dist = ActionDist(raw.expand(20_000, 2), 0.1, 1.0)
+    action = dist.rsample(torch.randn(4, 20_000, 1)).detach().transpose(0, 1)
+    distillation_loss(dist, action, action[..., 0], 0.05).mean().backward()
+    mean, std = raw.grad[0]
+    assert mean < -0.01 and std == 0
 
 
 # --- in the agent ---------------------------------------------------------------------------

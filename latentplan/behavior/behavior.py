@@ -130,8 +130,8 @@ class Behavior:
         count = round(self.config.plan.imagine_share * n)
         if self.config.plan.candidates == 1 or not count or self.apart:
             return None
-        # In another order than the rollout's, whose rows are dealt out to members: a state is not
-        # planned by the very member that then moves it.
+        # In another order than the rollout's, whose rows are dealt out to members: the member that
+        # plans for a state is drawn anew, and is seldom the one that then moves it.
         return torch.randperm(n, device=self.scale.range.device)[:count]
 
     def conservative(self, rows: Tensor, policy: Policy | None = None) -> PlannedActing:

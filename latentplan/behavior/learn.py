@@ -25,7 +25,7 @@ class Planned(NamedTuple):
     """What planned rows change in the actor's loss."""
 
     own: Tensor  # (N, H) 1 where the action was a sample of the policy, 0 where it was chosen
-    learns: Tensor  # (N, H) 0 where a chosen candidate was merely followed, else 1
+    learns: Tensor  # (N, H) 0 where a chosen candidate was merely followed: no entropy is paid
     gain: Tensor  # (N, H) what the candidates of a plan teach, 0 where there was no plan
 
 

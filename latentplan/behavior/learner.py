@@ -164,13 +164,14 @@ class Learner:
         )
         gain = weight[:, 0] * found.objective
         if planned is not None:
-            gain = gain + (weight * windows(planned.gain)).sum(1)
+            gain = gain + (weight * found.taken * windows(planned.gain)).sum(1)
         return -gain.mean(), found
 
     def _distill(self, dream: Dream, start: Latent) -> tuple[Tensor, Tensor]:
         """Loss, and how far the policy (N, H) is from the plans' choices, in nats: the likelihood
         of a fresh sample above that of the chosen action. Plans are those of the conservative
-        imagination where there are any, else of the starts."""
+        imagination where there are any, else of the starts. With a weight of 1 a planned state
+        counts as much as any state does in the policy's own loss."""
         weight, dist, acting = dream.target.weight, dream.dist, dream.acting
         if acting is None:
             rows = torch.arange(weight.shape[0], device=weight.device)
@@ -185,7 +186,8 @@ class Learner:
         )
         loss = distillation_loss(there, action, score, self.config.distill.temperature)
         distance = -(there.log_prob(chosen) + there.entropy())
-        loss = self.config.distill.weight * (weight[rows, at] * loss).mean()
+        states = weight.numel() / (self.config.mpdp.horizon if self.behavior.mpdp else 1)
+        loss = self.config.distill.weight * (weight[rows, at] * loss).sum() / states
         return loss, distance.mean().detach()
 
     def _replay_value_loss(

@@ -31,7 +31,7 @@ class Improvement(NamedTuple):
     """The objective of N states, and what it is made of."""
 
     objective: Tensor  # (N,) J, to be climbed
-    length: Tensor  # (N,) L, steps taken before the value stands in
+    taken: Tensor  # (N, H) 1 for the steps taken before the value stands in
     penalty: Tensor  # (N,) what of J is the penalty for uncertainty, <= 0
     entropy: Tensor  # (H,) mean of H(pi_i) over the states that take step i
 
@@ -103,7 +103,7 @@ def improve(
     end = last * arrive * value / reward_scale
     return Improvement(
         gain.sum(1) + penalty + end.sum(1),
-        taken.sum(1),
+        taken,
         penalty.detach(),
         (taken * entropy).sum(0).detach() / taken.sum(0).clamp(min=1),
     )
@@ -123,7 +123,7 @@ def mpdp_metrics(found: Improvement) -> dict[str, Tensor]:
     share = found.penalty.abs() / (found.objective.detach().abs() + found.penalty.abs() + 1e-8)
     entropies = {f"train/mpdp/entropy_{h}": x for h, x in enumerate(found.entropy)}
     return {
-        "train/mpdp/horizon": found.length.mean(),
+        "train/mpdp/horizon": found.taken.sum(1).mean(),
         "train/mpdp/penalty_share": share.mean(),
         **entropies,
     }
@@ -152,10 +152,13 @@ class Temperature(nn.Module):
 
 
 def distillation_loss(dist: ActionDist, action: Tensor, score: Tensor, tau: float) -> Tensor:
-    """Pull the policy towards the better of K scored candidates (beyond the paper).
+    """Pull the policy's mean towards the better of K scored candidates (beyond the paper).
 
-    - sum_k (w_k - 1/K) log pi(a_k), w = softmax(score / tau). The baseline 1/K keeps the loss from
-    shrinking the deviation by itself: equal scores teach nothing.
+    - tau sum_k (w_k - 1/K) log pi(a_k), w = softmax(score / tau). The baseline 1/K makes equal
+    scores teach nothing. Where scores differ by less than tau, this is (but for a factor of
+    1 - 1/K) the policy gradient of the score, so a weight of 1 means as much as that; larger
+    differences count no more than tau. Only the mean learns: the better candidates lie to one side
+    of it, and their spread about it would widen the policy even on a linear score.
 
     Args:
         dist: the policy, (..., A). action: (..., K, A), its samples. score: (..., K).
@@ -164,5 +167,6 @@ def distillation_loss(dist: ActionDist, action: Tensor, score: Tensor, tau: floa
         (...)
     """
     weight = torch.softmax(score / tau, -1) - 1 / score.shape[-1]
-    log_prob = ActionDist.of(dist.mean[..., None, :], dist.std[..., None, :]).log_prob(action)
-    return -(weight.nan_to_num(0.0).detach() * log_prob).sum(-1)
+    std = dist.std.detach()[..., None, :]
+    log_prob = ActionDist.of(dist.mean[..., None, :], std).log_prob(action)
+    return -tau * (weight.nan_to_num(0.0).detach() * log_prob).sum(-1)

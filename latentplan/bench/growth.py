@@ -23,12 +23,13 @@ SHAPE = (2, 3)  # of the picture, in panels
 def growth(overrides: Sequence[str], repeats: int) -> dict[str, dict[int, float]]:
     """Median seconds of a full update, {key: {value: seconds}}; one key moves at a time.
 
-    All settings are timed in turns.
+    All settings are timed in turns, and not compiled unless ``overrides`` say so: each would take
+    a minute.
 
     Raises:
         UserError: a wrong key or value among ``overrides``.
     """
-    base = [*("size=cpu", "ablation=coplanner"), *overrides]
+    base = [*("size=cpu", "ablation=coplanner", "train.compile=off"), *overrides]
     moved = [f"{key}={value}" for key, values in AXES.items() for value in values]
     seconds = time_updates({item: [*base, item] for item in moved}, repeats)
     return {

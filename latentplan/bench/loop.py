@@ -18,6 +18,7 @@ from latentplan.types import UserError
 
 PREFILL = 200  # decisions, or what one window needs
 LOG_EVERY = 20  # decisions
+COMPILING = 90.0  # seconds that the first updates may take beside, where functions are compiled
 
 
 def loop_cost(config: Config, seconds: float) -> dict[str, Any]:
@@ -33,12 +34,13 @@ def loop_cost(config: Config, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, _quiet():
         run = Path(folder) / "run"
         prefill = max(PREFILL, config.train.length + 1)
+        longer = COMPILING if config.train.compile != "off" else 0.0
         train(
             replace(
                 config,
                 run_dir=str(run),
                 steps=2**40,
-                train=replace(config.train, prefill=prefill, minutes=seconds / 60),
+                train=replace(config.train, prefill=prefill, minutes=(seconds + longer) / 60),
                 eval=replace(config.eval, every=0, episodes=1, video=False),
                 log=replace(config.log, every=LOG_EVERY * config.env.repeat, inspect_every=0),
                 replay=replace(config.replay, capacity=min(config.replay.capacity, 20_000)),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from latentplan.agent import Agent
+from latentplan.compiling import compile_agent
 from latentplan.inspection.cost import Part, random_rows, summary, time_parts
 from latentplan.schema import Config
 from latentplan.types import EnvSpec, Timestep
@@ -37,6 +38,7 @@ def planning_cost(
     for name, plan in settings.items():
         torch.manual_seed(config.seed)
         agent = agents[name] = Agent(spec, replace(config, plan=plan), device)
+        compile_agent(agent, config.train.compile)
         parts[name] = Part(lambda agent=agent: agent.update(batch, episode), lambda: None)
     seconds = time_parts(parts, repeats, device)
     rows = {name: summary(times) for name, times in seconds.items()}
