@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from latentplan.envs.rendering import BACKENDS, QUALITIES, Probe, automatic_backends, probe
+from latentplan.envs.rendering import BACKENDS, DEFAULT, QUALITIES, Probe, automatic_backends, probe
 
 TESTED = {"dm_control": "1.0.50", "mujoco": "3.17.0"}  # releases of the two break each other
 _PACKAGES = (*TESTED, "gymnasium", "numpy", "torch", "torchvision", "tensorboard")
@@ -74,7 +74,7 @@ def _describe(result: Probe) -> str:
         return f"  {result.backend:7} does not work: {result.reason}"
     times = ", ".join(
         f"{quality} {1000 * result.seconds[quality]:.1f} ms ({1 / result.seconds[quality]:.0f}/s)"
-        for quality in QUALITIES
+        for quality in (*QUALITIES, DEFAULT)
         if quality in result.seconds
     )
     kind = "software" if result.software else "GPU"
@@ -102,6 +102,13 @@ def _devices(chosen: Probe | None) -> tuple[list[str], list[str]]:
             warnings.append(
                 f"  there is an NVIDIA driver, but torch {torch.__version__} sees no CUDA device"
             )
+    from latentplan.compiling import missing
+
+    trouble = missing(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if trouble is None:
+        lines.append("  torch.compile works")
+    else:
+        warnings.append(f"  updates take longer, for nothing can be compiled: {trouble}")
     return lines, warnings
 
 

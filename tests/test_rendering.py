@@ -204,7 +204,18 @@ def test_the_doctors_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_SECONDS", 0.1)
     report, ok = doctor.diagnose()
     assert ok
-    for words in ("mujoco", "exact", "fast", "ms", "not black", "cores", "disk", "ready"):
+    for words in (
+        "mujoco",
+        "exact",
+        "fast",
+        "dm_control's own",
+        "torch.compile",
+        "ms",
+        "not black",
+        "cores",
+        "disk",
+        "ready",
+    ):
         assert words in report
     assert "untested" not in report and "Traceback" not in report
 

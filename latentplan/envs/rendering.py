@@ -18,6 +18,7 @@ from latentplan.types import UserError
 
 BACKENDS = ("egl", "osmesa", "glfw")
 QUALITIES = ("exact", "fast")
+DEFAULT = "dm_control's own"  # how it draws when nothing is set; timed to compare, never used
 _PATIENCE = 90.0  # seconds; a cold first import of dm_control from a slow disk takes some 20
 
 
@@ -41,7 +42,7 @@ class Probe(NamedTuple):
     software: bool = False
     description: str = ""
     black: bool = False
-    seconds: dict[str, float] = {}  # noqa: RUF012  quality -> seconds per 64 x 64 frame
+    seconds: dict[str, float] = {}  # noqa: RUF012  quality or DEFAULT -> seconds per 64 x 64 frame
 
 
 def probe(backend: str, seconds: float = 0.0) -> Probe:
