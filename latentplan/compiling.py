@@ -16,8 +16,9 @@ import torch
 from latentplan.agent import Agent
 
 log = logging.getLogger("latentplan")
-# One per shape, measured or not, with gradient or without: acting, planning, imagining.
-RECOMPILES = 32
+# One per agent of the process, shape, measured or not, with gradient or without: past the limit a
+# function silently runs as written.
+RECOMPILES = 256
 
 
 def compile_agent(agent: Agent, mode: str) -> str:
