@@ -80,7 +80,7 @@ def test_pieces_of_a_large_batch_are_the_whole(monkeypatch: pytest.MonkeyPatch) 
     latent = Latent(torch.randn(20, 16).tanh(), torch.rand(20, 3, 4))
     action, noise = torch.randn(20, 2), part_of(model.draw_noise(20, 1))
     whole = model.step(latent, action, noise).uncertainty
-    monkeypatch.setattr("latentplan.world.model.CACHED_ROWS", 7)
+    monkeypatch.setattr("latentplan.nn.cache.NUMBERS", 7 * 3 * 3 * 4)  # seven rows of members x 12
     torch.testing.assert_close(model.step(latent, action, noise).uncertainty, whole)
 
 
