@@ -41,6 +41,8 @@ def compile_agent(agent: Agent, mode: str) -> str:
         log.warning("nothing is compiled: %s", trouble)
         return "off"
     torch._dynamo.config.recompile_limit = RECOMPILES
+    # A compiler that fails later, killed by the Ctrl-C that asks a run to save, say: as written.
+    torch._dynamo.config.suppress_errors = True
     world, behavior = agent.world, agent.behavior
     named: list[tuple[Any, str]] = [
         *((world, "_step"), (world.rssm, "_filter")),

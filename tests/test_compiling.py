@@ -72,6 +72,21 @@ def test_without_a_compiler_training_goes_on(
     assert "No working C++ compiler found" in caplog.text and "long story" not in caplog.text
 
 
+@needs_compiler
+def test_a_compiler_that_fails_later_leaves_functions_as_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain, fast = make_agent(), make_agent()
+    assert compile_agent(fast, "cell") == "cell"
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/bin/false",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    for agent in (plain, fast):
+        torch.manual_seed(0)
+        agent.update(*random_batch(2, 3, BOTH))
+    for a, b in zip(plain.parameters(), fast.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_the_choice_is_a_setting_of_the_session() -> None:
     assert load([], ["train.compile=full"]).train.compile == "full"
     assert "train.compile" in CHANGEABLE
