@@ -147,8 +147,10 @@ class Monitor:
         text = ", ".join(f"{k} {v:.3g}" for k, v in shown.items() if v is not None)
         self._bar.set_postfix_str(text)
         if self._bar.disable:
-            left = (self.config.steps - frames) / max(rates["fps/env"], 1e-9)
-            log.info("frame %d/%d: %s, %.0f min left", frames, self.config.steps, text, left / 60)
+            if frames > frames_then:
+                left = (self.config.steps - frames) / rates["fps/env"]
+                text += f", {left / 60:.0f} min left"
+            log.info("frame %d/%d: %s", frames, self.config.steps, text)
 
     def _evaluate(self, frames: int) -> None:
         config = self.config
