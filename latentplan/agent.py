@@ -165,7 +165,7 @@ class Agent(nn.Module):
         self.world.fit_pictures(batch.obs)
         terms, latent, seen = self.world.loss(batch, episode)
         sum(terms.values()).backward()
-        start = Latent(*(x.detach() for x in latent))
+        start = latent.map(lambda x: x.detach())
         behavior, metrics = self.learner.losses(start, batch)
         sum(behavior.values()).backward()
         terms |= behavior

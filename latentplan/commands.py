@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentplan import cores
 from latentplan.types import UserError
 
 if TYPE_CHECKING:
@@ -53,14 +53,6 @@ def _take_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
 
 
-def _leave_busy_cores() -> None:
-    """Before torch is imported. Threads that wait for each other on cores that others use, say a
-    run in the background, cost more than they give. Somebody's own OMP_NUM_THREADS stays."""
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    idle = max(1, (os.cpu_count() or 1) - round(busy))
-    os.environ.setdefault("OMP_NUM_THREADS", str(idle))
-
-
 def _load(args: argparse.Namespace) -> Config:
     from latentplan.config import load
 
@@ -79,8 +71,11 @@ def _add_train(commands: Commands) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     config = _load(args)
+    import torch
+
     from latentplan.train import train
 
+    cores.warn_if_busy(config.train.threads or torch.get_num_threads())
     train(config)
     return 0
 
@@ -116,7 +111,7 @@ def _add_eval(commands: Commands) -> None:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    _leave_busy_cores()
+    cores.leave_busy()
     from latentplan.evaluate import evaluate, to_json
 
     result = evaluate(
@@ -144,7 +139,7 @@ def _add_imagine(commands: Commands) -> None:
 
 
 def _imagine(args: argparse.Namespace) -> int:
-    _leave_busy_cores()
+    cores.leave_busy()
     from latentplan.evaluate import to_json
     from latentplan.imagine import imagine
 
@@ -168,7 +163,7 @@ def _add_calibrate(commands: Commands) -> None:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    _leave_busy_cores()
+    cores.leave_busy()
     from latentplan.calibrate import calibrate
     from latentplan.evaluate import to_json
 
@@ -188,7 +183,7 @@ def _add_report(commands: Commands) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
-    _leave_busy_cores()
+    cores.leave_busy()
     from latentplan.study.page import write_page
 
     print(write_page(args.run_folder, args.out, device=args.device))
@@ -273,6 +268,8 @@ def _bench(args: argparse.Namespace) -> int:
     from latentplan.bench.measure import PEERS, bench
     from latentplan.bench.words import compare, describe, read_json, write_json
 
+    if args.repeats < 1:
+        raise UserError(f"--repeats must be at least 1, not {args.repeats}.")
     if args.growth or args.ablations:
         return _bench_updates(args)
     earlier = read_json(args.against) if args.against else None

@@ -25,6 +25,11 @@ class ReplayConfig:
     capacity: int = 500_000  # rows (decisions) over all environments
 
 
+def judged_by(uncertainty: str) -> str:
+    """The key of `WorldConfig` that counts the ensemble behind such a measure."""
+    return "probe_members" if uncertainty == "probes" else "members"
+
+
 @dataclass(frozen=True)
 class WorldConfig:
     deter: int = 2048
@@ -59,7 +64,7 @@ class WorldConfig:
     @property
     def judges(self) -> int:
         """Members of the ensemble whose disagreement is the uncertainty."""
-        return self.probe_members if self.uncertainty == "probes" else self.members
+        return getattr(self, judged_by(self.uncertainty))
 
 
 @dataclass(frozen=True)
@@ -275,7 +280,7 @@ def check(flat: dict[str, object]) -> None:
             )
     if flat["distill.weight"] and flat["plan.candidates"] == 1:
         raise UserError("distill.weight needs candidates to distil: set plan.candidates.")
-    ensemble = "world.probe_members" if flat["world.uncertainty"] == "probes" else "world.members"
+    ensemble = "world." + judged_by(flat["world.uncertainty"])
     if flat[ensemble] == 1 and (
         flat["plan.candidates"] > 1 or flat["world.uncertainty"] == "kl_rest"
     ):

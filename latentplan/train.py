@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from latentplan import checkpoint, run_folder
@@ -39,7 +37,6 @@ def train(config: Config) -> Path:
         UserError: see the message; nothing of an existing run is lost.
     """
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
-    _warn_of_a_busy_machine(torch.get_num_threads())
     keep_memory()
     folder = Path(config.run_dir)
     if run_folder.checkpoint_path(folder).exists():
@@ -51,17 +48,6 @@ def train(config: Config) -> Path:
     finally:
         trainer.close()
     return folder
-
-
-def _warn_of_a_busy_machine(threads: int) -> None:
-    """Threads that wait for each other on cores that others use cost more than they give."""
-    cores, busy = os.cpu_count() or 1, psutil.getloadavg()[0]
-    if threads > 1 and threads + busy > cores + 0.5:
-        log.warning(
-            "other programs keep %.1f of %d cores busy: with %d threads training can be much "
-            "slower than with train.threads=1",
-            *(busy, cores, threads),
-        )
 
 
 class Stop:

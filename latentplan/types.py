@@ -85,6 +85,10 @@ class Latent(NamedTuple):
     deter: Tensor  # (..., D)
     stoch: Tensor  # (..., S, C) one-hot samples (straight-through)
 
+    def map(self, f: Callable[[Tensor], Tensor]) -> Latent:
+        """Both parts through ``f``."""
+        return Latent(f(self.deter), f(self.stoch))
+
 
 class StepNoise(NamedTuple):
     """The randomness of model steps, drawn ahead so that rollouts can share it."""

@@ -206,7 +206,7 @@ def test_the_peers_widths_are_theirs() -> None:
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
-    [({"repeats": 0}, "repeats"), ({"size": "huge"}, "huge"), ({"overrides": ["nope=1"]}, "nope")],
+    [({"size": "huge"}, "huge"), ({"overrides": ["nope=1"]}, "nope")],
 )
 def test_mistakes_get_a_sentence(kwargs: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):

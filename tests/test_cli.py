@@ -46,20 +46,6 @@ def test_a_reader_may_leave_early() -> None:
         assert process.stderr.read() == b"" and process.wait(60) == 141
 
 
-@pytest.mark.parametrize(("busy", "threads"), [(0.2, "4"), (1.6, "2"), (9.0, "1")])
-def test_looking_at_runs_leaves_busy_cores_alone(
-    busy: float, threads: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(os, "getloadavg", lambda: (busy, 0.0, 0.0))
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    commands._leave_busy_cores()
-    assert os.environ["OMP_NUM_THREADS"] == "7", "somebody's own choice"
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    commands._leave_busy_cores()
-    assert os.environ["OMP_NUM_THREADS"] == threads
-
-
 def test_threads_do_not_wait_long_for_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,7 +27,7 @@ from latentplan import checkpoint
 from latentplan.cli import main
 from latentplan.config import load_resolved, to_yaml
 from latentplan.evaluate import LoadedAgent
-from latentplan.train import _warn_of_a_busy_machine, train
+from latentplan.train import train
 from latentplan.types import UserError
 
 EPISODE = 64  # frames of the dummy task
@@ -234,18 +234,6 @@ def test_any_run_can_be_planned_with(run: Path, capsys: pytest.CaptureFixture[st
     for mistake in ([], ["--plan", "candidates=1"], ["--plan", "candidate=3"]):
         assert main([*command, "planner", *mistake]) == 2
         assert "candidates" in capsys.readouterr().err
-
-
-def test_threads_that_would_wait_for_each_other_are_warned_of(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    for load, threads, warned in ((0.2, 2, False), (1.0, 2, True), (5.0, 1, False)):
-        monkeypatch.setattr("psutil.getloadavg", lambda load=load: (load, 0.0, 0.0))
-        caplog.clear()
-        with caplog.at_level(logging.WARNING, "latentplan"):
-            _warn_of_a_busy_machine(threads)
-        assert ("train.threads=1" in caplog.text) == warned
 
 
 def test_a_loaded_agent_acts_as_the_trained_one(run: Path) -> None:

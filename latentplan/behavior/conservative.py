@@ -52,7 +52,7 @@ class PlannedActing:
         dist = self.policy(latent)
         noise = torch.randn_like(dist.mean)
         if h % self.every == 0:
-            there = Latent(*(x[self.rows].detach() for x in latent))
+            there = latent.map(lambda x: x[self.rows].detach())
             at = ActionDist.of(dist.mean[self.rows].detach(), dist.std[self.rows].detach())
             self.plans.append((h, _without_path(self.plan(there, at))))
         noise = noise.index_copy(0, self.rows, self.plans[-1][1].noise[:, h % self.every])
@@ -127,5 +127,5 @@ def leave_one_out_loss(dist: ActionDist, action: Tensor, ret: Tensor) -> Tensor:
 
 def _without_path(found: Plan) -> Plan:
     """The candidates' states on the way are gigabytes at large sizes, and nobody asks for them."""
-    last = Latent(*(x[:, :, -1:].clone() for x in found.candidates.latent))
+    last = found.candidates.latent.map(lambda x: x[:, :, -1:].clone())
     return found._replace(candidates=found.candidates._replace(latent=last))

@@ -44,7 +44,7 @@ def imagine(
     for h in range(horizon):
         latent = latents[-1]
         if window is not None and h % window == 0:
-            latent = Latent(*(x.detach() for x in latent))
+            latent = latent.map(lambda x: x.detach())
         choice = act(latent, h)
         at_h = None if noise is None else StepNoise(*(x if x is None else x[h] for x in noise))
         prediction = step(latent, choice.action, at_h)

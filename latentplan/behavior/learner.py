@@ -53,10 +53,10 @@ class Learner:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses, and metrics, from rollouts that start at replayed states (B, T)."""
         c, b = self.config.behavior, self.behavior
-        flat = Latent(*(rearrange(x, "b t ... -> (b t) ...") for x in latent))
+        flat = latent.map(lambda x: rearrange(x, "b t ... -> (b t) ..."))
         alive = rearrange((~batch.is_terminal).float(), "b t -> (b t)")
         chosen = self.choose_starts(alive.shape[0])
-        start = Latent(*(x[chosen] for x in flat))
+        start = flat.map(lambda x: x[chosen])
         dream = self._dream(start, alive[chosen])
         target, dist = dream.target, dream.dist
         b.scale.update(target.returns.detach())
@@ -130,7 +130,7 @@ class Learner:
         windows = partial(_windows, size=m.horizon, count=c.horizon // m.horizon)
         weight = windows(dream.target.weight)
         if b.apart:
-            start = Latent(*(windows(x[:, :-1])[:, 0] for x in dream.rollout.latent))
+            start = dream.rollout.latent.map(lambda x: windows(x[:, :-1])[:, 0])
             policy = partial(b.policy, attached=True)
             noise = b.world.draw_noise(weight.shape[0], m.horizon)
             with frozen(b.world), b.world.lowered():

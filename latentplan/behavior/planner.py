@@ -94,7 +94,7 @@ def plan(
     first = ActionDist.of(
         *(repeat(x, "n a -> (n k) a", k=candidates) for x in (first.mean, first.std))
     )
-    starts = Latent(*(repeat(x, "n ... -> (n k) ...", k=candidates) for x in start))
+    starts = start.map(lambda x: repeat(x, "n ... -> (n k) ...", k=candidates))
     if noise is not None:
         noise = rearrange(noise, "n k p a -> p (n k) a")
     if step_noise is not None:
@@ -109,7 +109,7 @@ def plan(
     weight, after = discounts(rollout.cont, discount)
     worth = torch.zeros_like(after)
     if value is not None:
-        worth = after * value(Latent(*(x[:, :, -1] for x in rollout.latent))) / reward_scale
+        worth = after * value(rollout.latent.map(lambda x: x[:, :, -1])) / reward_scale
     ret = (weight * rollout.reward).sum(-1) / reward_scale + worth
     novelty = torch.zeros_like(ret)
     if rollout.uncertainty is not None:
@@ -177,7 +177,7 @@ def _split(rollout: Rollout, n: int) -> Rollout:
     """Leading axis (N K) -> (N, K) in every field."""
     parts = lambda x: rearrange(x, "(n k) ... -> n k ...", n=n)  # noqa: E731
     return Rollout(
-        latent=Latent(*map(parts, rollout.latent)),
+        latent=rollout.latent.map(parts),
         choice=Choice(*map(parts, rollout.choice)),
         reward=parts(rollout.reward),
         cont=parts(rollout.cont),

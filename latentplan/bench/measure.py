@@ -6,7 +6,6 @@ Repetitions are interleaved (all parts once, then all again), because a machine 
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -14,20 +13,20 @@ from typing import Any, NamedTuple
 
 import torch
 
+from latentplan import cores
 from latentplan.agent import Agent
 from latentplan.allocator import keep_memory
 from latentplan.bench.floor import floors, peak_rates
 from latentplan.bench.loop import loop_cost
 from latentplan.bench.planning import planning_cost
 from latentplan.bench.reference import Reference, Widths
-from latentplan.compiling import compile_agent
+from latentplan.bench.updates import make_agent
 from latentplan.config import load
 from latentplan.envs import VectorEnv
 from latentplan.evaluate import make_train_env, pick_renderer, to_tensors
 from latentplan.inspection.cost import FULL, Part, UpdateParts, random_rows, summary, time_parts
 from latentplan.run_folder import pick_device
 from latentplan.schema import Config
-from latentplan.types import UserError
 
 log = logging.getLogger("latentplan")
 
@@ -89,8 +88,6 @@ def bench(
     Raises:
         UserError: a wrong key or value, an unknown preset, no working renderer.
     """
-    if repeats < 1:
-        raise UserError(f"repeats must be at least 1, not {repeats}.")
     if size is not None:
         config = load(overrides=[f"size={size}", *overrides])
         measured = measure(config, repeats, env_seconds, planning, loop_seconds)
@@ -113,15 +110,13 @@ def measure(
     loop_seconds: float = 0.0,
 ) -> dict[str, Any]:
     """Time an agent of this configuration on random data, and its task's environment."""
-    busy = os.getloadavg()[0]
+    busy = cores.in_use()
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
     kept = keep_memory()
     device = pick_device(config.device)
     renderer = pick_renderer(config)
     with make_train_env(config, renderer) as env:
-        torch.manual_seed(config.seed)
-        agent = Agent(env.spec, config, device)
-        compiled = compile_agent(agent, config.train.compile)
+        agent, compiled = make_agent(config, env.spec, device)
         frames = time_environment(agent, env, env_seconds)
     log.info("timing updates of %s weights", f"{sum(p.numel() for p in agent.parameters()):,}")
     batch, episode = random_rows(env.spec, config.train.batch, config.train.length, device)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from latentplan.agent import Agent
-from latentplan.compiling import compile_agent
+from latentplan.bench.updates import make_agent
 from latentplan.inspection.cost import Part, random_rows, summary, time_parts
 from latentplan.schema import Config
 from latentplan.types import EnvSpec, Timestep
@@ -36,9 +36,8 @@ def planning_cost(
     batch, episode = random_rows(spec, config.train.batch, config.train.length, device)
     parts, agents = {}, {}
     for name, plan in settings.items():
-        torch.manual_seed(config.seed)
-        agent = agents[name] = Agent(spec, replace(config, plan=plan), device)
-        compile_agent(agent, config.train.compile)
+        agent, _ = make_agent(replace(config, plan=plan), spec, device)
+        agents[name] = agent
         parts[name] = Part(lambda agent=agent: agent.update(batch, episode), lambda: None)
     seconds = time_parts(parts, repeats, device)
     rows = {name: summary(times) for name, times in seconds.items()}

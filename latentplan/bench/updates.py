@@ -13,7 +13,15 @@ from latentplan.config import load
 from latentplan.evaluate import make_train_env, pick_renderer
 from latentplan.inspection.cost import Part, random_rows, summary, time_parts
 from latentplan.run_folder import pick_device
-from latentplan.types import UserError
+from latentplan.schema import Config
+from latentplan.types import EnvSpec
+
+
+def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> tuple[Agent, str]:
+    """An agent as training makes it, and how it is compiled."""
+    torch.manual_seed(config.seed)
+    agent = Agent(spec, config, device)
+    return agent, compile_agent(agent, config.train.compile)
 
 
 def time_updates(
@@ -26,8 +34,6 @@ def time_updates(
     Raises:
         UserError: a wrong key or value, an unknown preset, no working renderer.
     """
-    if repeats < 1:
-        raise UserError(f"repeats must be at least 1, not {repeats}.")
     configs = {name: load(overrides=list(overrides)) for name, overrides in settings.items()}
     first = next(iter(configs.values()))
     torch.set_num_threads(first.train.threads or torch.get_num_threads())
@@ -37,9 +43,7 @@ def time_updates(
         spec = env.spec
     parts = {}
     for name, config in configs.items():
-        torch.manual_seed(config.seed)
-        agent = Agent(spec, config, device)
-        compile_agent(agent, config.train.compile)
+        agent, _ = make_agent(config, spec, device)
         rows = random_rows(spec, config.train.batch, config.train.length, device)
         parts[name] = Part(lambda agent=agent, rows=rows: agent.update(*rows), lambda: None)
     return {name: summary(times) for name, times in time_parts(parts, repeats, device).items()}

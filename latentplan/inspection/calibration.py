@@ -25,7 +25,7 @@ from torch import Tensor
 from latentplan.agent import Agent
 from latentplan.behavior.imagine import follow, imagine
 from latentplan.nn.dists import mixed_probs, symlog
-from latentplan.types import Latent, StepNoise, Timestep
+from latentplan.types import StepNoise, Timestep
 
 CONTEXT, HORIZON = 8, 15  # decisions that the model sees, and is then on its own
 ROLLOUTS = 8  # at least, per window; their mean is the prediction
@@ -67,7 +67,7 @@ def k_step(agent: Agent, rows: Timestep, context: int, decode: bool = True) -> K
     count = -(-ROLLOUTS // members) * members  # every member as often as the others
     posterior, logits = world.observe(rows)
     actions = repeat(rows.prev_action[:, context:], "b h a -> (s b) h a", s=count)
-    start = Latent(*(repeat(x[:, context - 1], "b ... -> (s b) ...", s=count) for x in posterior))
+    start = posterior.map(lambda x: repeat(x[:, context - 1], "b ... -> (s b) ...", s=count))
     horizon = actions.shape[1]
     member = torch.arange(count * n, device=agent.device) // n % members
     uniform = world.draw_noise(count * n, horizon).uniform
@@ -84,7 +84,7 @@ def k_step(agent: Agent, rows: Timestep, context: int, decode: bool = True) -> K
         "reward": (mean(rollout.reward) - rows.reward[:, context:]).abs(),
     }
     for h in range(horizon):  # pictures of all steps at once would be gigabytes
-        arrived = Latent(*(x[:, h + 1] for x in rollout.latent))
+        arrived = rollout.latent.map(lambda x, h=h: x[:, h + 1])
         priors = world.rssm.prior_logits(arrived.deter).float()
         own = priors[member, torch.arange(len(member), device=agent.device)]
         predicted, seen = (
@@ -125,7 +125,7 @@ def reliability(result: KStep, k: int, bins: int = 10) -> dict[str, dict[str, li
 def one_step(agent: Agent, rows: Timestep, context: int) -> np.ndarray:
     """Uncertainty of the actions taken in states (B, T) from ``context`` on, as one array."""
     posterior, _ = agent.world.observe(rows)
-    left = Latent(*(rearrange(x[:, context - 1 : -1], "b t ... -> (b t) ...") for x in posterior))
+    left = posterior.map(lambda x: rearrange(x[:, context - 1 : -1], "b t ... -> (b t) ..."))
     action = rearrange(rows.prev_action[:, context:], "b t a -> (b t) a")
     return agent.world.step(left, action).uncertainty.cpu().numpy()
 

@@ -51,10 +51,10 @@ class UpdateParts:
         with torch.no_grad():
             embed = world.encode(batch.obs)
             latent, logits = world.observe(batch)
-            flat = Latent(*(x.flatten(0, 1) for x in latent))
+            flat = latent.map(lambda x: x.flatten(0, 1))
             self.latent = latent
             chosen = agent.learner.choose_starts(flat.deter.shape[0])
-            self.start = Latent(*(x[chosen] for x in flat))
+            self.start = flat.map(lambda x: x[chosen])
             imagined = agent.behavior.imagine(self.start, self.horizon)
             rollout = imagined[0]
         self.rows = {name: x.flatten(0, 1) for name, x in batch.obs.items()}

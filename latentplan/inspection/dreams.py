@@ -26,7 +26,7 @@ from latentplan.types import Choice, Latent, Rollout, Timestep
 def last_state(agent: Agent, batch: Timestep) -> Latent:
     """The posterior latents (B) of the last rows of a batch (B, T)."""
     posterior, _ = agent.world.observe(batch)
-    return Latent(*(x[:, -1] for x in posterior))
+    return posterior.map(lambda x: x[:, -1])
 
 
 @torch.no_grad()

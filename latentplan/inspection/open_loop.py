@@ -29,7 +29,7 @@ def open_loop(agent: Agent, batch: Timestep, context: int) -> OpenLoop:
     world, n = agent.world, batch.reward.shape[0]
     posterior, _ = world.observe(batch.map(lambda x: x[:, :context]))
     actions = batch.prev_action[:, context:]
-    start = Latent(*(x[:, -1] for x in posterior))
+    start = posterior.map(lambda x: x[:, -1])
     horizon = actions.shape[1]
     noise = world.draw_noise(n, horizon)
     rollout = imagine(world.step, follow(actions), start, horizon, noise)

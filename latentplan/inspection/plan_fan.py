@@ -64,7 +64,7 @@ def decoded(agent: Agent, plan: Plan) -> np.ndarray | None:
     images = agent.world.spec.images
     if not images:
         return None
-    latent = Latent(*(x[0] for x in plan.candidates.latent))
+    latent = plan.candidates.latent.map(lambda x: x[0])
     return as_uint8(array(decode(agent, latent)[images[0]]))
 
 

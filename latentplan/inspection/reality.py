@@ -14,7 +14,7 @@ from latentplan.inspection.dreams import mean_action, real_start
 from latentplan.inspection.film import film, open_loop_film
 from latentplan.inspection.open_loop import array, decode
 from latentplan.nn.dists import symlog
-from latentplan.types import Latent, Timestep, join
+from latentplan.types import Timestep, join
 
 
 class Env(Protocol):
@@ -59,7 +59,7 @@ def show_reality(agent: Agent, env: Env, begin: int, horizon: int) -> np.ndarray
     length = len(rows)
     name = next(iter(agent.world.spec.obs))
     image = name in agent.world.spec.images
-    seen = Latent(*(x[:, :length] for x in dream.latent))
+    seen = dream.latent.map(lambda x: x[:, :length])
     dreamed = array(decode(agent, seen)[name])
     reward = np.pad(array(dream.reward), ((0, 0), (1, 0)), constant_values=np.nan)
     earned = np.where(np.arange(length) > 0, real.reward, np.nan)

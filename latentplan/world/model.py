@@ -195,7 +195,7 @@ class WorldModel(nn.Module):
         """
         embed = self.encode(batch.obs)
         latent, logits = self.observe(batch, embed=embed)
-        flat = Latent(*(rearrange(x, "b t ... -> (b t) ...") for x in latent))
+        flat = latent.map(lambda x: rearrange(x, "b t ... -> (b t) ..."))
         rows = batch.map(lambda x: rearrange(x, "b t ... -> (b t) ..."))
         owned = lambda members: bootstrap_mask(episode, members, self.config.bootstrap)  # noqa: E731
         mask = rearrange(owned(self.config.members), "m b t -> m (b t)")
