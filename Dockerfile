@@ -31,13 +31,14 @@ RUN cd latentplan && mkdir behavior bench envs inspection nn study world && cd .
 COPY . .
 
 # The image also runs as any other user (docker run --user): home, caches and /runs are open to
-# all, and USER names whoever has no entry in the password file.
+# all, and USER names whoever has no entry in the password file. What was compiled stays with the
+# runs: the next container need not spend its first minute on it.
 RUN useradd --create-home --uid 10001 latentplan \
     && install -d -m 1777 /runs && chmod 1777 /home/latentplan
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/home/latentplan \
     USER=latentplan \
-    TORCHINDUCTOR_CACHE_DIR=/tmp/torchinductor
+    TORCHINDUCTOR_CACHE_DIR=/runs/.torchinductor
 USER latentplan
 VOLUME /runs
 # From here the default run folder, runs/..., is a folder of the volume.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,22 @@ def calibrate(
     Raises:
         UserError: no run there, too few episodes, or a variant that does not fit.
     """
-    if episodes < 1:
-        raise UserError(f"episodes must be at least 1, not {episodes}.")
     folder = Path(run)
     agent, config, _, saved = run_folder.load_agent(folder, run_folder.pick_device(device))
+    return calibrate_agent(agent, config, saved, folder, episodes, unseen)
+
+
+def calibrate_agent(
+    agent: Agent,
+    config: Config,
+    saved: Mapping[str, Any],
+    folder: Path,
+    episodes: int,
+    unseen: str = "",
+) -> dict[str, Any]:
+    """The same, of an agent and a checkpoint that :func:`run_folder.load_agent` has loaded."""
+    if episodes < 1:
+        raise UserError(f"episodes must be at least 1, not {episodes}.")
     rows = held_out(agent, config, episodes)
     count = len(rows.reward)
     result = k_step(agent, to_tensors(rows, agent.device), CONTEXT)

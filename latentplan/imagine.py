@@ -12,7 +12,7 @@ import torch
 
 from latentplan import run_folder
 from latentplan.agent import Agent
-from latentplan.calibrate import calibrate
+from latentplan.calibrate import calibrate_agent
 from latentplan.evaluate import make_eval_env, pick_renderer, run_episodes, to_tensors
 from latentplan.inspection.calibration import windows
 from latentplan.inspection.exhibits import (
@@ -78,7 +78,7 @@ def imagine(
     logger.points("latents", found.features, found.columns, found.thumbnails, frame)
     logger.close()
     try:
-        files["calibration"] = calibrate(folder, episodes=CALIBRATED, device=device)["plot"]
+        files["calibration"] = calibrate_agent(agent, config, saved, folder, CALIBRATED)["plot"]
     except UserError as error:
         log.warning("no calibration: %s", error)
     result: dict[str, Any] = {"run": str(folder), "frames": frame, "files": files}

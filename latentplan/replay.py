@@ -15,21 +15,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from latentplan import disk
 from latentplan.types import EnvSpec, Timestep, UserError
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: two runs in one folder go unnoticed there
-    fcntl = None
-
 FORMAT = 1
-HEADROOM = 2**28  # bytes left free on the disk, for checkpoints and logs
 
 
 class Replay:
@@ -52,7 +46,7 @@ class Replay:
         meta = self._folder / "replay.json"
         if meta.exists():
             self._check_meta(meta)
-            self._lock = _lock(self._folder)
+            self._lock = disk.lock(self._folder)
         else:
             self._create(meta)
         self._maps = {
@@ -221,14 +215,14 @@ class Replay:
     def _create(self, meta: Path) -> None:
         """Files first, their description last: a folder without it is an unfinished creation."""
         sizes = self._file_sizes()
-        _require_space(self._folder, sum(sizes.values()), self._envs * self._rows)
+        disk.require_space(self._folder, sum(sizes.values()), self._envs * self._rows)
         made: list[Path] = []
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(self._folder)
+            self._lock = disk.lock(self._folder)
             for name, size in sizes.items():
                 made.append(self._path(name))
-                _allocate(self._path(name), size)
+                disk.allocate(self._path(name), size)
             made.append(meta.with_suffix(".tmp"))
             made[-1].write_text(json.dumps(self._meta(), indent=1))
             os.replace(made[-1], meta)
@@ -236,14 +230,9 @@ class Replay:
             for path in made:
                 path.unlink(missing_ok=True)
             raise UserError(
-                f"The replay of {gigabytes(sum(sizes.values()))} cannot be created in "
+                f"The replay of {disk.gigabytes(sum(sizes.values()))} cannot be created in "
                 f"{self._folder}: {error.strerror}."
             ) from error
-
-
-def gigabytes(size: int) -> str:
-    """A number of bytes for people: ``6.2 GB``."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _fields(spec: EnvSpec) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -278,39 +267,3 @@ def _described(meta: dict[str, Any]) -> dict[str, str]:
     }
     rest = {"rows per environment": "rows", "environments": "envs", "format": "format"}
     return {**fields, **{label: str(meta[key]) for label, key in rest.items()}}
-
-
-def _require_space(folder: Path, size: int, rows: int) -> None:
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(parent).free - HEADROOM
-    if size > free:
-        fitting = max(0, int(rows * (free / size) * 0.9))
-        raise UserError(
-            f"The replay needs {gigabytes(size)} in {folder} but the disk has "
-            f"{gigabytes(max(0, free))} to spare: set replay.capacity={fitting} or less, or put "
-            "run_dir on another disk."
-        )
-
-
-def _allocate(path: Path, size: int) -> None:
-    """A file of ``size`` zero bytes, its blocks reserved: a mapped file that meets a full disk on
-    a later write kills the process without a word."""
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
-
-
-def _lock(folder: Path) -> IO[bytes]:
-    """Held until closed, and by the system let go when the process ends, however it ends."""
-    file = (folder / "lock").open("ab")
-    try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise UserError(f"Another process is training with the replay in {folder}.") from error
-    except OSError:  # a file system without locks: better to train unguarded than not at all
-        return file
-    return file

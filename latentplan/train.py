@@ -19,9 +19,10 @@ from latentplan.agent import Agent, NonFiniteLossError
 from latentplan.allocator import keep_memory
 from latentplan.clock import Every, Ratio
 from latentplan.compiling import compile_agent
+from latentplan.disk import gigabytes
 from latentplan.evaluate import make_train_env, pick_renderer, to_tensors
 from latentplan.monitor import Monitor
-from latentplan.replay import Replay, gigabytes
+from latentplan.replay import Replay
 from latentplan.schema import Config
 from latentplan.types import Latent, Timestep, UserError
 

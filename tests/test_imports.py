@@ -27,7 +27,7 @@ LAYERS = [
         "schema": "schema",
         "config": "config",
         "torchvision_compat": "tv",
-        "allocator": "allocator",
+        **{name: name for name in ("allocator", "cores", "disk")},
     },
     {name: name for name in ("envs", "replay", "logger", "checkpoint", "clock")},
     {"nn": "nn"},
@@ -53,7 +53,10 @@ LAYERS = [
     {"cli": "cli"},
 ]
 # Between modules of one layer: schemas may use the shared nouns, and looking sees the agent.
-SIDEWAYS = {("config", "types"), ("schema", "types"), ("config", "schema"), ("inspection", "agent")}
+SIDEWAYS = {
+    *((name, "types") for name in ("config", "schema", "disk")),
+    *{("config", "schema"), ("inspection", "agent")},
+}
 
 
 def place(module: str) -> tuple[int, str]:

@@ -63,7 +63,7 @@ def test_the_table_says_where_runs_are(tmp_path: Path) -> None:
     (matrix[0].folder / "metrics.jsonl").write_text(lines)
     assert matrix[0].done()
     text = table(matrix, {matrix[1].folder: "running"})
-    assert "done 7" in text and "running 0%" in text and text.count("waiting 0%") == 2
+    assert "done 7" in text and "running 0%" in text and text.count("waiting") == 2
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ SETTINGS = (
 )
 WATCHED = ("memory/rss_gib", "memory/shared_gib", "memory/disk_gib")
 ALLOWED = 1.05
+FIFTHS = 5
 
 
 def main() -> int:
@@ -45,6 +46,9 @@ def main() -> int:
     except UserError as error:
         print(f"soak: {error}", file=sys.stderr)
         return 2
+    if len(rows) < FIFTHS:
+        print(f"soak: only {len(rows)} rows of metrics: the run was too short.", file=sys.stderr)
+        return 2
     if args.out:
         with open(args.out, "w", newline="") as file:
             table = csv.writer(file)
@@ -60,7 +64,7 @@ def main() -> int:
 
 def held(rows: list[dict[str, float]], fifth: int) -> dict[str, float]:
     """Medians of a fifth of the run, counted from 0."""
-    part = rows[fifth * len(rows) // 5 : (fifth + 1) * len(rows) // 5]
+    part = rows[fifth * len(rows) // FIFTHS : (fifth + 1) * len(rows) // FIFTHS]
     return {key: statistics.median(row[key] for row in part) for key in WATCHED}
 
 

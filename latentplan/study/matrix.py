@@ -123,6 +123,8 @@ def table(matrix: list[Job], status: dict[Path, str]) -> str:
 
 def _cell(job: Job, status: dict[Path, str]) -> str:
     frames, score = job.progress()
-    state = status.get(job.folder) or ("done" if frames >= job.steps else "waiting")
-    share = "" if state == "done" else f" {100 * frames // job.steps}%"
-    return f"{state}{share}" + ("" if score is None else f" {score:.0f}")
+    done = frames >= job.steps
+    # Whether another process trains it right now, files do not tell.
+    state = status.get(job.folder) or ("done" if done else "" if frames else "waiting")
+    share = "" if state in ("done", "waiting") else f"{100 * frames // job.steps}%"
+    return " ".join(filter(None, [state, share, "" if score is None else f"{score:.0f}"]))
