@@ -41,7 +41,8 @@ def calibrate(
     Args:
         episodes: played by the sampled policy, held out from training.
         unseen: a task with the same observations and actions that training never saw, to be told
-            from the replay; without it there is no AUROC.
+            from the replay; without it there is no AUROC. Beside it stands that of the held-out
+            episodes, which were not replayed either: what is new about those is no variant.
 
     Raises:
         UserError: no run there, too few episodes, or a variant that does not fit.
@@ -66,16 +67,18 @@ def calibrate_agent(
     count = len(rows.reward)
     result = k_step(agent, to_tensors(rows, agent.device), CONTEXT)
     correlations = rank_correlations(result)
-    separation = None
+    separation = own = None
     if unseen:
         other = held_out(agent, replace(config, task=unseen), episodes)
         with run_folder.open_replay(folder) as replay:
             rng = np.random.default_rng(SEED)
             known = replay.sample_within_episodes(count, CONTEXT + HORIZON, rng)
-        known, unknown = (
-            one_step(agent, to_tensors(x, agent.device), CONTEXT) for x in (known, other)
+        if not len(known.reward):
+            raise UserError(f"No episode of the replay lasted {CONTEXT + HORIZON} decisions.")
+        known, unknown, new = (
+            one_step(agent, to_tensors(x, agent.device), CONTEXT) for x in (known, other, rows)
         )
-        separation = auroc(known, unknown)
+        separation, own = auroc(known, unknown), auroc(known, new)
     report = {
         "run": str(folder),
         "task": config.task,
@@ -89,6 +92,7 @@ def calibrate_agent(
         "reliability": {"steps": RELIABLE_AT, **reliability(result, RELIABLE_AT)},
         "unseen": unseen or None,
         "auroc": separation,
+        "auroc_same_task": own,
     }
     place = folder / "calibration"
     place.mkdir(exist_ok=True)

@@ -274,6 +274,17 @@ def check(flat: dict[str, object]) -> None:
             raise UserError(
                 "behavior.improvement=mpdp climbs the model: it needs gradient=pathwise."
             )
+        plans = flat["plan.candidates"] > 1
+        if plans and flat["mpdp.policies"] == "per_step" and flat["plan.imagine_share"]:
+            raise UserError(
+                "mpdp.policies=per_step makes rollouts of its own, in which nothing is planned: "
+                "set plan.imagine_share=0."
+            )
+        if plans and flat["plan.imagine_share"] == 1:
+            raise UserError(
+                "behavior.improvement=mpdp values the policy, in rows that are not planned: "
+                "plan.imagine_share must be less than 1."
+            )
         if flat["mpdp.horizon"] > flat["behavior.horizon"]:
             raise UserError(
                 "mpdp.horizon must not exceed behavior.horizon: rollouts are improved in windows."
@@ -281,8 +292,10 @@ def check(flat: dict[str, object]) -> None:
     if flat["distill.weight"] and flat["plan.candidates"] == 1:
         raise UserError("distill.weight needs candidates to distil: set plan.candidates.")
     ensemble = "world." + judged_by(flat["world.uncertainty"])
+    mpdp = flat["behavior.improvement"] == "mpdp"
+    asked = mpdp and (flat["mpdp.beta"] or flat["mpdp.adaptive_horizon"])
     if flat[ensemble] == 1 and (
-        flat["plan.candidates"] > 1 or flat["world.uncertainty"] == "kl_rest"
+        flat["plan.candidates"] > 1 or flat["world.uncertainty"] == "kl_rest" or asked
     ):
         raise UserError(f"{ensemble} must be at least 2: one alone cannot disagree.")
     if flat["train.length"] > flat["replay.capacity"] // flat["env.count"]:

@@ -74,6 +74,38 @@ def test_errors_and_uncertainty_of_an_agent() -> None:
     assert one_step(agent, rows, 4).shape == (6 * 5,)
 
 
+@pytest.mark.parametrize("what", ["obs", "prev_action", "reward"])
+def test_a_row_is_compared_with_the_step_that_arrives_there(what: str) -> None:
+    """Row context + 2 is that of step 3: whatever it holds says nothing about steps 1 and 2."""
+    torch.manual_seed(0)
+    agent = Agent(BOTH, agent_config())
+    with torch.no_grad():
+        for name, x in agent.named_parameters():
+            if "reward" not in name:  # it predicts 0: its bins reach 1e8
+                x.add_(0.1 * torch.randn_like(x))
+    rows, _ = random_batch(6, 9, BOTH)
+    other = rows.map(torch.clone)
+    for x in other.obs.values() if what == "obs" else [getattr(other, what)]:
+        x[:, 6] = x[:, 6].flip(0) + (what == "reward")
+    before, after = [], []
+    for found, batch in ((before, rows), (after, other)):
+        torch.manual_seed(1)
+        result = k_step(agent, batch, 4)
+        found += [result.uncertainty, *(result.errors[k] for k in sorted(result.errors))]
+    same = [torch.isclose(*x, rtol=1e-5).all(0).tolist() for x in zip(before, after, strict=True)]
+    named = dict(zip(("uncertainty", *sorted(result.errors)), same, strict=True))
+    assert all(x[:2] == [True, True] for x in same)
+    changed = {name for name, x in named.items() if not x[2]}
+    assert (
+        changed
+        == {
+            "obs": {"image", "latent", "vector"},
+            "prev_action": {"uncertainty", "image", "latent", "vector"},
+            "reward": {"reward"},
+        }[what]
+    )
+
+
 def test_scalars_are_named_after_the_steps_ahead() -> None:
     named = scalars({"reward": [0.1, 0.2, 0.3, 0.4, 0.5]}, 0.9)
     assert named == {
@@ -96,6 +128,7 @@ def test_a_run_is_calibrated(
     assert report == report | json.loads((run / "calibration" / "calibration.json").read_text())
     assert all(len(rho) == 15 for rho in report["rank_correlation"].values())
     assert 0 < report["auroc"] < 1 and report["unseen"] == "dummy:pixels"
+    assert 0 < report["auroc_same_task"] < 1
     assert (run / "calibration" / "calibration.png").stat().st_size > 5000
     assert list((run / "calibration").glob("events.out.tfevents*"))
     assert main(["calibrate", str(run), "--episodes", "0"]) == 2

@@ -21,7 +21,7 @@ from latentplan.behavior.learn import actor_loss, make_target
 from latentplan.behavior.planner import Plan, discounts, plan
 from latentplan.config import load
 from latentplan.nn.dists import ActionDist
-from latentplan.schema import BehaviorConfig, Config, PlanConfig
+from latentplan.schema import BehaviorConfig, Config, DistillConfig, PlanConfig
 from latentplan.types import Choice, Latent, Prediction, StepNoise
 
 
@@ -266,6 +266,19 @@ def weights_after_three(settings: Config) -> dict[str, Tensor]:
     for seed in range(3):
         learner.update(*random_batch(8, 6, seed=seed))
     return learner.state_dict()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_imagination_is_afraid_of_what_exploration_seeks(share: float) -> None:
+    settings = config(imagine_rate=0.7, imagine_share=share)
+    learner = agent(replace(settings, distill=DistillConfig(weight=1.0)))
+    asked = []
+    learner.behavior.plan = lambda latent, optimism, *rest, **more: (
+        asked.append(optimism) or real(latent, optimism, *rest, **more)
+    )
+    real = Behavior.plan.__get__(learner.behavior)
+    learner.update(*random_batch(4, 4))
+    assert asked and set(asked) == {-0.7}
 
 
 def test_the_replan_interval_saves_plans() -> None:

@@ -11,6 +11,7 @@ from tiny import VECTOR, agent_config, random_batch
 from torch import Tensor
 
 from latentplan.agent import Agent
+from latentplan.behavior import learner
 from latentplan.behavior.conservative import leave_one_out_loss
 from latentplan.behavior.imagine import imagine
 from latentplan.behavior.mpdp import (
@@ -351,12 +352,105 @@ def test_the_critic_learns_the_soft_value() -> None:
     assert returns[1] > returns[0] + 5
 
 
+def captured(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple]:
+    """The arguments of every call of a function that the learner uses."""
+    calls: list[tuple] = []
+    real = getattr(learner, name)
+    monkeypatch.setattr(learner, name, lambda *args: calls.append(args) or real(*args))
+    return calls
+
+
+def test_the_critic_values_the_policy_and_not_the_planner(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = captured(monkeypatch, "critic_loss")
+    for improvement, planned in (("mpdp", True), ("dreamer", False)):
+        config = settings("shared", 3, replay_scale=0.0)
+        behavior = replace(config.behavior, improvement=improvement)
+        agent = Agent(VECTOR, replace(config, behavior=behavior))
+        agent.update(*random_batch(5, 4))
+        ignored = (calls.pop()[3] == 0).all(1)
+        assert ignored.sum() == (len(ignored) / 2 if planned else 0)
+
+
+def test_the_critic_follows_the_first_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent(VECTOR, settings())
+    asked, real = [], agent.actor.forward
+    monkeypatch.setattr(agent.actor, "forward", lambda x, h=0: asked.append(h) or real(x, h))
+    agent.behavior.imagine(agent.world.initial(4), 3)
+    assert asked == [0, 0, 0]
+
+
+def test_entropy_is_paid_in_replay_on_leaving_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = captured(monkeypatch, "replay_returns")
+    torch.manual_seed(0)
+    agent = Agent(VECTOR, settings(entropy=0.3, replay_scale=1.0))
+    awaken(agent)
+    agent.scale.range.fill_(7.0)
+    batch, _ = random_batch(3, 4)
+    with torch.no_grad():
+        latent, _ = agent.world.observe(batch)
+        entropy = agent.actor(agent.world.features(latent)).entropy()
+    agent.learner.losses(latent, batch)
+    paid = calls[0][0] - batch.reward
+    expected = agent.scale.value * 0.3 * entropy[:, :-1]
+    torch.testing.assert_close(paid[:, 1:], expected)
+    assert not paid[:, 0].any()
+
+
+def test_the_entropy_of_a_step_is_that_of_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of them are planned, and a followed candidate teaches nothing at the second step."""
+    torch.manual_seed(0)
+    metrics = Agent(VECTOR, settings("shared", 3)).update(*random_batch(3, 4))
+    first, second = (float(metrics[f"train/mpdp/entropy_{h}"]) for h in (0, 1))
+    assert second == pytest.approx(first, rel=0.01)  # untrained, the policy is the same everywhere
+
+
+def test_plans_beyond_the_cut_distil_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for threshold, taught in ((1e9, [True, True]), (1e-9, [True, False])):
+        torch.manual_seed(0)
+        config = settings("shared", 3)
+        config = replace(
+            config,
+            mpdp=replace(config.mpdp, threshold=threshold),
+            plan=replace(config.plan, replan_every=1),
+        )
+        agent = Agent(VECTOR, config)
+        weights, real = [], agent.learner._distill
+        monkeypatch.setattr(
+            agent.learner, "_distill", lambda *x, seen=weights, f=real: seen.append(x[2]) or f(*x)
+        )
+        agent.update(*random_batch(3, 4))
+        learned = (weights[0] > 0).any(0).tolist()
+        whole, rest = divmod(config.behavior.horizon, 2)
+        assert learned == taught * whole + [False] * rest
+
+
+def test_distance_is_that_of_the_choice_from_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In nats: an action three deviations off is 4.5 - 0.5 less likely than a sample, in the mean;
+    the mean itself 0.5 more, for each dimension."""
+    for far, nats in ((3.0, 4.0), (0.0, -0.5)):
+        torch.manual_seed(0)
+        config = replace(agent_config(), plan=PlanConfig(candidates=3, horizon=2))
+        agent = Agent(VECTOR, config)
+        real = agent.behavior.plan
+
+        def plan(latent: Latent, *rest: float, far: float = far, f: object = real, **more: object):
+            dist = agent.behavior.policy(latent)  # noqa: B023
+            return f(latent, *rest, **more)._replace(action=dist.mean + far * dist.std)
+
+        monkeypatch.setattr(agent.behavior, "plan", plan)
+        metrics = agent.update(*random_batch(3, 4))
+        assert float(metrics["train/plan/distance"]) == pytest.approx(2 * nats, abs=0.05)
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     for mistake in (
         ["behavior.improvement=mpdp"],
         ["ablation=mpdp_shared", "mpdp.horizon=99"],
         ["ablation=mpdp", "behavior.horizon=3"],
         ["distill.weight=1"],
+        ["ablation=mpdp", "plan.candidates=4"],
+        ["ablation=latentplan", "plan.imagine_share=1"],
+        ["ablation=mpdp", "world.members=1"],
     ):
         with pytest.raises(UserError):
             load([], ["size=cpu", *mistake])

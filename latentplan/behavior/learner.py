@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional
 
 from latentplan.behavior.behavior import Behavior, frozen
 from latentplan.behavior.conservative import PlannedActing, learn_from_plans
@@ -62,27 +63,33 @@ class Learner:
         b.scale.update(target.returns.detach())
         features, slow = dream.left.detach(), dream.slow[:, :-1]
         with b.world.lowered():
-            critic, baseline = critic_loss(
-                b.critic, features, target.returns, target.weight, slow, c.slow_scale
-            )
             planned = self._learn_from_plans(dream)
+            # MPDP needs the policy's own value: of what a planner chose, the critic learns nothing.
+            valued = planned.own if b.mpdp and planned else torch.ones_like(slow)
+            critic, baseline = critic_loss(
+                b.critic, features, target.returns, target.weight * valued, slow, c.slow_scale
+            )
         losses = {"value": critic}
         metrics = {}
+        reach = target.weight  # of the states that plans may teach
         if b.mpdp:
             losses["policy"], found = self._improve(dream, planned)
             metrics |= mpdp_metrics(found)
+            if not b.apart:
+                reach = reach * self._taken(found)
         else:
             scale, alpha = b.scale.value, b.temperature.value
             losses["policy"] = actor_loss(
                 dist, dream.rollout, target, baseline, scale, alpha, c, planned
             )
-        if self.config.distill.weight:
-            losses["distill"], distance = self._distill(dream, start)
-            metrics["train/plan/distance"] = distance
+        if dream.acting or self.config.distill.weight:
+            distilled, metrics["train/plan/distance"] = self._distill(dream, start, reach)
+            if self.config.distill.weight:
+                losses["distill"] = self.config.distill.weight * distilled
         if c.target_entropy is not None:
             losses["temperature"] = b.temperature.loss(dist.entropy())
         if c.replay_scale:
-            imagined = target.returns[:, 0].detach()
+            imagined = torch.where(valued[:, 0] > 0, target.returns[:, 0].detach(), slow[:, 0])
             loss = self._replay_value_loss(latent, batch, chosen, imagined)
             losses["repval"] = c.replay_scale * loss
         return losses, metrics | self._metrics(dream, baseline)
@@ -149,8 +156,8 @@ class Learner:
             left = torch.cat([left[:, :1].detach(), left[:, 1:]], 1)
             with b.world.lowered():
                 entropy = b.actor(left).entropy()
-            if planned is not None:
-                entropy = entropy * windows(planned.learns)
+            if planned is not None:  # where a candidate is merely followed it is not climbed
+                entropy = torch.where(windows(planned.learns) > 0, entropy, entropy.detach())
         found = improve(
             rollout,
             entropy,
@@ -167,12 +174,19 @@ class Learner:
             gain = gain + (weight * found.taken * windows(planned.gain)).sum(1)
         return -gain.mean(), found
 
-    def _distill(self, dream: Dream, start: Latent) -> tuple[Tensor, Tensor]:
+    def _taken(self, found: Improvement) -> Tensor:
+        """(N, H) 1 for the steps of a rollout that its windows improve, before each one's cut."""
+        horizon = self.config.behavior.horizon
+        count = horizon // self.config.mpdp.horizon
+        taken = rearrange(found.taken, "(n w) h -> n (w h)", w=count)
+        return functional.pad(taken, (0, horizon - taken.shape[1]))
+
+    def _distill(self, dream: Dream, start: Latent, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Loss, and how far the policy (N, H) is from the plans' choices, in nats: the likelihood
         of a fresh sample above that of the chosen action. Plans are those of the conservative
-        imagination where there are any, else of the starts. With a weight of 1 a planned state
-        counts as much as any state does in the policy's own loss."""
-        weight, dist, acting = dream.target.weight, dream.dist, dream.acting
+        imagination where there are any, else of the starts. A planned state counts as much as any
+        state of the same ``weight`` (N, H) does in the policy's own loss."""
+        dist, acting = dream.dist, dream.acting
         if acting is None:
             rows = torch.arange(weight.shape[0], device=weight.device)
             plans = [(0, self.behavior.plan(start, -self.config.plan.imagine_rate))]
@@ -187,8 +201,7 @@ class Learner:
         loss = distillation_loss(there, action, score, self.config.distill.temperature)
         distance = -(there.log_prob(chosen) + there.entropy())
         states = weight.numel() / (self.config.mpdp.horizon if self.behavior.mpdp else 1)
-        loss = self.config.distill.weight * (weight[rows, at] * loss).sum() / states
-        return loss, distance.mean().detach()
+        return (weight[rows, at] * loss).sum() / states, distance.mean().detach()
 
     def _replay_value_loss(
         self, latent: Latent, batch: Timestep, chosen: Tensor, imagined: Tensor

@@ -283,13 +283,15 @@ class WorldModel(nn.Module):
 
     def _probe_loss(self, latent: Latent, batch: Timestep, mask: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(latent)
-        mask = mask[:, :, 1:] & ~batch.is_first[:, 1:]  # never across an episode boundary
-        return self.probes.loss(
+        inside = ~batch.is_first[:, 1:]  # never across an episode boundary
+        mask = mask[:, :, 1:] & inside
+        loss, uncertainty = self.probes.loss(
             rearrange(features[:, :-1], "b t f -> (b t) f"),
             rearrange(batch.prev_action[:, 1:], "b t a -> (b t) a"),
             rearrange(latent.stoch[:, 1:], "b t s c -> (b t) (s c)"),
             rearrange(mask, "m b t -> m (b t)"),
         )
+        return loss, uncertainty[inside.flatten()]
 
 
 def _summary(uncertainty: Tensor) -> dict[str, Tensor]:
