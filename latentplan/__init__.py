@@ -8,13 +8,13 @@ __version__ = "0.1.0"
 __all__ = ["load"]
 
 if TYPE_CHECKING:
-    from latentplan.evaluate import load
+    from latentplan.deploy import load
 
 
 def __getattr__(name: str) -> object:
     # Environment workers import this package and must not pay for torch.
     if name == "load":
-        from latentplan.evaluate import load
+        from latentplan.deploy import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -49,7 +49,7 @@ def calibrate(
     """
     folder = Path(run)
     agent, config, _, saved = run_folder.load_agent(folder, run_folder.pick_device(device))
-    return calibrate_agent(agent, config, saved, folder, episodes, unseen)
+    return calibrate_agent(agent, config, saved, folder, folder, episodes, unseen)
 
 
 def calibrate_agent(
@@ -57,10 +57,12 @@ def calibrate_agent(
     config: Config,
     saved: Mapping[str, Any],
     folder: Path,
+    out: Path,
     episodes: int,
     unseen: str = "",
 ) -> dict[str, Any]:
-    """The same, of an agent and a checkpoint that :func:`run_folder.load_agent` has loaded."""
+    """The same, of what :func:`run_folder.load_agent` has loaded from a folder; written into
+    out/calibration."""
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}.")
     rows = held_out(agent, config, episodes)
@@ -94,8 +96,8 @@ def calibrate_agent(
         "auroc": separation,
         "auroc_same_task": own,
     }
-    place = folder / "calibration"
-    place.mkdir(exist_ok=True)
+    place = out / "calibration"
+    place.mkdir(parents=True, exist_ok=True)
     (place / "calibration.json").write_text(json.dumps(report, indent=1) + "\n")
     report["plot"] = str(draw(report, place / "calibration.png"))
     logger = Logger(place, frame=saved["frames"])

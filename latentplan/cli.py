@@ -58,7 +58,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args, others = parser.parse_known_args(argv)
     if others:
         if not hasattr(args, "items") or any("=" not in x or x.startswith("-") for x in others):
-            parser.error(f"unrecognized arguments: {' '.join(others)}")
+            hint = "; keys are set as in task=walker_walk" if hasattr(args, "items") else ""
+            parser.error(f"unrecognized arguments: {' '.join(others)}{hint}")
         args.items += others
     return args
 

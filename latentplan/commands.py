@@ -89,7 +89,9 @@ def _add_config(commands: Commands) -> None:
 def _config(args: argparse.Namespace) -> int:
     config = _load(args)
     from latentplan.config import to_yaml
+    from latentplan.envs import parse_task
 
+    parse_task(config.task)
     print(to_yaml(config), end="")
     return 0
 
@@ -298,7 +300,10 @@ def _bench_updates(args: argparse.Namespace) -> int:
     for name in ("json", "against", "loop", "planning", "peer"):
         if getattr(args, name):
             raise UserError(f"--{name} does not go with --growth or --ablations.")
-    overrides = [*([f"size={args.size}"] if args.size else []), *args.items]
+    names = args.ablations or []  # keys behind them are read as names, too
+    args.ablations = [name for name in names if "=" not in name]
+    keys = [name for name in names if "=" in name]
+    overrides = [*([f"size={args.size}"] if args.size else []), *args.items, *keys]
     if args.growth:
         found = growth(overrides, args.repeats)
         print(describe_growth(found))

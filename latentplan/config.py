@@ -110,7 +110,10 @@ def _read(path: Path, renamed: Mapping[str, str] = MappingProxyType({})) -> Dict
     try:
         node = OmegaConf.load(path)
     except OSError as error:
-        raise UserError(f"The configuration {path} cannot be read: {error.strerror}.") from error
+        hint = "" if path.suffix else f" (overrides are written key=value, a task as task={path})"
+        raise UserError(
+            f"The configuration {path} cannot be read: {error.strerror}{hint}."
+        ) from error
     except (YAMLError, ValueError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"The configuration {path} is not valid YAML: {reason}.") from error
@@ -121,7 +124,7 @@ def _read(path: Path, renamed: Mapping[str, str] = MappingProxyType({})) -> Dict
         if key in node.get(section, {}):
             OmegaConf.update(node, new, node[section].pop(key))
     _check_keys(node, str(path))
-    _mend_words(node)
+    _mend_types(node)
     return node
 
 
@@ -133,7 +136,7 @@ def _parse(item: str) -> DictConfig:
     except (YAMLError, ValueError, OmegaConfBaseException) as error:
         raise UserError(f"The override {item!r} cannot be parsed.") from error
     _check_keys(node, item)
-    _mend_words(node)
+    _mend_types(node)
     return node
 
 
@@ -153,12 +156,14 @@ def _check_keys(node: DictConfig, where: str) -> None:
             raise UserError(f"Unknown key {key!r} in {where}{hint}")
 
 
-def _mend_words(node: DictConfig) -> None:
-    """YAML reads the word ``off`` as false; where a text is due, it was a word."""
+def _mend_types(node: DictConfig) -> None:
+    """YAML reads the word ``off`` as false, and 1e6 as a fraction; what is due says otherwise."""
     known = flatten(OmegaConf.to_container(_schema()))
     for key, value in flatten(OmegaConf.to_container(node, resolve=False)).items():
         if value is False and isinstance(known[key], str):
             OmegaConf.update(node, key, "off")
+        if isinstance(value, float) and value.is_integer() and type(known[key]) is int:
+            OmegaConf.update(node, key, int(value))
 
 
 def _schema() -> DictConfig:

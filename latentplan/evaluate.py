@@ -1,4 +1,4 @@
-"""Scoring and using trained agents."""
+"""Scoring trained agents."""
 
 from __future__ import annotations
 
@@ -189,66 +189,3 @@ def summary(policy: str, scores: Scores) -> dict[str, Any]:
 
 def to_json(result: Mapping[str, Any]) -> str:
     return json.dumps(result, indent=1)
-
-
-class LoadedAgent:
-    """A trained agent for a loop of one's own, one environment at a time.
-
-    ::
-
-        agent = latentplan.load("runs/quickstart")
-        agent.reset()                       # at the start of every episode
-        action = agent.act(obs)             # (A,) float32 in [-1, 1]
-
-    ``obs`` is the picture (height, width, 3) uint8, the state vector, or a mapping
-    ``{"image": ..., "vector": ...}`` as the agent was trained. The actor's mean is taken; no
-    gradient is recorded. One call stands for ``spec.repeat`` frames.
-    """
-
-    def __init__(self, agent: Agent, spec: EnvSpec, config: Config):
-        self.agent, self.spec, self.config = agent, spec, config
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the past: a new episode begins."""
-        self._carry = self.agent.initial(1)
-        self._action = np.zeros((1, self.spec.action_dim), np.float32)
-        self._first = True
-        # Posterior states are sampled: the same episode gets the same actions every time.
-        self._generator = torch.Generator(self.agent.device).manual_seed(0)
-
-    def act(self, obs: Any) -> np.ndarray:
-        """Decide on an observation.
-
-        Raises:
-            ValueError: the observation is not what the agent was trained on.
-        """
-        if not isinstance(obs, Mapping):
-            obs = {next(iter(self.spec.obs)): obs}
-        arrays = {}
-        for name, (shape, dtype) in self.spec.obs.items():
-            if name not in obs or np.shape(obs[name]) != shape:
-                got = np.shape(obs[name]) if name in obs else "nothing"
-                raise ValueError(f"the agent needs {name} of shape {shape}, got {got}")
-            arrays[name] = np.asarray(obs[name], dtype)[None]
-        row = Timestep(
-            arrays,
-            self._action,
-            np.zeros(1, np.float32),
-            np.array([self._first]),
-            np.zeros(1, bool),
-        )
-        row = to_tensors(row, self.agent.device)
-        action, self._carry = self.agent.act(row, self._carry, "mean", self._generator)
-        self._action, self._first = action.cpu().numpy(), False
-        return self._action[0].copy()
-
-
-def load(run: str | Path, device: str = "cpu") -> LoadedAgent:
-    """The agent of a run folder.
-
-    Raises:
-        UserError: no run there, or its checkpoint is damaged or of another architecture.
-    """
-    agent, config, spec, _ = run_folder.load_agent(Path(run), run_folder.pick_device(device))
-    return LoadedAgent(agent, spec, config)

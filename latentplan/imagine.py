@@ -47,8 +47,8 @@ def imagine(
     """Show an agent on episodes that training never sees; the result is plain values.
 
     Everything of ``inspection/exhibits.py``, a dream against reality and the latent map are written
-    to ``out`` (default RUN/imagine) as PNG, MP4 (GIF without ffmpeg) and TensorBoard events; beside
-    them the calibration (RUN/calibration).
+    to ``out`` (default RUN/imagine) as PNG, MP4 (GIF without ffmpeg) and TensorBoard events; so is
+    a calibration of few episodes (``calibration`` there).
 
     Args:
         seed: of episodes and imagination.
@@ -78,7 +78,9 @@ def imagine(
     logger.points("latents", found.features, found.columns, found.thumbnails, frame)
     logger.close()
     try:
-        files["calibration"] = calibrate_agent(agent, config, saved, folder, CALIBRATED)["plot"]
+        files["calibration"] = calibrate_agent(agent, config, saved, folder, place, CALIBRATED)[
+            "plot"
+        ]
     except UserError as error:
         log.warning("no calibration: %s", error)
     result: dict[str, Any] = {"run": str(folder), "frames": frame, "files": files}

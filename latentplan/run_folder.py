@@ -34,7 +34,8 @@ from latentplan.types import EnvSpec, UserError
 PACKAGES = ("torch", "torchvision", "mujoco", "dm_control", "gymnasium", "numpy", "omegaconf")
 # What may differ when a run goes on; everything else is part of what the run *is*.
 CHANGEABLE = (
-    *("steps", "run_dir", "device", "env.workers"),
+    *("steps", "run_dir", "device"),
+    *("env.workers", "env.timeout", "env.module", "env.renderer"),
     *("train.minutes", "train.threads", "train.compile"),
 )
 CHANGEABLE_SECTIONS = ("eval.", "log.")
@@ -54,7 +55,7 @@ def describe(spec: EnvSpec, renderer: str) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "cuda": _cuda()},
         "renderer": renderer,
-        "spec": {"obs": spec.obs, "action_dim": spec.action_dim, "repeat": spec.repeat},
+        "spec": spec.plain(),
     }
 
 
@@ -117,7 +118,8 @@ def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
         if there != here:
             raise UserError(
                 f"{path} is a checkpoint of another architecture: "
-                f"it has {there} for {name}, this agent has {here}."
+                f"it has {there} for {name}, this agent has {here}. Its run.json names the "
+                "commit that made it."
             )
     agent.load_state_dict(state)
 
@@ -133,14 +135,10 @@ def load(folder: Path, plan: Sequence[str] = ()) -> tuple[Config, EnvSpec, dict[
     """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.yaml.")
-    config = load_resolved(folder / "config.yaml", [f"plan.{item}" for item in plan])
+    plan = [f"plan.{item.removeprefix('plan.')}" for item in plan]
+    config = load_resolved(folder / "config.yaml", plan)
     payload = checkpoint.load(checkpoint_path(folder))
-    spec = EnvSpec(
-        {name: (tuple(shape), dtype) for name, (shape, dtype) in payload["spec"]["obs"].items()},
-        payload["spec"]["action_dim"],
-        payload["spec"]["repeat"],
-    )
-    return config, spec, payload
+    return config, EnvSpec.of(payload["spec"]), payload
 
 
 def load_agent(

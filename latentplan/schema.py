@@ -229,19 +229,28 @@ MINIMA = {
     "distill.weight": 0,
     "plan.candidates": 1,
     "plan.horizon": 1,
-    "plan.imagine_share": 0,
     "plan.replan_every": 0,
     "train.batch": 1,
     "train.length": 2,
     "train.prefill": 0,
     "train.threads": 0,
+    "train.minutes": 0,
+    "eval.every": 0,
     "eval.episodes": 1,
+    "log.every": 1,
+    "log.checkpoint_seconds": 0,
+    "log.inspect_every": 0,
     "log.inspect_context": 1,
 }
+SHARES = (
+    *("world.unimix", "world.bootstrap", "world.decode_fraction"),
+    *("behavior.lam", "behavior.slow_rate", "behavior.scale_rate", "behavior.starts_fraction"),
+    *("plan.imagine_share", "optim.beta1", "optim.beta2"),
+)
 POSITIVE = (
     *("world.bootstrap", "world.decode_fraction", "behavior.starts_fraction", "train.ratio"),
     *("behavior.std_min", "env.timeout", "behavior.entropy", "mpdp.threshold"),
-    "distill.temperature",
+    *("distill.temperature", "optim.world_lr", "optim.actor_lr", "optim.critic_lr", "optim.clip"),
 )
 
 
@@ -260,6 +269,11 @@ def check(flat: dict[str, object]) -> None:
     for key in POSITIVE:
         if not flat[key] > 0:
             raise UserError(f"{key} must be positive, not {flat[key]}.")
+    for key in SHARES:
+        if not 0 <= flat[key] <= 1:
+            raise UserError(f"{key} is a share, from 0 to 1, not {flat[key]}.")
+    if flat["behavior.std_min"] >= flat["behavior.std_max"]:
+        raise UserError("behavior.std_min must be less than behavior.std_max.")
     for key in ("world.bins", "behavior.bins"):
         if flat[key] % 2 == 0:
             raise UserError(f"{key} must be odd, so that one bin is zero, not {flat[key]}.")
@@ -267,12 +281,10 @@ def check(flat: dict[str, object]) -> None:
         raise UserError("world.blocks must divide world.deter.")
     if flat["plan.replan_every"] > flat["plan.horizon"]:
         raise UserError("plan.replan_every must not exceed plan.horizon: a plan ends there.")
-    if flat["plan.imagine_share"] > 1:
-        raise UserError(f"plan.imagine_share is a share, not {flat['plan.imagine_share']}.")
     if flat["behavior.improvement"] == "mpdp":
         if flat["behavior.gradient"] != "pathwise":
             raise UserError(
-                "behavior.improvement=mpdp climbs the model: it needs gradient=pathwise."
+                "behavior.improvement=mpdp climbs the model: it needs behavior.gradient=pathwise."
             )
         plans = flat["plan.candidates"] > 1
         if plans and flat["mpdp.policies"] == "per_step" and flat["plan.imagine_share"]:

@@ -244,7 +244,6 @@ class Trainer:
     def save(self) -> None:
         """Write everything that the run needs to go on."""
         self.replay.flush()
-        spec = self.env.spec
         checkpoint.save(
             run_folder.checkpoint_path(self.folder),
             {
@@ -252,11 +251,7 @@ class Trainer:
                 "decisions": self.decisions,
                 "updates": self.updates,
                 "episodes": [int(n) for n in self.env.episodes],
-                "spec": {
-                    "obs": {k: [list(shape), dtype] for k, (shape, dtype) in spec.obs.items()},
-                    "action_dim": spec.action_dim,
-                    "repeat": spec.repeat,
-                },
+                "spec": self.env.spec.plain(),
                 "agent": self.agent.state_dict(),
                 "optimizer": self.agent.optimizer.state_dict(),
                 "ratio": self.ratio.state_dict(),

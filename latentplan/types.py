@@ -25,8 +25,8 @@ Images are ``(..., height, width, 3)`` uint8 from renderer to replay to encoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # environment workers read this module and must start without torch
     import numpy as np
@@ -49,6 +49,20 @@ class EnvSpec(NamedTuple):
     obs: dict[str, tuple[tuple[int, ...], str]]
     action_dim: int
     repeat: int  # frames per decision
+    action_low: tuple[float, ...] = ()  # what -1 and 1 stand for in the environment, (A,) each;
+    action_high: tuple[float, ...] = ()  # empty where that is not known
+
+    def plain(self) -> dict[str, Any]:
+        """For a file; :meth:`of` reads it."""
+        obs = {name: [list(shape), dtype] for name, (shape, dtype) in self.obs.items()}
+        return self._asdict() | {"obs": obs}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> EnvSpec:
+        """From :meth:`plain`, of any version."""
+        obs = {name: (tuple(shape), dtype) for name, (shape, dtype) in plain["obs"].items()}
+        bounds = {k: tuple(plain.get(k, ())) for k in ("action_low", "action_high")}
+        return cls(**{**plain, "obs": obs, **bounds})
 
     @property
     def images(self) -> list[str]:

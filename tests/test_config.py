@@ -164,6 +164,9 @@ def test_the_default_size_follows_the_device() -> None:
         ("world.deter=${world.norm}", ["world.deter"]),
         ("world.bins=[1", ["world.bins"]),
         ("seed", ["seed", "key=value"]),
+        ("world.decode_fraction=1.5", ["world.decode_fraction", "share", "1.5"]),
+        ("behavior.std_min=3", ["behavior.std_min", "behavior.std_max"]),
+        ("train.minutes=-1", ["train.minutes", "at least 0"]),
     ],
 )
 def test_a_mistake_is_one_sentence_that_names_it(override: str, words: list[str]) -> None:
@@ -208,7 +211,7 @@ def test_the_result_is_frozen() -> None:
 
 
 def test_values_have_the_types_of_the_schema() -> None:
-    loaded = load([], [*CPU, "behavior.lam=1", "optim.world_lr=1e-3", "steps=1_000", "task=123"])
+    loaded = load([], [*CPU, "behavior.lam=1", "optim.world_lr=1e-3", "steps=1e3", "task=123"])
     assert (loaded.behavior.lam, type(loaded.behavior.lam)) == (1.0, float)
     assert (loaded.optim.world_lr, loaded.steps, loaded.task) == (1e-3, 1000, "123")
 

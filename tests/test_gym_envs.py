@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -12,7 +13,7 @@ import psutil
 import pytest
 from environments import make, run_python, walk
 
-from latentplan.types import UserError
+from latentplan.types import EnvSpec, UserError
 
 MODULE = """
 import os
@@ -41,6 +42,10 @@ class Mine(gymnasium.Env):
         if kind == "dict":
             vector = spaces.Box(-1, 1, (2, 2), np.float32)
             self.observation_space = spaces.Dict({"z": vector, "eye": image, "a": plain})
+        if kind == "two eyes":
+            self.observation_space = spaces.Dict({"left": image, "right": image})
+        if kind == "gray":
+            self.observation_space = spaces.Box(0, 255, (40, 30, 1), np.uint8)
 
     def observe(self):
         image = np.full((40, 30, 3), 7, np.uint8)
@@ -85,9 +90,10 @@ KINDS = ("plain", "unbounded", "discrete", "image", "dict", "hangs", "dies", "ra
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("mine") / "mine.py"
+    name = lambda kind: kind.title().replace(" ", "")  # noqa: E731
     kinds = "".join(
-        f'gymnasium.register("{kind.title()}-v0", Mine, kwargs={{"kind": "{kind}"}})\n'
-        for kind in (*KINDS, "unbuildable")
+        f'gymnasium.register("{name(kind)}-v0", Mine, kwargs={{"kind": "{kind}"}})\n'
+        for kind in (*KINDS, "two eyes", "gray", "unbuildable")
     )
     path.write_text(MODULE + kinds)
     return str(path)
@@ -104,7 +110,9 @@ def children() -> set[int]:
 
 def test_actions_are_scaled_to_the_environments_bounds(module: str) -> None:
     with make("gym:Plain-v0", module=module, repeat=1) as env:
-        assert env.spec.action_dim == 2
+        assert (env.spec.action_dim, env.spec.repeat) == (2, 1)
+        assert (env.spec.action_low, env.spec.action_high) == ((0, 0), (2, 4))
+        assert EnvSpec.of(json.loads(json.dumps(env.spec.plain()))) == env.spec
         env.reset()
         for action, expected in (([-1, -1], [0, 0]), ([1, 0], [2, 2]), ([3, -9], [2, 0])):
             row, _ = env.step(np.array([action]))
@@ -145,6 +153,8 @@ def test_dict_observations_and_images_among_them(module: str) -> None:
         ("Unbounded", "state", "no bounds"),
         ("Discrete", "state", "Discrete"),
         ("Image", "state", "obs=pixels"),
+        ("TwoEyes", "both", "several pictures .left, right."),
+        ("Gray", "state", r"\(40, 30, 1\)"),
         ("Nowhere", "state", "env.module"),
         ("Unbuildable", "state", "100% broken"),
         ("Raises", "state", "ZeroDivisionError: 100% broken .*mine.py, line"),

@@ -45,6 +45,7 @@ LAYERS = [
             "monitor",
             "train",
             "bench",
+            "deploy",
             "doctor",
         )
     },

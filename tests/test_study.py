@@ -17,7 +17,7 @@ from latentplan.config import flatten, load, preset_folder
 from latentplan.study.curves import Curve, mean_curve, read_curve
 from latentplan.study.matrix import jobs, read_study, table
 from latentplan.study.mechanisms import coverage, first_reward, points, since
-from latentplan.types import Timestep
+from latentplan.types import Timestep, UserError
 
 STUDY = """
 tasks: [dummy:pixels]
@@ -46,6 +46,20 @@ def test_a_study_is_the_product_of_its_lists(tmp_path: Path) -> None:
     ]
     assert len({job.folder for job in matrix}) == 4 and {job.steps for job in matrix} == {300}
     assert not any(job.done() for job in matrix)
+
+
+def test_an_ablation_may_be_written_in_the_study(tmp_path: Path) -> None:
+    text = STUDY.replace("optimistic_only]", "eight]").replace("seeds: [1, 2]", "seeds: [1]")
+    variant = "variants: {eight: {ablation: coplanner, plan.candidates: 8}}"
+    path = write(tmp_path, text + variant)
+    plain, own = jobs(read_study(path), path)
+    assert (plain.ablation, own.ablation) == ("dreamer", "eight") and "eight" in own.folder.name
+    found = load([], own.overrides)
+    assert (found.ablation, found.plan.candidates, found.plan.explore) == ("coplanner", 8, True)
+    for wrong in ("variants: {nine: {steps: 3}}", "variants: {eight: {seed: 3}}"):
+        path = write(tmp_path, text + wrong)
+        with pytest.raises(UserError, match=r"nine|seed"):
+            read_study(path)
 
 
 def test_a_task_may_have_settings_of_its_own(tmp_path: Path) -> None:

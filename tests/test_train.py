@@ -26,7 +26,7 @@ import latentplan
 from latentplan import checkpoint
 from latentplan.cli import main
 from latentplan.config import load_resolved, to_yaml
-from latentplan.evaluate import LoadedAgent
+from latentplan.deploy import LoadedAgent
 from latentplan.train import train
 from latentplan.types import UserError
 
@@ -254,11 +254,40 @@ def test_a_loaded_agent_acts_as_the_trained_one(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "obs", [np.zeros(2, np.float32), {"vector": np.zeros(2)}, {"image": np.zeros((8, 8, 3))}]
+    ("obs", "message"),
+    [
+        (np.zeros(2, np.float32), "image of shape"),
+        ({"vector": np.zeros(2)}, "image of shape"),
+        ({"image": np.zeros((16, 16, 3))}, "float64"),  # in [0, 1] it would have been black
+        ({"image": np.zeros((16, 16, 3), np.uint8), "vector": [0, np.nan]}, "not finite"),
+        ({"image": np.zeros((16, 16, 3), np.uint8), "vector": [0, 1, 2]}, "vector of shape"),
+    ],
 )
-def test_a_loaded_agent_refuses_what_it_was_not_trained_on(run: Path, obs: Any) -> None:
-    with pytest.raises(ValueError, match="image of shape"):
+def test_a_loaded_agent_refuses_what_it_was_not_trained_on(
+    run: Path, obs: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
         latentplan.load(run).act(obs)
+
+
+def test_a_loaded_agent_takes_what_training_took(run: Path) -> None:
+    """A picture of another size, and a Dict whose numbers are put in the order of their names."""
+    agent = latentplan.load(run)
+    front = np.full((40, 30, 3), 7, np.uint8)
+    theirs = agent.act({"front": front, "b": np.array([2.0]), "a": 1.0})
+    agent.reset()
+    ours = agent.act({"image": np.full((16, 16, 3), 7, np.uint8), "vector": [1, 2]})
+    np.testing.assert_array_equal(theirs, ours)
+
+
+def test_a_loaded_agent_speaks_the_environments_units(run: Path) -> None:
+    agent = latentplan.load(run)
+    agent.spec = agent.spec._replace(action_low=(-2.0, 0.0), action_high=(2.0, 10.0))
+    np.testing.assert_allclose(agent.to_env(np.array([0.5, -1.0])), [1.0, 0.0])
+    np.testing.assert_allclose(agent.to_env(np.array([3.0, 0.0])), [2.0, 5.0])  # as in training
+    agent.spec = agent.spec._replace(action_low=(), action_high=())
+    with pytest.raises(ValueError, match="bounds"):
+        agent.to_env(np.zeros(2))
 
 
 # --- leaving --------------------------------------------------------------------------------

@@ -74,6 +74,11 @@ class GymEnvironment:
         self._env = self._make(None)
         entries = self._entries_of_space(self._env.observation_space)
         images = [key for key, space in entries.items() if _is_image(space)]
+        if len(images) > 1:
+            raise UserError(
+                f"gym:{name} observes several pictures ({', '.join(images)}): wrap it so that one "
+                "is left."
+            )
         self._state_keys = [key for key in entries if key not in images]
         self._image_key = images[0] if images else None
         self._draws = obs in ("pixels", "both") and self._image_key is None
@@ -137,6 +142,11 @@ class GymEnvironment:
                 raise UserError(
                     f"gym:{self._name} cannot be used: {what} is a {type(entry).__name__}, "
                     "only Box (or a Dict of them) is understood."
+                )
+            if entry.dtype == np.uint8 and len(entry.shape) == 3 and not _is_image(entry):
+                raise UserError(
+                    f"gym:{self._name} cannot be used: a picture must be (height, width, 3), not "
+                    f"{entry.shape}; wrap it."
                 )
         return entries
 

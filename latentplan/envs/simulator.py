@@ -42,7 +42,12 @@ class Spaces(NamedTuple):
     """What can be known of a simulator without running it."""
 
     observation: spaces.Dict
-    action_dim: int
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.action_low)
 
 
 def image_space(height: int, width: int) -> spaces.Box:

@@ -191,7 +191,7 @@ class VectorEnv:
             self._kill()
             raise UserError(
                 f"An environment of {self._task} gave no answer for {self._timeout:g} s "
-                "(env.timeout) and was ended; if it draws, try env.renderer=osmesa."
+                "(env.timeout) and was ended; if it draws, env.renderer=osmesa may help."
             ) from None
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             codes = self._kill()
@@ -227,4 +227,5 @@ def _spec_of(known: Spaces, env: EnvConfig) -> EnvSpec:
         is_image = name == "image"
         shape = (env.image_size, env.image_size, 3) if is_image else tuple(space.shape)
         obs[name] = (shape, "uint8" if is_image else "float32")
-    return EnvSpec(obs=obs, action_dim=known.action_dim, repeat=env.repeat)
+    bounds = known.action_low, known.action_high
+    return EnvSpec(obs, known.action_dim, env.repeat, *bounds)

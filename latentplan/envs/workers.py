@@ -42,7 +42,10 @@ class Recipe:
         """Build the simulator here, to see its spaces."""
         simulator = self.build()
         try:
-            return Spaces(simulator.observation_space, len(simulator.action_low))
+            low, high = (
+                tuple(map(float, x)) for x in (simulator.action_low, simulator.action_high)
+            )
+            return Spaces(simulator.observation_space, low, high)
         finally:
             simulator.close()
 

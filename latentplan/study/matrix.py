@@ -23,6 +23,8 @@ class Study:
 
     tasks: list[str] = field(default_factory=list)
     ablations: list[str] = field(default_factory=lambda: ["none"])
+    # name: settings of an ablation of one's own, which may begin with ablation: one of the files
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     settings: dict[str, Any] = field(default_factory=dict)  # "key.sub": value, of every run
     per_task: dict[str, dict[str, Any]] = field(default_factory=dict)  # task: settings of its runs
@@ -74,7 +76,9 @@ def read_study(path: Path) -> Study:
             raise UserError(f"The study {path} names no {name}.")
         if len(set(values)) < len(values):
             raise UserError(f"The study {path} names one of its {name} twice.")
-    for settings in (study.settings, *study.per_task.values()):
+    for_all = [study.settings, *study.per_task.values()]
+    without = [{k: x for k, x in v.items() if k != "ablation"} for v in study.variants.values()]
+    for settings in (*for_all, *without):  # a variant may begin with an ablation
         for key in SET_BY_STUDY:
             if key in settings:
                 raise UserError(f"{key} in the settings of {path} is set by the study itself.")
@@ -83,6 +87,9 @@ def read_study(path: Path) -> Study:
             raise UserError(
                 f"per_task of {path} has settings for {task}, which is none of its tasks."
             )
+    for name in study.variants:
+        if name not in study.ablations:
+            raise UserError(f"The variant {name} of {path} is none of its ablations.")
     if study.parallel < 1:
         raise UserError(f"parallel must be at least 1, not {study.parallel}.")
     return study
@@ -100,8 +107,9 @@ def jobs(study: Study, path: Path) -> list[Job]:
         for task in study.tasks:
             for ablation in study.ablations:
                 run = folder / f"{task.replace(':', '-').replace('/', '-')}-{ablation}-s{seed}"
-                settings = {"task": task, "ablation": ablation, "seed": seed, **study.settings}
+                settings = {"task": task, "seed": seed, **study.settings}
                 settings |= study.per_task.get(task, {})
+                settings |= study.variants.get(ablation, {"ablation": ablation})
                 overrides = [f"{key}={value}" for key, value in settings.items()]
                 overrides.append(f"run_dir={run}")
                 steps = load([], overrides).steps

@@ -34,8 +34,7 @@ TYPES = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
 def write_page(runs: Sequence[Path], out: Path, *, device: str = "auto") -> Path:
     """Write ``out``: scores and curves of all runs, then each run's films, calibration, settings.
 
-    Films and calibration are made anew from each run's checkpoint (``RUN/imagine`` and
-    ``RUN/calibration``).
+    Films and calibration are made anew from each run's checkpoint (``RUN/imagine``).
 
     Raises:
         UserError: a folder holds no run, or no run was ever evaluated; matplotlib is missing.

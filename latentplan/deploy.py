@@ -1,0 +1,118 @@
+"""A trained agent in a loop of one's own: ``latentplan.load``. No planner, no environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from latentplan import run_folder
+from latentplan.agent import Agent
+from latentplan.envs.simulator import flatten_state
+from latentplan.evaluate import to_tensors
+from latentplan.schema import Config
+from latentplan.torchvision_compat import resize_frames
+from latentplan.types import EnvSpec, Timestep
+
+
+class LoadedAgent:
+    """Acts in one environment at a time, by the actor's mean; no gradient is recorded.
+
+    ::
+
+        agent = latentplan.load("runs/quickstart")
+        agent.reset()                       # at the start of every episode
+        action = agent.act(obs)             # (A,) float32 in [-1, 1]
+        command = agent.to_env(action)      # (A,) in the environment's own units
+
+    One call stands for ``spec.repeat`` frames: hold the action for as many.
+    """
+
+    def __init__(self, agent: Agent, spec: EnvSpec, config: Config):
+        self.agent, self.spec, self.config = agent, spec, config
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the past: a new episode begins."""
+        self._carry = self.agent.initial(1)
+        self._action = np.zeros((1, self.spec.action_dim), np.float32)
+        self._first = True
+        # Posterior states are sampled: the same episode gets the same actions every time.
+        self._generator = torch.Generator(self.agent.device).manual_seed(0)
+
+    def act(self, obs: Any) -> np.ndarray:
+        """Decide on an observation.
+
+        Args:
+            obs: what training took from the environment: a picture (height, width, 3) uint8 of any
+                size, a state vector, ``{"image": ..., "vector": ...}``, or the Dict that the
+                environment gives (its numbers are put in the order of their names).
+
+        Returns:
+            (A,) float32 in [-1, 1].
+
+        Raises:
+            ValueError: the observation is not what the agent was trained on, or not finite.
+        """
+        row = Timestep(
+            {name: x[None] for name, x in self._understood(obs).items()},
+            self._action,
+            np.zeros(1, np.float32),
+            np.array([self._first]),
+            np.zeros(1, bool),
+        )
+        row = to_tensors(row, self.agent.device)
+        action, self._carry = self.agent.act(row, self._carry, "mean", self._generator)
+        self._action, self._first = action.cpu().numpy(), False
+        return self._action[0].copy()
+
+    def to_env(self, action: np.ndarray) -> np.ndarray:
+        """An action (A,) in [-1, 1] in the units of the environment, as training scaled it.
+
+        Raises:
+            ValueError: the run is of a version that did not record the bounds.
+        """
+        if not self.spec.action_low:
+            raise ValueError("the run did not record the bounds of its environment's actions")
+        low, high = np.array(self.spec.action_low), np.array(self.spec.action_high)
+        return low + (np.clip(action, -1.0, 1.0) + 1.0) / 2.0 * (high - low)
+
+    def _understood(self, obs: Any) -> dict[str, np.ndarray]:
+        """The observation as training would have recorded it."""
+        found = self._named(obs)
+        arrays = {}
+        for name, (shape, dtype) in self.spec.obs.items():
+            x = np.asarray(found[name]) if name in found else None
+            if x is not None and name in self.spec.images and x.ndim == 3 and x.dtype == np.uint8:
+                x = resize_frames(x[None], shape[0])[0] if x.shape[-1] == 3 else x
+            got = "nothing" if x is None else f"{x.shape} {x.dtype}"
+            numbers = x is not None and dtype == "float32" and x.dtype.kind in "fiub"
+            if x is None or x.shape != shape or not (numbers or x.dtype == dtype):
+                raise ValueError(f"the agent needs {name} of shape {shape} {dtype}, got {got}")
+            if numbers and not np.isfinite(x).all():
+                raise ValueError(f"{name} is not finite")
+            arrays[name] = x.astype(dtype, copy=False)
+        return arrays
+
+    def _named(self, obs: Any) -> Mapping[str, Any]:
+        if not isinstance(obs, Mapping):
+            return {next(iter(self.spec.obs)): obs}
+        if set(obs) & set(self.spec.obs):
+            return obs
+        images = {k: x for k, x in obs.items() if np.ndim(x) == 3}
+        states = {k: x for k, x in obs.items() if k not in images}
+        found = {"image": next(iter(images.values()))} if images else {}
+        return {**found, "vector": flatten_state(states)} if states else found
+
+
+def load(run: str | Path, device: str = "cpu") -> LoadedAgent:
+    """The agent of a run folder; its ``config.yaml`` and ``checkpoint.pt`` are enough.
+
+    Raises:
+        UserError: no run there, or its checkpoint is damaged or of another architecture.
+    """
+    agent, config, spec, _ = run_folder.load_agent(Path(run), run_folder.pick_device(device))
+    return LoadedAgent(agent, spec, config)
