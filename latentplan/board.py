@@ -43,13 +43,14 @@ GROUPS = {
     "the ensemble (`uncertainty`, and its 95th percentile).",
     "train/plan": "Plans in the environment (`explore_`) and in imagination (`imagine_`): what "
     "tells candidates apart (`_spread`), the share of uncertainty in it (`_bonus_share`), what "
-    "choosing gains in return (`_gain`, in return scales). `distance`: nats from policy to "
-    "choice.",
+    "choosing gains in return (`_gain`, in return scales), candidates without a finite score "
+    "(`_invalid`, per update). `distance`: nats from policy to choice, 0 for a mere sample.",
     "train/mpdp": "The multi-step objective: steps taken before the value stands in (`horizon`), "
     "share of the penalty, entropy of each step's policy.",
     "train/actor": "Entropy (nats), standard deviation, and the entropy's temperature.",
     "train/critic": "Values and returns of imagined states, and the scale that returns are "
-    "measured in.",
+    "measured in. Values are those of what acts there, the planner's where it plans; with MPDP "
+    "the policy's own, its entropy included.",
     "imagination": "Means over imagined rollouts, and the films. Where a planner acts in rollouts "
     "its rewards are in them: do not compare ablations by these.",
     "calibration": "Rank correlation of uncertainty and error k steps ahead (`latentplan "
