@@ -178,11 +178,12 @@ class Agent(nn.Module):
 
     def _require_finite(self, terms: dict[str, Tensor]) -> None:
         """A finite loss can have an infinite gradient: both are looked at before weights move."""
-        bad = [name for name, x in terms.items() if not torch.isfinite(x)]
+        grads = {n: p.grad for n, p in self.named_parameters() if p.grad is not None}
+        norms = torch._foreach_norm(list(grads.values()))
+        if torch.stack([*terms.values(), *norms]).isfinite().all():  # the one wait for the device
+            return
+        bad = [name for name, x in terms.items() if not x.isfinite()]
         if bad:
             raise NonFiniteLossError(f"The loss is not finite: {', '.join(bad)}.")
-        grads = [p.grad for p in self.parameters() if p.grad is not None]
-        if not torch.isfinite(torch.stack(torch._foreach_norm(grads))).all():
-            bad = [n for n, p in self.named_parameters() if p.grad is not None]
-            bad = [n for n in bad if not torch.isfinite(self.get_parameter(n).grad).all()]
-            raise NonFiniteLossError(f"The gradient is not finite: {', '.join(bad[:5])}.")
+        bad = [name for name, x in grads.items() if not x.isfinite().all()]
+        raise NonFiniteLossError(f"The gradient is not finite: {', '.join(bad[:5])}.")

@@ -17,6 +17,7 @@ import torch
 from latentplan import checkpoint, run_folder
 from latentplan.agent import Agent, NonFiniteLossError
 from latentplan.allocator import keep_memory
+from latentplan.batches import Batches
 from latentplan.clock import Every, Ratio
 from latentplan.compiling import compile_agent
 from latentplan.disk import gigabytes
@@ -121,6 +122,7 @@ class Trainer:
             capacity=config.replay.capacity,
             envs=config.env.count,
         )
+        self.batches = Batches(self.replay, train.batch, train.length, self.rng, self.device)
         self.ratio = Ratio(train.ratio, train.batch * train.length)
         self.frames = self.decisions = self.updates = 0
         self.save_due = Every(
@@ -213,19 +215,17 @@ class Trainer:
             return
         for _ in range(self.ratio(self.decisions)):
             with watch.section("replay"):
-                batch, episode = self.replay.sample(train.batch, train.length, self.rng)
-                tensors = to_tensors(batch, self.device)
-                episodes = torch.as_tensor(episode).to(self.device)
-            with watch.section("update"):
+                batch, episode = self.batches.take()
+            with watch.section("update"), self.batches.meanwhile():
                 try:
-                    metrics = self.agent.update(tensors, episodes)
+                    metrics = self.agent.update(batch, episode)
                 except NonFiniteLossError as error:
                     raise UserError(self._dump(batch, error)) from error
             self.updates += 1
             self.monitor.update(metrics)
 
     def _dump(self, batch: Timestep, error: NonFiniteLossError) -> str:
-        path = self.folder / f"nonfinite-{self.updates}.npz"
+        path, batch = self.folder / f"nonfinite-{self.updates}.npz", batch.map(lambda x: x.cpu())
         obs = {f"obs.{name}": x for name, x in batch.obs.items()}
         rest = {name: x for name, x in batch._asdict().items() if name != "obs"}
         np.savez_compressed(path, **obs, **rest)
@@ -276,4 +276,5 @@ class Trainer:
     def close(self) -> None:
         self.env.close()
         self.monitor.close()
+        self.batches.close()
         self.replay.close()

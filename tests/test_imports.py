@@ -38,6 +38,7 @@ LAYERS = [
         for name in (
             "run_folder",
             "evaluate",
+            "batches",
             "calibrate",
             "compiling",
             "imagine",
