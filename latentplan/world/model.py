@@ -291,12 +291,13 @@ class WorldModel(nn.Module):
             rearrange(latent.stoch[:, 1:], "b t s c -> (b t) (s c)"),
             rearrange(mask, "m b t -> m (b t)"),
         )
-        return loss, uncertainty[inside.flatten()]
+        return loss, uncertainty.masked_fill(~inside.flatten(), torch.nan)
 
 
 def _summary(uncertainty: Tensor) -> dict[str, Tensor]:
-    """Of replayed rows (N,): the mean, and the percentile that planning measures bonuses in."""
+    """Of replayed rows (N,): the mean, and the percentile that planning measures bonuses in; rows
+    that are nan do not count."""
     return {
-        "train/model/uncertainty": uncertainty.mean(),
-        HIGH_UNCERTAINTY: torch.quantile(uncertainty, 0.95),
+        "train/model/uncertainty": uncertainty.nanmean(),
+        HIGH_UNCERTAINTY: torch.nanquantile(uncertainty, 0.95),
     }
