@@ -36,6 +36,7 @@ class Mechanisms(NamedTuple):
     latent_rank: float | None
     explore_bonus: float | None  # share of the bonus in the spread of scores, last half of training
     imagine_bonus: float | None
+    training: float | None  # return of training's own episodes, exploration included, there too
 
 
 def measure(runs: Sequence[Path], seeds: Sequence[int]) -> list[Mechanisms]:
@@ -71,6 +72,7 @@ def measure(runs: Sequence[Path], seeds: Sequence[int]) -> list[Mechanisms]:
                 *_held_out(run, join(others or windows, np.concatenate)),
                 _late(metrics, "train/plan/explore_bonus_share"),
                 _late(metrics, "train/plan/imagine_bonus_share"),
+                _late(metrics, "episode/score"),
             )
         )
     return measured

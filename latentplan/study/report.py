@@ -27,6 +27,7 @@ HEAD = (
     "rank, latent",
     "bonus share, exploring",
     "bonus share, imagining",
+    "training return, last half",
 )
 
 
@@ -79,7 +80,7 @@ def _row(
     never = "never" if all(x is None for x in first) else _average(first, 0)
     if None in first and never != "never":
         never += f" ({sum(x is None for x in first)} never)"
-    digits = (0, 3, 3, 2, 2, 2, 2)
+    digits = (0, 3, 3, 2, 2, 2, 2, 0)
     return [
         task,
         ablation if all(job.done() for job in group) else f"{ablation} (unfinished)",
