@@ -37,7 +37,7 @@ def test_imagine_writes_every_exhibit(runs: list[Path], capsys: pytest.CaptureFi
     result = json.loads(capsys.readouterr().out)
     assert result["files"].keys() == CAPTIONS.keys() and result["frames"] == 256
     for name, path in result["files"].items():
-        place = "calibration" if name == "calibration" else "imagine/videos"
+        place = "imagine/calibration" if name == "calibration" else "imagine/videos"
         assert Path(path).parent == runs[0] / place and Path(path).stat().st_size > 500
     with Image.open(result["files"]["plan_fan"]) as fan:
         assert (np.asarray(fan) == (255, 225, 25)).all(-1).any(), "one is framed"
