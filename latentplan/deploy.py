@@ -11,7 +11,7 @@ import torch
 
 from latentplan import run_folder
 from latentplan.agent import Agent
-from latentplan.envs.simulator import flatten_state
+from latentplan.envs.simulator import flatten_state, to_bounds
 from latentplan.evaluate import to_tensors
 from latentplan.schema import Config
 from latentplan.torchvision_compat import resize_frames
@@ -77,8 +77,7 @@ class LoadedAgent:
         """
         if not self.spec.action_low:
             raise ValueError("the run did not record the bounds of its environment's actions")
-        low, high = np.array(self.spec.action_low), np.array(self.spec.action_high)
-        return low + (np.clip(action, -1.0, 1.0) + 1.0) / 2.0 * (high - low)
+        return to_bounds(action, np.array(self.spec.action_low), np.array(self.spec.action_high))
 
     def _understood(self, obs: Any) -> dict[str, np.ndarray]:
         """The observation as training would have recorded it."""

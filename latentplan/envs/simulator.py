@@ -64,6 +64,12 @@ def flatten_state(entries: dict[str, Any]) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def to_bounds(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """An action (A,) in [-1, 1], clipped, in the units of an environment's bounds (A,)."""
+    unit = (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1.0) / 2.0
+    return low + unit * (high - low)
+
+
 def episode_seed(seed: int, mode: str, index: int, episode: int) -> int:
     """The seed of one episode: a hash of the run's seed, the environment and the episode number.
 
@@ -141,8 +147,7 @@ class EpisodeEnv(gymnasium.Env):
         if self._simulator is None:
             raise RuntimeError("step before reset")
         low, high = self._simulator.action_low, self._simulator.action_high
-        unit = (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1.0) / 2.0
-        scaled = low + unit * (high - low)
+        scaled = to_bounds(action, low, high)
         total, frames, terminated, truncated = 0.0, 0, False, False
         while frames < self._repeat and not (terminated or truncated):
             reward, terminated, truncated = self._simulator.advance(scaled)
