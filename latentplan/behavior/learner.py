@@ -84,8 +84,7 @@ class Learner:
             )
         if dream.acting or self.config.distill.weight:
             distilled, metrics["train/plan/distance"] = self._distill(dream, start, reach)
-            if self.config.distill.weight:
-                losses["distill"] = self.config.distill.weight * distilled
+            losses |= distilled
         if c.target_entropy is not None:
             losses["temperature"] = b.temperature.loss(dist.entropy())
         if c.replay_scale:
@@ -181,11 +180,14 @@ class Learner:
         taken = rearrange(found.taken, "(n w) h -> n (w h)", w=count)
         return functional.pad(taken, (0, horizon - taken.shape[1]))
 
-    def _distill(self, dream: Dream, start: Latent, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss, and how far the policy (N, H) is from the plans' choices, in nats: the likelihood
-        of a fresh sample above that of the chosen action. Plans are those of the conservative
-        imagination where there are any, else of the starts. A planned state counts as much as any
-        state of the same ``weight`` (N, H) does in the policy's own loss."""
+    def _distill(
+        self, dream: Dream, start: Latent, weight: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The loss, where one is asked for, and how far the policy (N, H) is from the plans'
+        choices, in nats: the likelihood of a fresh sample above that of the chosen action. Plans
+        are those of the conservative imagination where there are any, else of the starts. With a
+        ``distill.weight`` of 1 a planned state counts as much as any state of the same ``weight``
+        (N, H) does in the policy's own loss."""
         dist, acting = dream.dist, dream.acting
         if acting is None:
             rows = torch.arange(weight.shape[0], device=weight.device)
@@ -194,14 +196,17 @@ class Learner:
             rows, plans = acting.rows, acting.plans
         rows, at = rows[:, None], torch.tensor([h for h, _ in plans], device=weight.device)
         there = ActionDist.of(dist.mean[rows, at], dist.std[rows, at])
-        action = torch.stack([x.candidates.choice.action[:, :, 0] for _, x in plans], 1)
-        score, chosen = (
-            torch.stack([getattr(x, k) for _, x in plans], 1) for k in ("score", "action")
-        )
+        stacked = lambda part: torch.stack([part(x) for _, x in plans], 1)  # noqa: E731
+        chosen = stacked(lambda x: x.action)
+        distance = -(there.log_prob(chosen) + there.entropy()).mean().detach()
+        if not self.config.distill.weight:
+            return {}, distance
+        action = stacked(lambda x: x.candidates.choice.action[:, :, 0])
+        score = stacked(lambda x: x.score)
         loss = distillation_loss(there, action, score, self.config.distill.temperature)
-        distance = -(there.log_prob(chosen) + there.entropy())
         states = weight.numel() / (self.config.mpdp.horizon if self.behavior.mpdp else 1)
-        return (weight[rows, at] * loss).sum() / states, distance.mean().detach()
+        loss = self.config.distill.weight * (weight[rows, at] * loss).sum() / states
+        return {"distill": loss}, distance
 
     def _replay_value_loss(
         self, latent: Latent, batch: Timestep, chosen: Tensor, imagined: Tensor
