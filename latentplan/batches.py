@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentplan.evaluate import to_tensors
 from latentplan.replay import Replay
 from latentplan.types import Timestep
 
@@ -43,8 +42,7 @@ class Batches:
         """The next batch, on the device."""
         rows, episode = self._gather() if self._next is None else self._next.result()
         self._next = None
-        put = lambda x: x.to(self.device, non_blocking=True)  # noqa: E731
-        return rows.map(put), put(episode)
+        return rows.to(self.device), episode.to(self.device, non_blocking=True)
 
     @contextmanager
     def meanwhile(self) -> Iterator[None]:
@@ -59,7 +57,7 @@ class Batches:
 
     def _gather(self) -> tuple[Timestep, Tensor]:
         rows, episode = self.replay.sample(self.batch, self.length, self.rng)
-        rows, episode = to_tensors(rows, torch.device("cpu")), torch.from_numpy(episode)
+        rows, episode = rows.to("cpu"), torch.from_numpy(episode)
         if self.device.type != "cuda":
             return rows, episode
         return rows.map(torch.Tensor.pin_memory), episode.pin_memory()

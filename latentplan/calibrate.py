@@ -12,7 +12,7 @@ import numpy as np
 
 from latentplan import run_folder
 from latentplan.agent import Agent
-from latentplan.evaluate import make_eval_env, pick_renderer, run_episodes, to_tensors
+from latentplan.evaluate import make_eval_env, pick_renderer, run_episodes
 from latentplan.inspection.calibration import (
     CONTEXT,
     HORIZON,
@@ -67,7 +67,7 @@ def calibrate_agent(
         raise UserError(f"episodes must be at least 1, not {episodes}.")
     rows = held_out(agent, config, episodes)
     count = len(rows.reward)
-    result = k_step(agent, to_tensors(rows, agent.device), CONTEXT)
+    result = k_step(agent, rows.to(agent.device), CONTEXT)
     correlations = rank_correlations(result)
     separation = own = None
     if unseen:
@@ -78,7 +78,7 @@ def calibrate_agent(
         if not len(known.reward):
             raise UserError(f"No episode of the replay lasted {CONTEXT + HORIZON} decisions.")
         known, unknown, new = (
-            one_step(agent, to_tensors(x, agent.device), CONTEXT) for x in (known, other, rows)
+            one_step(agent, x.to(agent.device), CONTEXT) for x in (known, other, rows)
         )
         separation, own = auroc(known, unknown), auroc(known, new)
     report = {

@@ -14,11 +14,20 @@ from typing import Any
 import torch
 
 from latentplan.agent import Agent
+from latentplan.schema import Config
+from latentplan.types import EnvSpec
 
 log = logging.getLogger("latentplan")
 # One per agent of the process, shape, measured or not, with gradient or without: past the limit a
 # function silently runs as written.
 RECOMPILES = 256
+
+
+def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> tuple[Agent, str]:
+    """A new agent of the configuration's seed, and how it is compiled (:func:`compile_agent`)."""
+    torch.manual_seed(config.seed)
+    agent = Agent(spec, config, device)
+    return agent, compile_agent(agent, config.train.compile)
 
 
 def compile_agent(agent: Agent, mode: str) -> str:

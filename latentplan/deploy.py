@@ -12,7 +12,6 @@ import torch
 from latentplan import run_folder
 from latentplan.agent import Agent
 from latentplan.envs.simulator import flatten_state, to_bounds
-from latentplan.evaluate import to_tensors
 from latentplan.schema import Config
 from latentplan.torchvision_compat import resize_frames
 from latentplan.types import EnvSpec, Timestep
@@ -64,7 +63,7 @@ class LoadedAgent:
             np.array([self._first]),
             np.zeros(1, bool),
         )
-        row = to_tensors(row, self.agent.device)
+        row = row.to(self.agent.device)
         action, self._carry = self.agent.act(row, self._carry, "mean", self._generator)
         self._action, self._first = action.cpu().numpy(), False
         return self._action[0].copy()

@@ -42,12 +42,6 @@ class Scores(NamedTuple):
         return self.rows.obs[spec.images[0]][: ends[0] + 1 if len(ends) else None, 0]
 
 
-def to_tensors(row: Timestep, device: torch.device) -> Timestep:
-    """A row or batch of arrays, on the agent's device."""
-    put = lambda x: torch.as_tensor(x).to(device, non_blocking=True)  # noqa: E731
-    return Timestep({name: put(x) for name, x in row.obs.items()}, *(put(x) for x in row[1:]))
-
-
 def pick_renderer(config: Config) -> Renderer | None:
     """The renderer that the run's pictures need; None where there are no pictures."""
     if not needs_renderer(config.task, config.obs):
@@ -99,7 +93,7 @@ def run_episodes(agent: Agent, env: VectorEnv, episodes: int, mode: str = "mean"
     rows = [row]
     carry = agent.initial(env.count)
     while (index < each).any():
-        action, carry = agent.act(to_tensors(row, device), carry, mode, generator)
+        action, carry = agent.act(row.to(device), carry, mode, generator)
         row, frames = env.step(action.cpu().numpy())
         rows.append(row)
         playing = index < each

@@ -13,7 +13,7 @@ import torch
 from latentplan import run_folder
 from latentplan.agent import Agent
 from latentplan.calibrate import calibrate_agent
-from latentplan.evaluate import make_eval_env, pick_renderer, run_episodes, to_tensors
+from latentplan.evaluate import make_eval_env, pick_renderer, run_episodes
 from latentplan.inspection.calibration import windows
 from latentplan.inspection.exhibits import (
     BEGIN,
@@ -74,7 +74,7 @@ def imagine(
         if len(exhibit.frames) > 1:  # a GIF so far
             path = write_video(place / "videos" / f"{exhibit.name}.mp4", exhibit.frames, FPS)
         files[exhibit.name] = str(path)
-    found = latent_map(agent, to_tensors(rows, agent.device))
+    found = latent_map(agent, rows.to(agent.device))
     logger.points("latents", found.features, found.columns, found.thumbnails, frame)
     logger.close()
     try:
@@ -94,6 +94,6 @@ def imagine(
 def shown(agent: Agent, config: Config, rows: Timestep, reality: np.ndarray) -> Iterator[Exhibit]:
     """The exhibits of windows spread over the episodes."""
     spread = np.linspace(0, len(rows.reward) - 1, min(SEQUENCES, len(rows.reward))).astype(int)
-    batch = to_tensors(rows.map(lambda x: x[spread]), agent.device)
+    batch = rows.map(lambda x: x[spread]).to(agent.device)
     yield from exhibits(agent, batch, min(config.log.inspect_context, rows.reward.shape[1] - 1))
     yield of_film(agent, "dream_against_reality", reality)

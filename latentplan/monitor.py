@@ -21,7 +21,7 @@ from latentplan.agent import Agent
 from latentplan.board import present
 from latentplan.clock import Every, Stopwatch, disk, memory
 from latentplan.envs.rendering import Renderer
-from latentplan.evaluate import make_eval_env, run_episodes, to_tensors
+from latentplan.evaluate import make_eval_env, run_episodes
 from latentplan.inspection.calibration import (
     CONTEXT,
     HORIZON,
@@ -192,7 +192,7 @@ class Monitor:
         few = np.linspace(0, count - 1, min(most, count)).astype(int)
         device = self.agent.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            batch = to_tensors(found.map(lambda x: x[few]), device)
+            batch = found.map(lambda x: x[few]).to(device)
             result = k_step(self.agent, batch, CONTEXT, decode=False)
         self.logger.add(scalars(rank_correlations(result), None))
 
@@ -213,7 +213,7 @@ class Monitor:
             if not len(batch.reward):  # episodes are shorter than that
                 return
             context = min(config.log.inspect_context, length - 1)
-            for exhibit in exhibits(agent, to_tensors(batch, device), context):
+            for exhibit in exhibits(agent, batch.to(device), context):
                 self._show(exhibit, frames)
             with make_eval_env(config, self.renderer, SEQUENCES, config.seed) as env:
                 film = show_reality(agent, env, BEGIN, DREAM)

@@ -279,30 +279,44 @@ def check(flat: dict[str, object]) -> None:
             raise UserError(f"{key} must be odd, so that one bin is zero, not {flat[key]}.")
     if flat["world.deter"] % flat["world.blocks"]:
         raise UserError("world.blocks must divide world.deter.")
+    if flat["train.length"] > flat["replay.capacity"] // flat["env.count"]:
+        raise UserError("replay.capacity must hold train.length rows of each environment.")
+    _check_plan(flat)
+    if flat["behavior.improvement"] == "mpdp":
+        _check_mpdp(flat)
+    _check_ensemble(flat)
+
+
+def _check_plan(flat: dict[str, object]) -> None:
     if flat["plan.replan_every"] > flat["plan.horizon"]:
         raise UserError("plan.replan_every must not exceed plan.horizon: a plan ends there.")
-    if flat["behavior.improvement"] == "mpdp":
-        if flat["behavior.gradient"] != "pathwise":
-            raise UserError(
-                "behavior.improvement=mpdp climbs the model: it needs behavior.gradient=pathwise."
-            )
-        plans = flat["plan.candidates"] > 1
-        if plans and flat["mpdp.policies"] == "per_step" and flat["plan.imagine_share"]:
-            raise UserError(
-                "mpdp.policies=per_step makes rollouts of its own, in which nothing is planned: "
-                "set plan.imagine_share=0."
-            )
-        if plans and flat["plan.imagine_share"] == 1:
-            raise UserError(
-                "behavior.improvement=mpdp values the policy, in rows that are not planned: "
-                "plan.imagine_share must be less than 1."
-            )
-        if flat["mpdp.horizon"] > flat["behavior.horizon"]:
-            raise UserError(
-                "mpdp.horizon must not exceed behavior.horizon: rollouts are improved in windows."
-            )
     if flat["distill.weight"] and flat["plan.candidates"] == 1:
         raise UserError("distill.weight needs candidates to distil: set plan.candidates.")
+
+
+def _check_mpdp(flat: dict[str, object]) -> None:
+    if flat["behavior.gradient"] != "pathwise":
+        raise UserError(
+            "behavior.improvement=mpdp climbs the model: it needs behavior.gradient=pathwise."
+        )
+    plans = flat["plan.candidates"] > 1
+    if plans and flat["mpdp.policies"] == "per_step" and flat["plan.imagine_share"]:
+        raise UserError(
+            "mpdp.policies=per_step makes rollouts of its own, in which nothing is planned: "
+            "set plan.imagine_share=0."
+        )
+    if plans and flat["plan.imagine_share"] == 1:
+        raise UserError(
+            "behavior.improvement=mpdp values the policy, in rows that are not planned: "
+            "plan.imagine_share must be less than 1."
+        )
+    if flat["mpdp.horizon"] > flat["behavior.horizon"]:
+        raise UserError(
+            "mpdp.horizon must not exceed behavior.horizon: rollouts are improved in windows."
+        )
+
+
+def _check_ensemble(flat: dict[str, object]) -> None:
     ensemble = "world." + judged_by(flat["world.uncertainty"])
     mpdp = flat["behavior.improvement"] == "mpdp"
     asked = mpdp and (flat["mpdp.beta"] or flat["mpdp.adaptive_horizon"])
@@ -310,5 +324,3 @@ def check(flat: dict[str, object]) -> None:
         flat["plan.candidates"] > 1 or flat["world.uncertainty"] == "kl_rest" or asked
     ):
         raise UserError(f"{ensemble} must be at least 2: one alone cannot disagree.")
-    if flat["train.length"] > flat["replay.capacity"] // flat["env.count"]:
-        raise UserError("replay.capacity must hold train.length rows of each environment.")

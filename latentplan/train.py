@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from latentplan import checkpoint, run_folder
-from latentplan.agent import Agent, NonFiniteLossError
+from latentplan.agent import NonFiniteLossError
 from latentplan.allocator import keep_memory
 from latentplan.batches import Batches
 from latentplan.clock import Every, Ratio
-from latentplan.compiling import compile_agent
+from latentplan.compiling import make_agent
 from latentplan.disk import gigabytes
-from latentplan.evaluate import make_train_env, pick_renderer, to_tensors
+from latentplan.evaluate import make_train_env, pick_renderer
 from latentplan.monitor import Monitor
 from latentplan.replay import Replay
 from latentplan.schema import Config
@@ -108,10 +108,8 @@ class Trainer:
 
     def _build(self, saved: dict[str, Any] | None) -> None:
         config, spec, train = self.config, self.env.spec, self.config.train
-        torch.manual_seed(config.seed)
         self.rng = np.random.default_rng(config.seed)
-        self.agent = Agent(spec, config, self.device)
-        compiled = compile_agent(self.agent, train.compile)
+        self.agent, compiled = make_agent(config, spec, self.device)
         if compiled != "off":
             log.info("compiled: %s; the first updates and plans take a minute", compiled)
         size = Replay.size_bytes(spec, config.replay.capacity)
@@ -186,7 +184,7 @@ class Trainer:
                 # none makes a resumed run (which starts with resets) go on bit for bit.
                 action = np.zeros(shape, np.float32)
             else:
-                tensors = to_tensors(row, self.device)
+                tensors = row.to(self.device)
                 if self.decisions < self.config.train.prefill:
                     with torch.no_grad():
                         carry = self.agent.world.filter(tensors, carry)

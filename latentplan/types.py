@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # environment workers read this module and must start without torch
     import numpy as np
+    import torch
     from torch import Tensor
 
     Array = np.ndarray | Tensor
@@ -85,6 +86,12 @@ class Timestep(NamedTuple):
     def map(self, f: Callable[[Array], Array]) -> Timestep:
         """Every array through ``f``."""
         return Timestep({name: f(x) for name, x in self.obs.items()}, *map(f, self[1:]))
+
+    def to(self, device: torch.device | str) -> Timestep:
+        """Every array as a tensor there; what already is one there is not copied."""
+        import torch
+
+        return self.map(lambda x: torch.as_tensor(x).to(device, non_blocking=True))
 
 
 def join(rows: Sequence[Timestep], how: Callable[[list[Array]], Array]) -> Timestep:

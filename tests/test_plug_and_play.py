@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentplan.agent import Agent
-from latentplan.evaluate import to_tensors
 from latentplan.nn.ensemble import EnsembleMLP
 from latentplan.replay import Replay
 from latentplan.schema import (
@@ -154,10 +153,10 @@ def learn(folder: Path, seed: int, plan: PlanConfig) -> tuple[float, float]:
             if env.is_last[0]:
                 returns.append(total)
                 total = 0.0
-            action, carry, _ = agent.explore(to_tensors(row, agent.device), carry)
+            action, carry, _ = agent.explore(row.to(agent.device), carry)
             if t >= PREFILL and t % 2 == 0:
                 batch, episode = replay.sample(8, 12, rng)
-                agent.update(to_tensors(batch, agent.device), torch.as_tensor(episode))
+                agent.update(batch.to(agent.device), torch.as_tensor(episode))
             row, _ = env.step(action.numpy())
         replay.close()
     return float(np.mean(returns)), float(np.mean(returns[-3:]))

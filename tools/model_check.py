@@ -20,7 +20,6 @@ from torch import Tensor
 
 from latentplan import run_folder
 from latentplan.behavior.imagine import follow, imagine
-from latentplan.evaluate import to_tensors
 from latentplan.types import Latent
 
 LENGTH, CONTEXT, WINDOWS, SAMPLES = 24, 8, 256, 8
@@ -36,7 +35,7 @@ def check(folder: Path) -> list[str]:
     agent, _, _, saved = run_folder.load_agent(folder)
     with run_folder.open_replay(folder) as replay:
         rows = replay.sample_within_episodes(WINDOWS, LENGTH, np.random.default_rng(0))
-    batch = to_tensors(rows, agent.device)
+    batch = rows.to(agent.device)
     torch.manual_seed(0)
     world = agent.world
     posterior, _ = world.observe(batch)

@@ -20,10 +20,10 @@ from latentplan.bench.floor import floors, peak_rates
 from latentplan.bench.loop import loop_cost
 from latentplan.bench.planning import planning_cost
 from latentplan.bench.reference import Reference, Widths
-from latentplan.bench.updates import make_agent
+from latentplan.compiling import make_agent
 from latentplan.config import load
 from latentplan.envs import VectorEnv
-from latentplan.evaluate import make_train_env, pick_renderer, to_tensors
+from latentplan.evaluate import make_train_env, pick_renderer
 from latentplan.inspection.cost import FULL, Part, UpdateParts, random_rows, summary, time_parts
 from latentplan.run_folder import pick_device
 from latentplan.schema import Config
@@ -174,7 +174,7 @@ def time_environment(agent: Agent, env: VectorEnv, seconds: float) -> dict[str, 
     warm_ups = 3
     while decisions == 0 or policy + simulation < seconds:
         begin = time.perf_counter()
-        action, carry = agent.act(to_tensors(row, agent.device), carry)
+        action, carry = agent.act(row.to(agent.device), carry)
         action = action.cpu().numpy()
         middle = time.perf_counter()
         row, used = env.step(action)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from latentplan.agent import Agent
-from latentplan.bench.updates import make_agent
+from latentplan.compiling import make_agent
 from latentplan.inspection.cost import Part, random_rows, summary, time_parts
 from latentplan.schema import Config
 from latentplan.types import EnvSpec, Timestep

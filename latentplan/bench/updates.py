@@ -6,22 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from latentplan.agent import Agent
 from latentplan.allocator import keep_memory
-from latentplan.compiling import compile_agent
+from latentplan.compiling import make_agent
 from latentplan.config import load
 from latentplan.evaluate import make_train_env, pick_renderer
 from latentplan.inspection.cost import Part, random_rows, summary, time_parts
 from latentplan.run_folder import pick_device
-from latentplan.schema import Config
-from latentplan.types import EnvSpec
-
-
-def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> tuple[Agent, str]:
-    """An agent as training makes it, and how it is compiled."""
-    torch.manual_seed(config.seed)
-    agent = Agent(spec, config, device)
-    return agent, compile_agent(agent, config.train.compile)
 
 
 def time_updates(

@@ -14,7 +14,6 @@ import torch
 
 from latentplan import run_folder
 from latentplan.config import load_resolved
-from latentplan.evaluate import to_tensors
 from latentplan.inspection.calibration import k_step, rank_correlations
 from latentplan.study.curves import read_metrics
 from latentplan.types import Timestep, UserError, join
@@ -128,7 +127,7 @@ def _held_out(run: Path, rows: Timestep) -> tuple[float | None, ...]:
         return (None,) * 4  # no episode lasts as long as a window
     agent, *_ = run_folder.load_agent(run)
     torch.manual_seed(0)
-    result = k_step(agent, to_tensors(rows, agent.device), CONTEXT, decode=False)
+    result = k_step(agent, rows.to(agent.device), CONTEXT, decode=False)
     ranks = rank_correlations(result)
     names = ("reward", "latent")
     errors = (float(result.errors[name][:, -1].mean()) for name in names)
