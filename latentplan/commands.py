@@ -21,7 +21,7 @@ def add_commands(commands: Commands) -> None:
     """All of them; each sets ``run``: parsed arguments -> exit code."""
     for add in (
         *(_add_train, _add_config, _add_eval, _add_imagine, _add_calibrate, _add_report),
-        *(_add_study, _add_tensorboard, _add_doctor, _add_bench),
+        *(_add_export, _add_study, _add_tensorboard, _add_doctor, _add_bench),
     ):
         add(commands)
 
@@ -189,6 +189,24 @@ def _report(args: argparse.Namespace) -> int:
     from latentplan.study.page import write_page
 
     print(write_page(args.run_folder, args.out, device=args.device))
+    return 0
+
+
+def _add_export(commands: Commands) -> None:
+    export = commands.add_parser(
+        "export", help="a run's policy as one file that needs nothing of latentplan"
+    )
+    export.add_argument("run_folder", metavar="RUN")
+    export.add_argument("--out", help="FILE.pt2 or FILE.onnx; default: RUN/policy.pt2")
+    export.set_defaults(run=_export)
+
+
+def _export(args: argparse.Namespace) -> int:
+    cores.leave_busy()
+    from latentplan.evaluate import to_json
+    from latentplan.export import export
+
+    print(to_json(export(args.run_folder, args.out)))
     return 0
 
 

@@ -48,6 +48,7 @@ LAYERS = [
             "bench",
             "deploy",
             "doctor",
+            "export",
         )
     },
     {"study": "study"},
