@@ -178,7 +178,7 @@ def _write_onnx(decision: Decision, example: tuple[Tensor, ...], about: dict, pa
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            "ONNX needs packages of its own: pip install 'latentplan[onnx]'."
+            "ONNX needs packages of its own: pip install onnx onnxruntime onnxscript."
         ) from error
     program = torch.onnx.export(
         decision,
