@@ -43,5 +43,8 @@ USER latentplan
 VOLUME /runs
 # From here the default run folder, runs/..., is a folder of the volume.
 WORKDIR /
+# run.json names the commit that made a run; the image has no .git to ask.
+ARG COMMIT
+ENV LATENTPLAN_COMMIT=${COMMIT}
 ENTRYPOINT ["latentplan"]
 CMD ["--help"]

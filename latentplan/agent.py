@@ -7,14 +7,13 @@ from torch import Tensor, nn
 
 from latentplan.behavior.behavior import Behavior
 from latentplan.behavior.learner import Learner
-from latentplan.behavior.mpdp import Temperature
-from latentplan.behavior.nets import Actor, Critic
+from latentplan.behavior.nets import Actor, Critic, Temperature
 from latentplan.behavior.planner import plan_metrics
 from latentplan.behavior.returns import NoveltyScale, ReturnScale
 from latentplan.nn.optim import LaProp
 from latentplan.schema import Config
 from latentplan.types import EnvSpec, Latent, Timestep
-from latentplan.world.model import HIGH_UNCERTAINTY, WorldModel
+from latentplan.world.model import WorldModel
 
 
 class NonFiniteLossError(RuntimeError):
@@ -35,8 +34,8 @@ class Agent(nn.Module):
 
     ``world`` may be any model that has what is used here of :class:`WorldModel`: ``spec`` and
     ``feature_size``; initial, filter, features, step, step_unmeasured, draw_noise, lowered,
-    fit_pictures, loss (whose metrics name ``HIGH_UNCERTAINTY``), updated. ``config.world`` must say
-    its number of ``members``. ``tests/test_plug_and_play.py`` has another model.
+    fit_pictures, loss, updated. ``config.world`` must say its number of ``members``.
+    ``tests/test_plug_and_play.py`` has another model.
 
     State that belongs to an environment is an argument and a return value (``carry``), so that
     any number of environments, evaluations and resumed runs share one agent.
@@ -163,7 +162,7 @@ class Agent(nn.Module):
         """
         self.optimizer.zero_grad()
         self.world.fit_pictures(batch.obs)
-        terms, latent, seen = self.world.loss(batch, episode)
+        terms, latent, high_uncertainty, seen = self.world.loss(batch, episode)
         sum(terms.values()).backward()
         start = latent.map(lambda x: x.detach())
         behavior, metrics = self.learner.losses(start, batch)
@@ -173,7 +172,7 @@ class Agent(nn.Module):
         self.optimizer.step()
         self.world.updated()
         self.critic.follow()
-        self.novelty_scale.update(seen[HIGH_UNCERTAINTY])
+        self.novelty_scale.update(high_uncertainty)
         return {f"train/loss/{k}": v.detach() for k, v in terms.items()} | seen | metrics
 
     def _require_finite(self, terms: dict[str, Tensor]) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 
 from latentplan import run_folder
 from latentplan.agent import Agent
-from latentplan.evaluate import make_eval_env, pick_renderer, run_episodes
+from latentplan.envs import make_eval_env, pick_renderer
+from latentplan.evaluate import run_episodes
 from latentplan.inspection.calibration import (
     CONTEXT,
     HORIZON,

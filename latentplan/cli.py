@@ -12,7 +12,8 @@ from latentplan import __version__
 from latentplan.commands import add_commands
 from latentplan.types import UserError
 
-# Any write may meet these; what matters is written whole or not at all, so nothing is lost.
+# Any write may meet these, some without naming the file; what matters is written whole or not at
+# all, so nothing is lost.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Threads that wait for others look again so often before they sleep, some 70 us. OpenMP's 300,000
 # made an update of two threads 30 times slower where other programs use the cores, with this it is
@@ -43,10 +44,10 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if not error.filename and error.errno not in DISK_FULL:
             raise
         where = error.filename or "a file of the run"
-        print(f"latentplan: {where} cannot be written: {error.strerror}.", file=sys.stderr)
+        print(f"latentplan: {where}: {error.strerror}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -8,21 +8,19 @@ the command line, overrides. The result is frozen; a module receives its own sec
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from latentplan.schema import Config, check
+from latentplan.limits import check
+from latentplan.schema import Config
+from latentplan.task_names import parse_task
 from latentplan.types import UserError
-
-RENAMED = {"log.film_every": "log.inspect_every", "log.film_context": "log.inspect_context"}
 
 
 def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
@@ -39,8 +37,7 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
     presets = [] if task is None else [_read(task)]
     # After the task: published sizes bring the published protocol (action repeat 2) along.
     presets.append(_preset("size", size))
-    if chosen.ablation != "none":
-        presets.append(_preset("ablation", chosen.ablation))
+    presets += _ablation(chosen.ablation)
     merged = _merge([_schema(), _read(preset_folder() / "default.yaml"), *presets, *user])
     merged.size = size
     return _finish(merged)
@@ -48,7 +45,7 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
 
 def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read the ``config.yaml`` of a run folder, which is already resolved: no preset is applied."""
-    return _finish(_merge([_schema(), _read(path, RENAMED), *map(_parse, overrides)]))
+    return _finish(_merge([_schema(), _read(path), *map(_parse, overrides)]))
 
 
 def to_yaml(config: Config) -> str:
@@ -82,11 +79,9 @@ def task_preset(task: str) -> Path | None:
 
 
 def _task_name(task: str) -> str:
-    """One name for all spellings of a task that the environments take (``envs/names.py``)."""
-    if task.startswith("gym:"):
-        return task.replace("/", "-")
-    name = re.sub(r"[-/:\s]+", "_", task.strip().lower()).removeprefix("dmc_")
-    return f"ball_in_{name}" if name.startswith("cup_") else name
+    """One name, which a folder can have, for all spellings of a task."""
+    suite, name = parse_task(task)
+    return name if suite == "dmc" else f"{suite}-{name}".replace("/", "-")
 
 
 def _default_size(device: str) -> str:
@@ -105,8 +100,16 @@ def _preset(kind: str, name: str) -> DictConfig:
     return _read(path)
 
 
-def _read(path: Path, renamed: Mapping[str, str] = MappingProxyType({})) -> DictConfig:
-    """A file of keys; those that an older version called otherwise get their names of today."""
+def _ablation(name: str) -> list[DictConfig]:
+    """The file of an ablation, behind that of the one that its own ``ablation`` builds on."""
+    if name == "none":
+        return []
+    preset = _preset("ablation", name)
+    return [*_ablation(preset.pop("ablation", "none")), preset]
+
+
+def _read(path: Path) -> DictConfig:
+    """A file of keys."""
     try:
         node = OmegaConf.load(path)
     except OSError as error:
@@ -119,10 +122,6 @@ def _read(path: Path, renamed: Mapping[str, str] = MappingProxyType({})) -> Dict
         raise UserError(f"The configuration {path} is not valid YAML: {reason}.") from error
     if not isinstance(node, DictConfig):
         raise UserError(f"The configuration {path} is not a mapping of keys to values.")
-    for old, new in renamed.items():
-        section, key = old.split(".")
-        if key in node.get(section, {}):
-            OmegaConf.update(node, new, node[section].pop(key))
     _check_keys(node, str(path))
     _mend_types(node)
     return node
@@ -195,7 +194,7 @@ def _finish(merged: DictConfig) -> Config:
     flat = flatten(OmegaConf.to_container(merged))
     check(flat)
     if not flat["run_dir"]:
-        task = _task_name(flat["task"]).replace(":", "-")
+        task = _task_name(flat["task"])
         ablation = "" if flat["ablation"] == "none" else f"-{flat['ablation']}"
         merged.run_dir = f"runs/{task}-{flat['obs']}-{flat['size']}{ablation}-s{flat['seed']}"
     return OmegaConf.to_object(merged)

@@ -11,7 +11,7 @@ import torch
 
 from latentplan import run_folder
 from latentplan.agent import Agent
-from latentplan.envs.simulator import flatten_state, to_bounds
+from latentplan.envs.simulator import flatten_state, is_picture, to_bounds
 from latentplan.schema import Config
 from latentplan.torchvision_compat import resize_frames
 from latentplan.types import EnvSpec, Timestep
@@ -42,13 +42,15 @@ class LoadedAgent:
         # Posterior states are sampled: the same episode gets the same actions every time.
         self._generator = torch.Generator(self.agent.device).manual_seed(0)
 
-    def act(self, obs: Any) -> np.ndarray:
+    def act(self, obs: Any, executed: np.ndarray | None = None) -> np.ndarray:
         """Decide on an observation.
 
         Args:
             obs: what training took from the environment: a picture (height, width, 3) uint8 of any
                 size, a state vector, ``{"image": ..., "vector": ...}``, or the Dict that the
                 environment gives (its numbers are put in the order of their names).
+            executed: (A,) in [-1, 1], what was done since the last call, where it was not what
+                that call returned: a limiter's output, or a person's.
 
         Returns:
             (A,) float32 in [-1, 1].
@@ -56,6 +58,8 @@ class LoadedAgent:
         Raises:
             ValueError: the observation is not what the agent was trained on, or not finite.
         """
+        if executed is not None and not self._first:
+            self._action = np.asarray(executed, np.float32).reshape(1, self.spec.action_dim)
         row = Timestep(
             {name: x[None] for name, x in self._understood(obs).items()},
             self._action,
@@ -84,8 +88,8 @@ class LoadedAgent:
         arrays = {}
         for name, (shape, dtype) in self.spec.obs.items():
             x = np.asarray(found[name]) if name in found else None
-            if x is not None and name in self.spec.images and x.ndim == 3 and x.dtype == np.uint8:
-                x = resize_frames(x[None], shape[0])[0] if x.shape[-1] == 3 else x
+            if x is not None and name in self.spec.images and is_picture(x.shape, x.dtype):
+                x = resize_frames(x[None], shape[0])[0]
             got = "nothing" if x is None else f"{x.shape} {x.dtype}"
             numbers = x is not None and dtype == "float32" and x.dtype.kind in "fiub"
             if x is None or x.shape != shape or not (numbers or x.dtype == dtype):
@@ -98,10 +102,11 @@ class LoadedAgent:
     def _named(self, obs: Any) -> Mapping[str, Any]:
         if not isinstance(obs, Mapping):
             return {next(iter(self.spec.obs)): obs}
-        if set(obs) & set(self.spec.obs):
+        if set(obs) <= set(self.spec.obs):
             return obs
-        images = {k: x for k, x in obs.items() if np.ndim(x) == 3}
-        states = {k: x for k, x in obs.items() if k not in images}
+        arrays = {k: np.asarray(x) for k, x in obs.items()}
+        images = {k: x for k, x in arrays.items() if is_picture(x.shape, x.dtype)}
+        states = {k: x for k, x in arrays.items() if k not in images}
         found = {"image": next(iter(images.values()))} if images else {}
         return {**found, "vector": flatten_state(states)} if states else found
 

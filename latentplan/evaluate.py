@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +12,7 @@ import torch
 
 from latentplan import run_folder
 from latentplan.agent import Agent
-from latentplan.envs import VectorEnv, choose_renderer, make_vector, needs_renderer
-from latentplan.envs.rendering import Renderer
+from latentplan.envs import Renderer, VectorEnv, make_eval_env, pick_renderer
 from latentplan.logger import write_video
 from latentplan.schema import Config
 from latentplan.types import EnvSpec, Timestep, UserError, join
@@ -40,41 +39,6 @@ class Scores(NamedTuple):
             return None
         ends = np.flatnonzero(self.rows.is_first[1:, 0])
         return self.rows.obs[spec.images[0]][: ends[0] + 1 if len(ends) else None, 0]
-
-
-def pick_renderer(config: Config) -> Renderer | None:
-    """The renderer that the run's pictures need; None where there are no pictures."""
-    if not needs_renderer(config.task, config.obs):
-        return None
-    return choose_renderer(config.env.renderer, config.env.render_quality)
-
-
-def make_train_env(
-    config: Config, renderer: Renderer | None, first_episodes: Sequence[int] | None = None
-) -> VectorEnv:
-    """The environments a run collects from; a resumed run says how many episodes were begun."""
-    return make_vector(
-        config.task,
-        config.obs,
-        config.env,
-        count=config.env.count,
-        seed=config.seed,
-        renderer=renderer,
-        first_episodes=first_episodes,
-    )
-
-
-def make_eval_env(config: Config, renderer: Renderer | None, count: int, seed: int) -> VectorEnv:
-    """Environments whose episodes training never sees, whatever the seed."""
-    return make_vector(
-        config.task,
-        config.obs,
-        config.env,
-        count=count,
-        seed=seed,
-        mode="eval",
-        renderer=renderer,
-    )
 
 
 def run_episodes(agent: Agent, env: VectorEnv, episodes: int, mode: str = "mean") -> Scores:
@@ -106,6 +70,22 @@ def run_episodes(agent: Agent, env: VectorEnv, episodes: int, mode: str = "mean"
         [int(x) for x in lengths.flatten()[:episodes]],
         join(rows, np.stack),
     )
+
+
+def score(
+    agent: Agent,
+    config: Config,
+    renderer: Renderer | None,
+    modes: Sequence[str],
+    episodes: int,
+    seed: int,
+) -> Iterator[tuple[str, Scores]]:
+    """Every mode of acting on the same episodes, those of :func:`make_eval_env` and ``seed``."""
+    count = min(episodes, 2 if config.env.workers else 1)
+    for mode in modes:
+        # Made anew: the next episodes of an environment are others.
+        with make_eval_env(config, renderer, count, seed) as env:
+            yield mode, run_episodes(agent, env, episodes, mode)
 
 
 def evaluate(
@@ -143,10 +123,7 @@ def evaluate(
     policies = [policy]
     if config.plan.candidates > 1:
         policies.append("mean" if policy == "planner" else "planner")
-    scores = {}
-    for name in policies:
-        with make_eval_env(config, renderer, min(episodes, 2), seed) as env:
-            scores[name] = run_episodes(agent, env, episodes, name)
+    scores = dict(score(agent, config, renderer, policies, episodes, seed))
     asked, *beside = (summary(name, scores[name]) for name in policies)
     result = {
         "run": str(folder),

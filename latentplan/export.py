@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from latentplan import run_folder
 from latentplan.agent import Agent
-from latentplan.inspection.cost import random_rows
+from latentplan.bench.parts import random_rows
 from latentplan.types import EnvSpec, Latent, Timestep, UserError
 
 STATE = ("prev_action", "deter", "stoch")

@@ -13,7 +13,8 @@ import torch
 from latentplan import run_folder
 from latentplan.agent import Agent
 from latentplan.calibrate import calibrate_agent
-from latentplan.evaluate import make_eval_env, pick_renderer, run_episodes
+from latentplan.envs import make_eval_env, pick_renderer
+from latentplan.evaluate import run_episodes
 from latentplan.inspection.calibration import windows
 from latentplan.inspection.exhibits import (
     BEGIN,

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from latentplan.agent import Agent
 from latentplan.board import present
 from latentplan.clock import Every, Stopwatch, disk, memory
+from latentplan.envs import make_eval_env
 from latentplan.envs.rendering import Renderer
-from latentplan.evaluate import make_eval_env, run_episodes
+from latentplan.evaluate import score
 from latentplan.inspection.calibration import (
     CONTEXT,
     HORIZON,
@@ -47,7 +48,8 @@ from latentplan.types import Timestep
 
 log = logging.getLogger("latentplan")
 CALIBRATED = 10, 30  # windows of evaluation episodes: at least, at most
-LABELS = {"eval": "evaluation", "planner": "evaluation of the planner"}
+NAMES = {"mean": "eval", "planner": "planner"}  # of metrics, by mode
+LABELS = {"mean": "evaluation", "planner": "evaluation of the planner"}
 
 
 class Monitor:
@@ -155,16 +157,12 @@ class Monitor:
     def _evaluate(self, frames: int) -> None:
         config = self.config
         with self.watch.section("eval"):
-            # Made anew, so that every evaluation of a run plays the same episodes.
-            count = min(config.eval.episodes, 2 if config.env.workers else 1)
-            modes = {"eval": "mean"}
-            if config.plan.candidates > 1:
-                modes["planner"] = "planner"
-            found = {}
-            for name, mode in modes.items():
-                with make_eval_env(config, self.renderer, count, config.seed) as env:
-                    scores = run_episodes(self.agent, env, config.eval.episodes, mode)
-                found[name] = scores
+            modes = ["mean", "planner"] if config.plan.candidates > 1 else ["mean"]
+            means = {}
+            for mode, scores in score(
+                self.agent, config, self.renderer, modes, config.eval.episodes, config.seed
+            ):
+                means[mode], name = scores.mean, NAMES[mode]
                 self.logger.add(
                     {
                         f"episode/{name}_score": scores.mean,
@@ -172,14 +170,14 @@ class Monitor:
                         f"episode/{name}_length": float(np.mean(scores.lengths)),
                     }
                 )
-                log.info("%s at frame %d: %.1f", LABELS[name], frames, scores.mean)
+                log.info("%s at frame %d: %.1f", LABELS[mode], frames, scores.mean)
                 film = scores.film(self.agent.world.spec)
                 if film is not None and config.eval.video:
                     self.logger.video(f"episode/{name}_video", film, frames, fps=30)
                 if mode == "mean":
                     self._calibrate(scores.rows)
-            if "planner" in found:
-                gap = found["planner"].mean - found["eval"].mean
+            if "planner" in means:
+                gap = means["planner"] - means["mean"]
                 self.logger.add({"episode/planner_gap": gap})
 
     def _calibrate(self, rows: Timestep) -> None:

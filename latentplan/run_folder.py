@@ -109,9 +109,6 @@ def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
         UserError: the checkpoint is of another architecture; the agent is unchanged.
     """
     own = agent.state_dict()
-    # Runs from before the planner have no scale of its bonus; their temperature was fixed.
-    later = ("novelty_scale.", "temperature.")
-    state = {k: x for k, x in own.items() if k.startswith(later)} | state
     for name in (*own, *state):
         there = tuple(state[name].shape) if name in state else "nothing"
         here = tuple(own[name].shape) if name in own else "nothing"
@@ -205,8 +202,11 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the code, with ``+`` when files differ from it; None outside a checkout."""
+    """The commit of the code, with ``+`` when files differ from it. Outside a checkout of its own
+    that of ``LATENTPLAN_COMMIT``, which a Docker image sets, or None."""
     folder = Path(__file__).resolve().parent
+    if not (folder.parent / ".git").exists():
+        return os.environ.get("LATENTPLAN_COMMIT") or None
     try:
         run = lambda *args: subprocess.run(  # noqa: E731
             ["git", "-C", str(folder), *args],

@@ -21,7 +21,7 @@ from latentplan.batches import Batches
 from latentplan.clock import Every, Ratio
 from latentplan.compiling import make_agent
 from latentplan.disk import gigabytes
-from latentplan.evaluate import make_train_env, pick_renderer
+from latentplan.envs import make_train_env, pick_renderer
 from latentplan.monitor import Monitor
 from latentplan.replay import Replay
 from latentplan.schema import Config
@@ -136,6 +136,7 @@ class Trainer:
         train, spec = self.config.train, self.env.spec
         rows = train.batch * train.length
         weights = sum(p.numel() for p in self.agent.parameters())
+        log.info("run folder: %s", self.folder)
         log.info("agent: %s weights on %s", f"{weights:,}", self.device)
         log.info(
             "train ratio %g: each decision is replayed %g times, one update (%d rows) per "

@@ -128,6 +128,15 @@ class Prediction(NamedTuple):
     uncertainty: Tensor | None  # (N,) disagreement of the ensemble about ``latent``, where measured
 
 
+class WorldLoss(NamedTuple):
+    """What a world model says of a replayed batch (B, T)."""
+
+    terms: dict[str, Tensor]  # () each, weighted; their sum is the loss
+    latent: Latent  # (B, T) posterior
+    high_uncertainty: Tensor  # () 95th percentile over the rows: what planning measures bonuses in
+    metrics: dict[str, Tensor]
+
+
 class Choice(NamedTuple):
     """An action and the standard-normal noise that made it."""
 

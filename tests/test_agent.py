@@ -13,7 +13,7 @@ from torch import nn
 from latentplan import checkpoint
 from latentplan.agent import Agent, NonFiniteLossError
 from latentplan.inspection.open_loop import open_loop
-from latentplan.types import EnvSpec, Timestep
+from latentplan.types import EnvSpec, Timestep, WorldLoss
 
 
 def make_agent(spec: EnvSpec = VECTOR, seed: int = 0, **behavior: Any) -> Agent:
@@ -155,11 +155,11 @@ def test_an_infinite_gradient_of_a_finite_loss_leaves_the_weights(
     batch, episode = random_batch(4, 4)
     loss = agent.world.loss
 
-    def steep(*args: Any) -> tuple[dict[str, torch.Tensor], Any, Any]:
-        terms, latent, metrics = loss(*args)
+    def steep(*args: Any) -> WorldLoss:
+        found = loss(*args)
         weight = agent.world.rssm.posterior_out.weight
-        terms["steep"] = (weight - weight.detach()).abs().sqrt().sum()  # 0, of infinite slope
-        return terms, latent, metrics
+        found.terms["steep"] = (weight - weight.detach()).abs().sqrt().sum()  # 0, of infinite slope
+        return found
 
     monkeypatch.setattr(agent.world, "loss", steep)
     before = snapshot(agent)

@@ -49,7 +49,7 @@ def test_the_decoder_is_a_probe() -> None:
 
     def touched(representation: str, terms: tuple[str, ...]) -> set[str]:
         world = WorldModel(BOTH, world_config(representation=representation))
-        found, _, _ = world.loss(batch, episode)
+        found = world.loss(batch, episode).terms
         sum(found[name] for name in terms).backward()
         return {name.split(".")[0] for name, p in world.named_parameters() if p.grad is not None}
 

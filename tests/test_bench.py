@@ -10,8 +10,8 @@ from tiny import BOTH, agent_config, random_batch, world_config
 from latentplan import cli
 from latentplan.agent import Agent
 from latentplan.bench import floor, growth, loop, measure, planning, words
+from latentplan.bench.parts import FULL, Part, UpdateParts
 from latentplan.config import load
-from latentplan.inspection.cost import FULL, Part, UpdateParts
 from latentplan.types import UserError
 
 TINY = [

@@ -11,10 +11,10 @@ import yaml
 
 import latentplan
 from latentplan import config as config_module
-from latentplan import schema
+from latentplan import limits
 from latentplan.config import flatten, load, load_resolved, preset_folder, task_preset, to_yaml
-from latentplan.envs.names import DMC_TASKS
 from latentplan.schema import Config
+from latentplan.task_names import DMC_TASKS
 from latentplan.types import UserError
 
 CONFIGS = preset_folder()
@@ -99,7 +99,7 @@ def test_the_preset_that_fits_best_is_taken(presets: Path) -> None:
     for name in ("walker", "walker_run", "walk"):
         (presets / "task" / f"{name}.yaml").touch()
     stems = [
-        getattr(task_preset(task), "stem", None) for task in ("walker_run", "walker_walk", "x")
+        getattr(task_preset(task), "stem", None) for task in ("walker_run", "walker_walk", "fish_swim")
     ]
     assert stems == ["walker_run", "walker", None]
 
@@ -211,9 +211,9 @@ def test_the_result_is_frozen() -> None:
 
 
 def test_values_have_the_types_of_the_schema() -> None:
-    loaded = load([], [*CPU, "behavior.lam=1", "optim.world_lr=1e-3", "steps=1e3", "task=123"])
+    loaded = load([], [*CPU, "behavior.lam=1", "optim.world_lr=1e-3", "steps=1e3", "run_dir=123"])
     assert (loaded.behavior.lam, type(loaded.behavior.lam)) == (1.0, float)
-    assert (loaded.optim.world_lr, loaded.steps, loaded.task) == (1e-3, 1000, "123")
+    assert (loaded.optim.world_lr, loaded.steps, loaded.run_dir) == (1e-3, 1000, "123")
 
 
 def test_a_run_folder_is_named_after_its_run() -> None:
@@ -244,9 +244,10 @@ def schema_fields() -> Iterator[tuple[str, str]]:
 
 def test_choices_are_choices_of_fields() -> None:
     known = {key for key, _ in schema_fields()}
-    assert {*schema.CHOICES, *schema.MINIMA, *schema.POSITIVE} <= known
+    named = {*limits.CHOICES, *limits.MINIMA, *limits.POSITIVE, *limits.SHARES, *limits.SIGNED}
+    assert named <= known
     defaults = flatten(asdict(Config()))
-    for key, choices in schema.CHOICES.items():
+    for key, choices in limits.CHOICES.items():
         assert defaults[key] in choices
 
 
@@ -260,11 +261,32 @@ def test_choices_are_choices_of_fields() -> None:
         ("world.blocks=3", "world.blocks must divide world.deter"),
         ("replay.capacity=10", "replay.capacity must hold train.length rows"),
         ("eval.episodes=0", "eval.episodes must be at least 1"),
+        ("world.soft_updates=-5", "world.soft_updates must be at least 0, not -5"),
+        ("behavior.layers=-1", "behavior.layers must be at least 0"),
+        ("env.timeout=-1.0", "env.timeout must be at least 0"),
     ],
 )
 def test_values_that_no_run_could_use_are_refused(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load([], [*CPU, override])
+
+
+def test_an_ablation_may_build_on_another() -> None:
+    shared, paper, free = (
+        load([], [*CPU, f"ablation={name}"]) for name in ("mpdp_shared", "mpdp", "mpdp_no_penalty")
+    )
+    assert shared.mpdp.policies == "shared" and paper.mpdp.policies == "per_step"
+    assert dataclasses.replace(paper, ablation="mpdp_no_penalty", run_dir=free.run_dir) == (
+        dataclasses.replace(free, mpdp=dataclasses.replace(free.mpdp, beta=paper.mpdp.beta))
+    )
+    assert free.mpdp.beta == 0 < paper.mpdp.beta and free.behavior == shared.behavior
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("pointmass_easy", "point-mass/easy"), ("swimmer6", "dmc:swimmer_swimmer6")]
+)
+def test_spellings_of_a_task_share_their_folder(one: str, other: str) -> None:
+    assert load([], [*CPU, f"task={one}"]).run_dir == load([], [*CPU, f"task={other}"]).run_dir
 
 
 def test_every_field_is_read_somewhere() -> None:

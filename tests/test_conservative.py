@@ -17,8 +17,9 @@ from latentplan.behavior.conservative import (
     leave_one_out_loss,
 )
 from latentplan.behavior.imagine import imagine
-from latentplan.behavior.learn import actor_loss, make_target
-from latentplan.behavior.planner import Plan, discounts, plan
+from latentplan.behavior.losses import actor_loss, make_target
+from latentplan.behavior.planner import Plan, plan
+from latentplan.behavior.returns import discounts
 from latentplan.config import load
 from latentplan.nn.dists import ActionDist
 from latentplan.schema import BehaviorConfig, Config, DistillConfig, PlanConfig

@@ -11,8 +11,8 @@ import torch
 from tiny import BOTH
 
 from latentplan.agent import Agent
+from latentplan.bench.parts import random_rows
 from latentplan.config import load
-from latentplan.inspection.cost import random_rows
 
 DEVICE = torch.device("meta")
 CASES = [

@@ -8,8 +8,8 @@ from environments import make, run_python, walk
 
 from latentplan.envs import parse_task
 from latentplan.envs.dummy import Blob, Count
-from latentplan.envs.names import DMC_TASKS
 from latentplan.envs.simulator import episode_seed
+from latentplan.task_names import DMC_TASKS
 from latentplan.types import UserError
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from latentplan.inspection import canvas, film
 from latentplan.inspection.canvas import Line, bounds, chart, number
-from latentplan.inspection.film import label_width, open_loop_film, open_loop_headers, strip
+from latentplan.inspection.film import label_width, open_loop_film, open_loop_headers
 
 B, T, SIZE, SCALE = 2, 6, 16, 2
 TILE = SIZE * SCALE + 2 * canvas.BORDER
@@ -100,15 +100,6 @@ def test_sides_are_even_and_any_shape_fits() -> None:
         for more in ({"scale": 1}, {"scale": 3}, {"charts": lines}):
             movie = _film(truth, truth, 1, **more)
             assert movie.shape[1] % 2 == 0 and movie.shape[2] % 2 == 0
-
-
-def test_strip_lays_frames_side_by_side() -> None:
-    movie = _film(_sequences(), _sequences(1))
-    still = strip(movie, 2, LEFT)
-    width, pictures = movie.shape[2], movie.shape[2] - LEFT
-    assert still.shape == (movie.shape[1], width + 2 * pictures, 3)
-    np.testing.assert_array_equal(still[:, :width], movie[0])
-    np.testing.assert_array_equal(still[:, -pictures:], movie[4][:, LEFT:])
 
 
 def test_other_arrays_are_refused() -> None:

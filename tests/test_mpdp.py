@@ -14,12 +14,12 @@ from latentplan.agent import Agent
 from latentplan.behavior import learner
 from latentplan.behavior.conservative import leave_one_out_loss
 from latentplan.behavior.imagine import imagine
+from latentplan.behavior.losses import distillation_loss
 from latentplan.behavior.mpdp import (
-    Temperature,
-    distillation_loss,
     improve,
     roll_out,
 )
+from latentplan.behavior.nets import Temperature
 from latentplan.config import load
 from latentplan.nn.dists import ActionDist
 from latentplan.schema import Config, DistillConfig, MpdpConfig, PlanConfig

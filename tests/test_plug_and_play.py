@@ -25,8 +25,7 @@ from latentplan.schema import (
     PlanConfig,
     WorldConfig,
 )
-from latentplan.types import EnvSpec, Latent, Prediction, StepNoise, Timestep
-from latentplan.world.model import HIGH_UNCERTAINTY
+from latentplan.types import EnvSpec, Latent, Prediction, StepNoise, Timestep, WorldLoss
 from latentplan.world.uncertainty import member_std
 
 EPISODES, LENGTH, PREFILL = 12, 30, 60
@@ -120,7 +119,7 @@ class Ensemble(nn.Module):
         # Never across an episode boundary, and each member on a share of its own.
         mask = (~batch.is_first[:, 1:]).flatten() & (torch.rand(error.shape) < 0.8)
         high = torch.quantile(member_std(prediction[..., :-1].detach()), 0.95)
-        return {"model": (error * mask).mean()}, self._latent(state), {HIGH_UNCERTAINTY: high}
+        return WorldLoss({"model": (error * mask).mean()}, self._latent(state), high, {})
 
     # ----------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentplan.behavior.learn import make_target, replay_returns
+from latentplan.behavior.losses import make_target, replay_returns
 from latentplan.behavior.returns import NoveltyScale, ReturnScale, lambda_returns
 from latentplan.schema import BehaviorConfig
 from latentplan.types import Choice, Latent, Rollout

@@ -182,7 +182,7 @@ def divergence(sharpness: float, free_nats: float = 1.0) -> tuple[WorldModel, Te
     torch.manual_seed(1)
     deter = torch.randn(6, 16, requires_grad=True)
     logits = torch.randn(6, 3, 4, requires_grad=True)
-    terms, _ = model._divergence(deter, logits * sharpness, torch.ones(3, 6).bool())
+    terms, *_ = model._divergence(deter, logits * sharpness, torch.ones(3, 6).bool())
     return model, deter, logits, terms
 
 
@@ -213,7 +213,7 @@ def test_free_nats_act_on_each_row() -> None:
     model.rssm.priors.layers[-1].weight.data += 1e-3 * torch.randn(3, 8, 12)
     deter = torch.randn(2, 16, requires_grad=True)
     logits = torch.stack([torch.zeros(3, 4), 20 * torch.eye(4)[:3]]).requires_grad_()
-    terms, _ = model._divergence(deter, logits, torch.ones(3, 2).bool())
+    terms, *_ = model._divergence(deter, logits, torch.ones(3, 2).bool())
     (terms["dyn"] + terms["rep"]).backward()
     assert not deter.grad[0].any() and deter.grad[1].any()
     assert not logits.grad[0].any() and logits.grad[1].any()
@@ -238,7 +238,7 @@ def test_divergences_are_means_over_the_members_that_own_a_row() -> None:
     last.bias.data = torch.stack([50 * torch.eye(4)[m].repeat(3) for m in range(3)])[:, None]
     logits = 50 * torch.eye(4)[0].expand(2, 3, 4)
     mask = torch.tensor([[True, False], [True, True], [False, True]])
-    terms, _ = model._divergence(torch.zeros(2, 16), logits, mask)
+    terms, *_ = model._divergence(torch.zeros(2, 16), logits, mask)
     # unimix leaves 0.97 and 0.01: KL[sure of 0 || sure of 1] = 0.96 ln 97 per group
     far = 3 * 0.96 * torch.tensor(97.0).log().item()
     assert terms["dyn"].item() == pytest.approx((far / 2 + far) / 2, rel=1e-4)

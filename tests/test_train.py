@@ -278,6 +278,27 @@ def test_a_loaded_agent_takes_what_training_took(run: Path) -> None:
     agent.reset()
     ours = agent.act({"image": np.full((16, 16, 3), 7, np.uint8), "vector": [1, 2]})
     np.testing.assert_array_equal(theirs, ours)
+    agent.reset()  # two of its names are ours, and "extra" is numbers, though of three dimensions
+    small = np.full((16, 16, 3), 7, np.uint8)
+    named = agent.act({"image": small, "vector": 2.0, "extra": np.ones((1, 1, 1))})
+    np.testing.assert_array_equal(named, ours)
+
+
+def test_a_loaded_agent_hears_what_was_done_instead(run: Path) -> None:
+    agent = latentplan.load(run)
+    picture = np.full((16, 16, 3), 7, np.uint8)
+    rng = np.random.default_rng(0)
+    seen = [{"image": picture, "vector": rng.normal(size=2)} for _ in range(2)]
+    first = agent.act(seen[0])
+    own = agent.act(seen[1])
+    agent.reset()
+    agent.act(seen[0])
+    np.testing.assert_array_equal(agent.act(seen[1], executed=first), own)
+    agent.reset()
+    agent.act(seen[0])
+    assert (agent.act(seen[1], executed=-np.sign(first)) != own).any()
+    with pytest.raises(ValueError):
+        agent.act(seen[1], executed=np.zeros(3))
 
 
 def test_a_loaded_agent_speaks_the_environments_units(run: Path) -> None:

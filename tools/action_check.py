@@ -23,9 +23,9 @@ from torch import Tensor
 from latentplan import run_folder
 from latentplan.agent import Agent
 from latentplan.behavior.imagine import follow, imagine
-from latentplan.envs import parse_task
+from latentplan.envs import parse_task, pick_renderer
 from latentplan.envs.dmc import ControlSuite, build
-from latentplan.evaluate import pick_renderer
+from latentplan.envs.simulator import to_bounds
 from latentplan.types import Latent, StepNoise, Timestep, UserError
 
 EPISODES, STATES, SEQUENCES, HORIZON, SAMPLES = 6, 5, 24, 10, 40
@@ -41,8 +41,8 @@ class Real:
 
     def act(self, action: np.ndarray) -> float:
         low, high = self.simulator.action_low, self.simulator.action_high
-        scaled = low + (np.clip(action, -1, 1) + 1) / 2 * (high - low)
-        return sum(self.simulator.advance(scaled)[0] for _ in range(self.repeat))
+        command = to_bounds(action, low, high)
+        return sum(self.simulator.advance(command)[0] for _ in range(self.repeat))
 
     def try_out(self, sequences: np.ndarray) -> np.ndarray:
         """(K, H, A) from the present state -> rewards (K, H); the state is as before."""

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from latentplan.behavior.conservative import PlannedActing
-from latentplan.behavior.imagine import Step, imagine
-from latentplan.behavior.mpdp import Temperature
-from latentplan.behavior.nets import Actor, Critic
+from latentplan.behavior.imagine import Step, imagine, sampled
+from latentplan.behavior.nets import Actor, Critic, Temperature
 from latentplan.behavior.planner import Plan, Policy, plan
 from latentplan.behavior.returns import NoveltyScale, ReturnScale
 from latentplan.nn.dists import ActionDist
 from latentplan.schema import Config
-from latentplan.types import Choice, EnvSpec, Latent, Rollout, StepNoise
+from latentplan.types import EnvSpec, Latent, Rollout, StepNoise
 
 
 class World(Protocol):
@@ -113,16 +112,11 @@ class Behavior:
         rows = self._planned_rows(n)
         acting = None if rows is None else self.conservative(rows, policy)
         noise = self.world.draw_noise(n, horizon)
-
-        def sample(latent: Latent, h: int) -> Choice:
-            dist = policy(latent)
-            noise = torch.randn_like(dist.mean)
-            return Choice(dist.rsample(noise), noise)
-
+        act = acting or sampled(lambda latent, h: policy(latent))
         step = self.world.step_unmeasured if self.apart else self.step
         window = self.config.mpdp.horizon if self.mpdp else None
         with self.world.lowered():
-            rollout = imagine(step, acting or sample, start, horizon, noise, window)
+            rollout = imagine(step, act, start, horizon, noise, window)
         return rollout, acting
 
     def _planned_rows(self, n: int) -> Tensor | None:

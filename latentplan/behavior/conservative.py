@@ -19,8 +19,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from latentplan.behavior.learn import Planned
-from latentplan.behavior.planner import Plan, Policy, Value, discounts
+from latentplan.behavior.losses import Planned
+from latentplan.behavior.planner import Plan, Policy, Value
+from latentplan.behavior.returns import discounts
 from latentplan.nn.dists import ActionDist
 from latentplan.types import Choice, Latent
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from latentplan.nn.dists import ActionDist
 from latentplan.types import Choice, Latent, Prediction, Rollout, StepNoise
 
 Step = Callable[[Latent, Tensor, StepNoise | None], Prediction]
@@ -17,6 +18,22 @@ def follow(actions: Tensor) -> Act:
     """Recorded ``actions`` (N, H, A) as an ``act``."""
     nothing = torch.zeros_like(actions[:, 0])
     return lambda latent, h: Choice(actions[:, h], nothing)
+
+
+def sampled(policy: Callable[[Latent, int], ActionDist], noise: Tensor | None = None) -> Act:
+    """Samples of a policy as an ``act``.
+
+    Args:
+        policy: latent (N), step h -> what it would do there.
+        noise: (H, N, A) standard normal; drawn when not given.
+    """
+
+    def act(latent: Latent, h: int) -> Choice:
+        dist = policy(latent, h)
+        drawn = torch.randn_like(dist.mean) if noise is None else noise[h]
+        return Choice(dist.rsample(drawn), drawn)
+
+    return act
 
 
 def imagine(

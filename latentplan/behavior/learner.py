@@ -12,17 +12,17 @@ from torch.nn import functional
 
 from latentplan.behavior.behavior import Behavior, frozen
 from latentplan.behavior.conservative import PlannedActing, learn_from_plans
-from latentplan.behavior.learn import (
+from latentplan.behavior.losses import (
     Planned,
     Target,
     actor_loss,
     critic_loss,
+    distillation_loss,
     make_target,
     replay_returns,
 )
 from latentplan.behavior.mpdp import (
     Improvement,
-    distillation_loss,
     improve,
     mpdp_metrics,
     roll_out,

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from latentplan.behavior.imagine import Step, imagine
-from latentplan.behavior.planner import discounts
+from latentplan.behavior.imagine import Step, imagine, sampled
+from latentplan.behavior.returns import discounts
 from latentplan.nn.dists import ActionDist
-from latentplan.types import Choice, Latent, Rollout, StepNoise
+from latentplan.types import Latent, Rollout, StepNoise
 
 StepPolicy = Callable[[Latent, int], ActionDist]
 
@@ -55,13 +55,12 @@ def roll_out(
     """
     entropies = []
 
-    def act(latent: Latent, h: int) -> Choice:
+    def noted(latent: Latent, h: int) -> ActionDist:
         dist = policy(latent, h)
-        drawn = torch.randn_like(dist.mean) if noise is None else noise[h]
         entropies.append(dist.entropy())
-        return Choice(dist.rsample(drawn), drawn)
+        return dist
 
-    rollout = imagine(step, act, start, horizon, step_noise)
+    rollout = imagine(step, sampled(noted, noise), start, horizon, step_noise)
     return rollout, torch.stack(entropies, 1)
 
 
@@ -127,46 +126,3 @@ def mpdp_metrics(found: Improvement) -> dict[str, Tensor]:
         "train/mpdp/penalty_share": share.mean(),
         **entropies,
     }
-
-
-class Temperature(nn.Module):
-    """The entropy temperature alpha, fixed, or tuned to a target entropy as in SAC (2018)."""
-
-    def __init__(self, alpha: float, target: float | None):
-        super().__init__()
-        self.target = target
-        log_alpha = torch.tensor(alpha).log()
-        if target is None:
-            self.register_buffer("log_alpha", log_alpha, persistent=False)  # a setting, not learned
-        else:
-            self.log_alpha = nn.Parameter(log_alpha)
-
-    @property
-    def value(self) -> Tensor:
-        """() detached."""
-        return self.log_alpha.detach().exp()
-
-    def loss(self, entropy: Tensor) -> Tensor:
-        """() Its gradient raises alpha while the ``entropy`` (...) is below the target."""
-        return self.log_alpha * (entropy.detach().mean() - self.target)
-
-
-def distillation_loss(dist: ActionDist, action: Tensor, score: Tensor, tau: float) -> Tensor:
-    """Pull the policy's mean towards the better of K scored candidates (beyond the paper).
-
-    - tau sum_k (w_k - 1/K) log pi(a_k), w = softmax(score / tau). The baseline 1/K makes equal
-    scores teach nothing. Where scores differ by less than tau, this is (but for a factor of
-    1 - 1/K) the policy gradient of the score, so a weight of 1 means as much as that; larger
-    differences count no more than tau. Only the mean learns: the better candidates lie to one side
-    of it, and their spread about it would widen the policy even on a linear score.
-
-    Args:
-        dist: the policy, (..., A). action: (..., K, A), its samples. score: (..., K).
-
-    Returns:
-        (...)
-    """
-    weight = torch.softmax(score / tau, -1) - 1 / score.shape[-1]
-    std = dist.std.detach()[..., None, :]
-    log_prob = ActionDist.of(dist.mean[..., None, :], std).log_prob(action)
-    return -tau * (weight.nan_to_num(0.0).detach() * log_prob).sum(-1)

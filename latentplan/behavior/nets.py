@@ -1,4 +1,4 @@
-"""Actor and critic networks."""
+"""What behavior learns: actor, critic, and the entropy temperature."""
 
 from __future__ import annotations
 
@@ -60,3 +60,25 @@ class Critic(nn.Module):
         torch._foreach_lerp_(
             list(self.slow_net.parameters()), list(self.net.parameters()), self.rate
         )
+
+
+class Temperature(nn.Module):
+    """The entropy temperature alpha, fixed, or tuned to a target entropy as in SAC (2018)."""
+
+    def __init__(self, alpha: float, target: float | None):
+        super().__init__()
+        self.target = target
+        log_alpha = torch.tensor(alpha).log()
+        if target is None:
+            self.register_buffer("log_alpha", log_alpha, persistent=False)  # a setting, not learned
+        else:
+            self.log_alpha = nn.Parameter(log_alpha)
+
+    @property
+    def value(self) -> Tensor:
+        """() detached."""
+        return self.log_alpha.detach().exp()
+
+    def loss(self, entropy: Tensor) -> Tensor:
+        """() Its gradient raises alpha while the ``entropy`` (...) is below the target."""
+        return self.log_alpha * (entropy.detach().mean() - self.target)

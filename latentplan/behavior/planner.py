@@ -18,7 +18,8 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from latentplan.behavior.imagine import Step, imagine
+from latentplan.behavior.imagine import Step, imagine, sampled
+from latentplan.behavior.returns import discounts
 from latentplan.nn.dists import ActionDist
 from latentplan.types import Choice, Latent, Rollout, StepNoise
 
@@ -37,16 +38,6 @@ class Plan(NamedTuple):
     value: Tensor  # (N, K) the part of ``ret`` that is the value at the end
     novelty: Tensor  # (N, K) divided by the uncertainty scale; 0 where it was not measured
     candidates: Rollout  # leading axes (N, K)
-
-
-def discounts(cont: Tensor, discount: float) -> tuple[Tensor, Tensor]:
-    """d_0 .. d_{P-1} (..., P) of the steps of a rollout, and d_P (...) of what comes after it.
-
-    Args:
-        cont: (..., P) probability of going on.
-    """
-    decay = (discount * cont).cumprod(-1)
-    return torch.cat([torch.ones_like(decay[..., :1]), decay[..., :-1]], -1), decay[..., -1]
 
 
 @torch.no_grad()
@@ -100,11 +91,7 @@ def plan(
     if step_noise is not None:
         step_noise = StepNoise(*_shared(step_noise, candidates))
 
-    def act(latent: Latent, h: int) -> Choice:
-        dist = policy(latent) if h else first
-        drawn = torch.randn_like(dist.mean) if noise is None else noise[h]
-        return Choice(dist.rsample(drawn), drawn)
-
+    act = sampled(lambda latent, h: policy(latent) if h else first, noise)
     rollout = _split(imagine(step, act, starts, horizon, step_noise), n)
     weight, after = discounts(rollout.cont, discount)
     worth = torch.zeros_like(after)

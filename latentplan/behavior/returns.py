@@ -35,6 +35,16 @@ def lambda_returns(
     return torch.stack(returns[::-1], 1)
 
 
+def discounts(cont: Tensor, discount: float) -> tuple[Tensor, Tensor]:
+    """d_0 .. d_{P-1} (..., P) of the steps of a rollout, and d_P (...) of what comes after it.
+
+    Args:
+        cont: (..., P) probability of going on.
+    """
+    decay = (discount * cont).cumprod(-1)
+    return torch.cat([torch.ones_like(decay[..., :1]), decay[..., :-1]], -1), decay[..., -1]
+
+
 class ReturnScale(nn.Module):
     """Running 5-95 percentile range of returns, at least 1: large returns are scaled down, small
     ones are never blown up (DreamerV3, "Actor learning")."""

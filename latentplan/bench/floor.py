@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from latentplan.inspection.cost import Part
+from latentplan.bench.parts import Part
 
 SIDE = 2048  # of the square matrices that the peak is measured with
 TRIES = 5
@@ -64,7 +64,7 @@ def floors(
     """Of every part with products: its operations, its floor in seconds, and measured over floor.
 
     Args:
-        seconds: of repetitions, from :func:`latentplan.inspection.cost.time_parts`.
+        seconds: of repetitions, from :func:`latentplan.bench.parts.time_parts`.
         rates: from :func:`peak_rates`.
     """
     found = {}

@@ -18,13 +18,12 @@ from latentplan.agent import Agent
 from latentplan.allocator import keep_memory
 from latentplan.bench.floor import floors, peak_rates
 from latentplan.bench.loop import loop_cost
+from latentplan.bench.parts import FULL, Part, UpdateParts, random_rows, summary, time_parts
 from latentplan.bench.planning import planning_cost
 from latentplan.bench.reference import Reference, Widths
 from latentplan.compiling import make_agent
 from latentplan.config import load
-from latentplan.envs import VectorEnv
-from latentplan.evaluate import make_train_env, pick_renderer
-from latentplan.inspection.cost import FULL, Part, UpdateParts, random_rows, summary, time_parts
+from latentplan.envs import VectorEnv, make_train_env, pick_renderer
 from latentplan.run_folder import pick_device
 from latentplan.schema import Config
 

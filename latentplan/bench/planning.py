@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from latentplan.agent import Agent
+from latentplan.bench.parts import Part, random_rows, summary, time_parts
 from latentplan.compiling import make_agent
-from latentplan.inspection.cost import Part, random_rows, summary, time_parts
 from latentplan.schema import Config
 from latentplan.types import EnvSpec, Timestep
 

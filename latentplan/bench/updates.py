@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from latentplan.allocator import keep_memory
+from latentplan.bench.parts import Part, random_rows, summary, time_parts
 from latentplan.compiling import make_agent
 from latentplan.config import load
-from latentplan.evaluate import make_train_env, pick_renderer
-from latentplan.inspection.cost import Part, random_rows, summary, time_parts
+from latentplan.envs import make_train_env, pick_renderer
 from latentplan.run_folder import pick_device
 
 

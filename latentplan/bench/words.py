@@ -9,8 +9,8 @@ from typing import Any
 
 from latentplan.bench.loop import describe_loop
 from latentplan.bench.measure import PLAIN
+from latentplan.bench.parts import FULL
 from latentplan.bench.planning import describe_planning
-from latentplan.inspection.cost import FULL
 from latentplan.types import UserError
 
 BUSY = 0.5  # processes that wanted a core in the minute before

@@ -7,16 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from latentplan.envs.names import parse_task
 from latentplan.envs.rendering import Renderer, choose_renderer
+from latentplan.envs.simulator import MODES
 from latentplan.envs.vector import VectorEnv
 from latentplan.envs.workers import Recipe
-from latentplan.schema import EnvConfig
+from latentplan.schema import Config, EnvConfig
+from latentplan.task_names import parse_task
 from latentplan.types import UserError
 
-__all__ = ["VectorEnv", "choose_renderer", "make_vector", "needs_renderer", "parse_task"]
+__all__ = [
+    "Renderer",
+    "VectorEnv",
+    "choose_renderer",
+    "make_eval_env",
+    "make_train_env",
+    "make_vector",
+    "needs_renderer",
+    "parse_task",
+    "pick_renderer",
+]
 
-_MODES = ("train", "eval")
 _OBS = ("pixels", "state", "both")
 
 
@@ -47,7 +57,7 @@ def make_vector(
     suite, name = parse_task(task)
     if obs not in _OBS:
         raise UserError(f"obs={obs} is unknown; use pixels, state or both.")
-    if mode not in _MODES:
+    if mode not in MODES:
         raise ValueError(f"mode must be train or eval, got {mode!r}")
     if seed < 0:
         raise UserError(f"seed={seed} is negative.")
@@ -68,3 +78,38 @@ def make_vector(
         renderer = choose_renderer(env.renderer, env.render_quality)
     recipe = Recipe(f"{suite}:{name}", obs, env.image_size, env.module, renderer)
     return VectorEnv(recipe, env, count=count, seed=seed, mode=mode, first_episodes=first_episodes)
+
+
+def pick_renderer(config: Config) -> Renderer | None:
+    """The renderer that the run's pictures need; None where there are no pictures."""
+    if not needs_renderer(config.task, config.obs):
+        return None
+    return choose_renderer(config.env.renderer, config.env.render_quality)
+
+
+def make_train_env(
+    config: Config, renderer: Renderer | None, first_episodes: Sequence[int] | None = None
+) -> VectorEnv:
+    """The environments a run collects from; a resumed run says how many episodes were begun."""
+    return make_vector(
+        config.task,
+        config.obs,
+        config.env,
+        count=config.env.count,
+        seed=config.seed,
+        renderer=renderer,
+        first_episodes=first_episodes,
+    )
+
+
+def make_eval_env(config: Config, renderer: Renderer | None, count: int, seed: int) -> VectorEnv:
+    """Environments whose episodes training never sees, whatever the seed."""
+    return make_vector(
+        config.task,
+        config.obs,
+        config.env,
+        count=count,
+        seed=seed,
+        mode="eval",
+        renderer=renderer,
+    )

@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from latentplan.envs.simulator import flatten_state, image_space, vector_space
+from latentplan.envs.simulator import flatten_state, image_space, is_picture, vector_space
 from latentplan.types import UserError
 
 
@@ -53,12 +53,7 @@ def import_module(module: str) -> None:
 
 
 def _is_image(space: spaces.Space) -> bool:
-    return (
-        isinstance(space, spaces.Box)
-        and space.dtype == np.uint8
-        and len(space.shape) == 3
-        and space.shape[-1] == 3
-    )
+    return isinstance(space, spaces.Box) and is_picture(space.shape, space.dtype)
 
 
 class GymEnvironment:
@@ -181,12 +176,7 @@ class GymEnvironment:
             frame = self._env.render()
         except gymnasium.error.DependencyNotInstalled as error:
             raise UserError(f"Drawing gym:{self._name} needs another package: {error}.") from error
-        if (
-            not isinstance(frame, np.ndarray)
-            or frame.dtype != np.uint8
-            or frame.ndim != 3
-            or frame.shape[-1] != 3
-        ):
+        if not isinstance(frame, np.ndarray) or not is_picture(frame.shape, frame.dtype):
             raise UserError(
                 f"gym:{self._name} does not draw: render() must give a uint8 array "
                 "(height, width, 3) in render mode rgb_array."

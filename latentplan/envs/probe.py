@@ -95,7 +95,6 @@ def draw(backend: str, seconds: float) -> dict[str, object]:
     return {
         "works": not black,
         "reason": "it draws black frames" if black else "",
-        "black": black,
         "software": any(word in description.lower() for word in _SOFTWARE),
         "description": description,
         "seconds": timings,

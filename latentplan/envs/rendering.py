@@ -41,7 +41,6 @@ class Probe(NamedTuple):
     package: str = ""  # and the Debian package that brings it
     software: bool = False
     description: str = ""
-    black: bool = False
     seconds: dict[str, float] = {}  # noqa: RUF012  quality or DEFAULT -> seconds per 64 x 64 frame
 
 

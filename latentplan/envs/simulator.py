@@ -16,7 +16,7 @@ from gymnasium import spaces
 
 from latentplan.types import UserError
 
-_MODES = ("train", "eval")
+MODES = ("train", "eval")
 
 
 class Simulator(Protocol):
@@ -50,6 +50,11 @@ class Spaces(NamedTuple):
         return len(self.action_low)
 
 
+def is_picture(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """(height, width, 3) uint8: every other entry of an observation is numbers."""
+    return len(shape) == 3 and shape[-1] == 3 and dtype == np.uint8
+
+
 def image_space(height: int, width: int) -> spaces.Box:
     return spaces.Box(0, 255, (height, width, 3), np.uint8)
 
@@ -76,9 +81,9 @@ def episode_seed(seed: int, mode: str, index: int, episode: int) -> int:
     Fits 32 bits. Training seeds are even and evaluation seeds odd, so that no evaluation episode
     of any run is ever a training episode of any run.
     """
-    entropy = (seed, _MODES.index(mode), index, episode)
+    entropy = (seed, MODES.index(mode), index, episode)
     hashed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0])
-    return (hashed & ~1) | _MODES.index(mode)
+    return (hashed & ~1) | MODES.index(mode)
 
 
 class EpisodeEnv(gymnasium.Env):

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from latentplan.envs import dmc, dummy, gym
-from latentplan.envs.names import parse_task
 from latentplan.envs.rendering import Renderer
 from latentplan.envs.simulator import EpisodeEnv, Simulator, Spaces
 from latentplan.schema import EnvConfig
+from latentplan.task_names import parse_task
 from latentplan.types import UserError
 
 

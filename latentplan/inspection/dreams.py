@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from latentplan.agent import Agent
-from latentplan.behavior.imagine import Act, imagine
+from latentplan.behavior.imagine import Act, imagine, sampled
 from latentplan.inspection.canvas import (
     CONTEXT,
     IMAGINED,
@@ -65,13 +65,11 @@ def show_conservative(agent: Agent, batch: Timestep, horizon: int) -> np.ndarray
     noise = agent.world.draw_noise(n, horizon)
     drawn = torch.randn(horizon, n, agent.world.spec.action_dim, device=agent.device)
 
-    def sample(latent: Latent, h: int) -> Choice:
-        return Choice(behavior.policy(latent).rsample(drawn[h]), drawn[h])
-
+    policy = sampled(lambda latent, h: behavior.policy(latent), drawn)
     planner = behavior.conservative(torch.arange(n, device=agent.device))
     with agent.world.lowered():
         plain, planned = (
-            imagine(agent.world.step, act, start, horizon, noise) for act in (sample, planner)
+            imagine(agent.world.step, act, start, horizon, noise) for act in (policy, planner)
         )
     both = lambda get: [  # noqa: E731
         Line("policy", array(get(plain)), TEXT),

@@ -133,13 +133,6 @@ def open_loop_headers(context: int, length: int) -> list[Header]:
     ]
 
 
-def strip(movie: np.ndarray, every: int, left: int) -> np.ndarray:
-    """Every ``every``-th frame of a film side by side: (H, W, 3). Of the others, the first ``left``
-    columns, the labels (:func:`label_width`), are left out."""
-    first, *others = movie[::every]
-    return np.concatenate([first, *(frame[:, left:] for frame in others)], axis=1)
-
-
 def label_width(rows: Iterable[str], charts: Charts) -> int:
     """Pixels of the column with the labels of a film."""
     words = [*rows, *charts, *(line.name for lines in charts.values() for line in lines)]

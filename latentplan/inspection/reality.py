@@ -38,16 +38,15 @@ def show_reality(agent: Agent, env: Env, begin: int, horizon: int) -> np.ndarray
         (T, H, W, 3): reality, dream and error, with rewards and the distance of the two as charts.
         Without pictures, the charts alone.
     """
-    tensors = lambda row: row.map(lambda x: torch.as_tensor(x).to(agent.device))  # noqa: E731
     generator = torch.Generator(agent.device).manual_seed(0)
     row, _ = env.reset()
     carry = agent.initial(len(row.reward))
     for _ in range(begin):
         if env.is_last.any():
             break
-        action, carry = agent.act(tensors(row), carry, "mean", generator)
+        action, carry = agent.act(row.to(agent.device), carry, "mean", generator)
         row, _ = env.step(action.cpu().numpy())
-    state = agent.world.filter(tensors(row), carry, generator=generator)
+    state = agent.world.filter(row.to(agent.device), carry, generator=generator)
     noise = agent.world.draw_noise(len(row.reward), horizon)
     dream = imagine(agent.world.step_unmeasured, mean_action(agent), state, horizon, noise)
     rows = [row]

@@ -42,6 +42,7 @@ def write_page(runs: Sequence[Path], out: Path, *, device: str = "auto") -> Path
     curves = {run: read_curve(run) for run in runs}
     if not any(curve.rows for curve in curves.values()):
         raise UserError("None of these runs has been evaluated yet.")
+    out.parent.mkdir(parents=True, exist_ok=True)  # if that fails, then before the films are made
     parts = [_summary(curves), _figure(_returns(curves), "Evaluation return of the policy's mean.")]
     for run, curve in curves.items():
         parts += _of_run(run, curve, device)
@@ -50,11 +51,7 @@ def write_page(runs: Sequence[Path], out: Path, *, device: str = "auto") -> Path
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>latentplan</title>'
         f"<style>{STYLE}</style></head>\n<body><h1>latentplan</h1>\n{body}\n</body></html>\n"
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}.") from error
+    out.write_text(page, encoding="utf-8")
     return out
 
 

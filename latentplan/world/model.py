@@ -18,15 +18,13 @@ from latentplan.nn.dists import (
 from latentplan.nn.ensemble import bootstrap_mask
 from latentplan.nn.layers import MLP
 from latentplan.schema import WorldConfig
-from latentplan.types import EnvSpec, Latent, Prediction, StepNoise, Timestep
+from latentplan.types import EnvSpec, Latent, Prediction, StepNoise, Timestep, WorldLoss
 from latentplan.world.barlow import Barlow
 from latentplan.world.decoder import Decoder
 from latentplan.world.encoder import Encoder
 from latentplan.world.pictures import PictureScale
 from latentplan.world.rssm import RSSM, bound_action
 from latentplan.world.uncertainty import MEASURES, Probes
-
-HIGH_UNCERTAINTY = "train/model/uncertainty_high"  # name of the metric
 
 
 class WorldModel(nn.Module):
@@ -184,10 +182,8 @@ class WorldModel(nn.Module):
 
     # --- learning ---------------------------------------------------------------------------
 
-    def loss(
-        self, batch: Timestep, episode: Tensor
-    ) -> tuple[dict[str, Tensor], Latent, dict[str, Tensor]]:
-        """The terms of the world-model loss, weighted; posterior latents (B, T); metrics.
+    def loss(self, batch: Timestep, episode: Tensor) -> WorldLoss:
+        """What is learned from a batch, and what it shows.
 
         Args:
             batch: (B, T) rows.
@@ -201,7 +197,7 @@ class WorldModel(nn.Module):
         mask = rearrange(owned(self.config.members), "m b t -> m (b t)")
         features = self.features(flat)
         logits = rearrange(logits, "b t s c -> (b t) s c")
-        terms, metrics = self._divergence(flat.deter, logits, mask)
+        terms, metrics, uncertainty = self._divergence(flat.deter, logits, mask)
         terms.update(self._reconstruction(features, rows.obs))
         with self.lowered():
             if self.barlow is not None:
@@ -215,8 +211,12 @@ class WorldModel(nn.Module):
             terms["probes"], uncertainty = self._probe_loss(
                 latent, batch, owned(self.config.probe_members)
             )
-            metrics.update(_summary(uncertainty))
-        return terms, latent, metrics
+        high = torch.nanquantile(uncertainty, 0.95)
+        metrics |= {
+            "train/model/uncertainty": uncertainty.nanmean(),
+            "train/model/uncertainty_high": high,
+        }
+        return WorldLoss(terms, latent, high, metrics)
 
     def fit_pictures(self, obs: dict[str, Tensor]) -> None:
         """Take the statistics of pictures from the first batches seen."""
@@ -251,7 +251,7 @@ class WorldModel(nn.Module):
 
     def _divergence(
         self, deter: Tensor, logits: Tensor, mask: Tensor
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
         """dyn = KL[sg q || p_m] over the members that own the row, rep = KL[q || sg p_m] over all.
 
         Free nats stop the pull on recurrent core and posterior where a row's KL is below one nat.
@@ -277,9 +277,7 @@ class WorldModel(nn.Module):
             "train/model/kl": rep.detach().mean(),
             "train/model/posterior_entropy": -(q * log_q).sum((-2, -1)).detach().mean(),
         }
-        if self.probes is None:
-            metrics.update(_summary(self.disagreement(p.detach())))
-        return terms, metrics
+        return terms, metrics, None if self.probes is not None else self.disagreement(p.detach())
 
     def _probe_loss(self, latent: Latent, batch: Timestep, mask: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(latent)
@@ -292,12 +290,3 @@ class WorldModel(nn.Module):
             rearrange(mask, "m b t -> m (b t)"),
         )
         return loss, uncertainty.masked_fill(~inside.flatten(), torch.nan)
-
-
-def _summary(uncertainty: Tensor) -> dict[str, Tensor]:
-    """Of replayed rows (N,): the mean, and the percentile that planning measures bonuses in; rows
-    that are nan do not count."""
-    return {
-        "train/model/uncertainty": uncertainty.nanmean(),
-        HIGH_UNCERTAINTY: torch.nanquantile(uncertainty, 0.95),
-    }

@@ -116,3 +116,24 @@ def replay_returns(
     last = torch.cat([is_first[:, 2:], torch.ones_like(is_first[:, :1])], 1)
     returns = lambda_returns(reward[:, 1:], bootstrap[:, 1:], discount, config.lam, last)
     return returns, (~is_first[:, 1:]).float()
+
+
+def distillation_loss(dist: ActionDist, action: Tensor, score: Tensor, tau: float) -> Tensor:
+    """Pull the policy's mean towards the better of K scored candidates (beyond the paper).
+
+    - tau sum_k (w_k - 1/K) log pi(a_k), w = softmax(score / tau). The baseline 1/K makes equal
+    scores teach nothing. Where scores differ by less than tau, this is (but for a factor of
+    1 - 1/K) the policy gradient of the score, so a weight of 1 means as much as that; larger
+    differences count no more than tau. Only the mean learns: the better candidates lie to one side
+    of it, and their spread about it would widen the policy even on a linear score.
+
+    Args:
+        dist: the policy, (..., A). action: (..., K, A), its samples. score: (..., K).
+
+    Returns:
+        (...)
+    """
+    weight = torch.softmax(score / tau, -1) - 1 / score.shape[-1]
+    std = dist.std.detach()[..., None, :]
+    log_prob = ActionDist.of(dist.mean[..., None, :], std).log_prob(action)
+    return -tau * (weight.nan_to_num(0.0).detach() * log_prob).sum(-1)

@@ -105,8 +105,7 @@ class UpdateParts:
         sum(self.agent.world._reconstruction(self.features, self.rows).values()).backward()
 
     def heads(self) -> None:
-        terms, _, _ = self.heads_only.loss(self.batch, self.episode)
-        sum(terms.values()).backward()
+        sum(self.heads_only.loss(self.batch, self.episode).terms.values()).backward()
 
     def imagination(self) -> None:
         with frozen(self.agent.world), torch.set_grad_enabled(self.pathwise):
