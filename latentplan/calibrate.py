@@ -86,7 +86,7 @@ def calibrate_agent(
         "run": str(folder),
         "task": config.task,
         "measure": config.world.uncertainty,
-        "members": config.world.members,
+        "members": config.world.judges,
         "frames": saved["frames"],
         "updates": saved["updates"],
         "windows": count,

@@ -10,7 +10,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -140,7 +142,7 @@ def _parse(item: str) -> DictConfig:
 
 
 def _check_keys(node: DictConfig, where: str) -> None:
-    known = flatten(OmegaConf.to_container(_schema()))
+    known = _known()
     sections = {field.name for field in fields(Config) if is_dataclass(field.default_factory)}
     for key in flatten(OmegaConf.to_container(node, resolve=False)):
         if key in sections:
@@ -157,7 +159,7 @@ def _check_keys(node: DictConfig, where: str) -> None:
 
 def _mend_types(node: DictConfig) -> None:
     """YAML reads the word ``off`` as false, and 1e6 as a fraction; what is due says otherwise."""
-    known = flatten(OmegaConf.to_container(_schema()))
+    known = _known()
     for key, value in flatten(OmegaConf.to_container(node, resolve=False)).items():
         if value is False and isinstance(known[key], str):
             OmegaConf.update(node, key, "off")
@@ -165,6 +167,13 @@ def _mend_types(node: DictConfig) -> None:
             OmegaConf.update(node, key, int(value))
 
 
+@cache
+def _known() -> Mapping[str, Any]:
+    """Every key and its default."""
+    return MappingProxyType(flatten(OmegaConf.to_container(_schema())))
+
+
+@cache  # to be merged, which copies it
 def _schema() -> DictConfig:
     schema = OmegaConf.structured(Config)
     _thaw(schema)

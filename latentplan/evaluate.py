@@ -17,6 +17,8 @@ from latentplan.logger import write_video
 from latentplan.schema import Config
 from latentplan.types import EnvSpec, Timestep, UserError, join
 
+CANDIDATES = 4  # of plans at test time, where a run does not say
+
 
 class Scores(NamedTuple):
     """What evaluation episodes gave."""
@@ -100,31 +102,32 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score the agent of a run folder; the result is plain values, ready for JSON.
 
-    Where there is more than one candidate, actor and planner play the same episodes: whichever was
-    not asked for is ``beside``, and ``planner_gap`` is how much more the planner got.
+    Actor and planner play the same episodes: whichever was not asked for is ``beside``, and
+    ``planner_gap`` is how much more the planner got. A run that does not plan is planned with
+    ``CANDIDATES``.
 
     Args:
         seed: of the evaluation episodes, which training never sees whatever the number.
         policy: ``mean`` or ``sample`` of the actor, or ``planner``.
-        plan: changes of the ``plan`` section, ``candidates=8``; any agent can be planned with.
+        plan: changes of the ``plan`` section, ``candidates=8``.
         video: where to write the first episode as mp4 or GIF; default inside the run folder.
 
     Raises:
-        UserError: no run there, a damaged checkpoint, no working renderer, nothing to plan with.
+        UserError: no run there, a damaged checkpoint, no working renderer.
     """
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}.")
     folder = Path(run)
     place = run_folder.pick_device(device)
     agent, config, _, payload = run_folder.load_agent(folder, place, plan)
-    if policy == "planner" and config.plan.candidates == 1:
-        raise UserError("One candidate is no choice: add --plan candidates=4, for example.")
+    if config.plan.candidates == 1:
+        more = [*plan, f"candidates={CANDIDATES}"]
+        agent, config, _, payload = run_folder.load_agent(folder, place, more)
     renderer = pick_renderer(config)
-    policies = [policy]
-    if config.plan.candidates > 1:
-        policies.append("mean" if policy == "planner" else "planner")
+    policies = [policy, "mean" if policy == "planner" else "planner"]
     scores = dict(score(agent, config, renderer, policies, episodes, seed))
-    asked, *beside = (summary(name, scores[name]) for name in policies)
+    asked, beside = (summary(name, scores[name]) for name in policies)
+    gap = asked["mean"] - beside["mean"]
     result = {
         "run": str(folder),
         "task": config.task,
@@ -134,12 +137,12 @@ def evaluate(
         "action_repeat": config.env.repeat,
         "renderer": renderer.description if renderer else "none",
         "seed": seed,
+        "candidates": config.plan.candidates,
+        "plan_horizon": config.plan.horizon,
         **asked,
+        "beside": beside,
+        "planner_gap": gap if policy == "planner" else -gap,
     }
-    if beside:
-        gap = asked["mean"] - beside[0]["mean"]
-        result["beside"] = beside[0]
-        result["planner_gap"] = gap if policy == "planner" else -gap
     film = scores[policy].film(agent.world.spec)
     if film is not None:
         path = Path(video) if video else folder / "videos" / f"eval-{payload['frames']}.mp4"

@@ -133,6 +133,8 @@ def load(folder: Path, plan: Sequence[str] = ()) -> tuple[Config, EnvSpec, dict[
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.yaml.")
     plan = [f"plan.{item.removeprefix('plan.')}" for item in plan]
+    if plan:  # nobody trains with it: what may not be planned in training does not matter
+        plan.append("plan.imagine_share=0")
     config = load_resolved(folder / "config.yaml", plan)
     payload = checkpoint.load(checkpoint_path(folder))
     return config, EnvSpec.of(payload["spec"]), payload

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import logging
 import platform
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from latentplan import cores
@@ -21,13 +24,18 @@ from latentplan.bench.loop import loop_cost
 from latentplan.bench.parts import FULL, Part, UpdateParts, random_rows, summary, time_parts
 from latentplan.bench.planning import planning_cost
 from latentplan.bench.reference import Reference, Widths
+from latentplan.clock import memory
 from latentplan.compiling import make_agent
 from latentplan.config import load
 from latentplan.envs import VectorEnv, make_train_env, pick_renderer
+from latentplan.envs.rendering import BACKENDS, probe
+from latentplan.replay import Replay
 from latentplan.run_folder import pick_device
 from latentplan.schema import Config
+from latentplan.types import EnvSpec
 
 log = logging.getLogger("latentplan")
+ROWS = 2000  # of the replay that is sampled
 
 
 class Peer(NamedTuple):
@@ -156,7 +164,10 @@ def measure(
             "task": config.task,
             "renderer": f"{renderer.backend}, {renderer.quality}" if renderer else "none",
             **frames,
+            "drawing": time_drawing(env_seconds) if renderer else {},
         },
+        "replay_seconds": time_replay(config, env.spec, repeats),
+        "rss_gib": memory()["memory/rss_gib"],
         **extra,
     }
 
@@ -190,6 +201,34 @@ def time_environment(agent: Agent, env: VectorEnv, seconds: float) -> dict[str, 
         "policy_seconds": policy / decisions,
         "simulation_seconds": simulation / decisions,
     }
+
+
+def time_drawing(seconds: float) -> dict[str, dict[str, float]]:
+    """Frames/s of every backend that works here, by quality; dm_control's own way among them."""
+    probes = [probe(backend, seconds / 5) for backend in BACKENDS]
+    return {
+        x.backend: {quality: 1 / each for quality, each in x.seconds.items()}
+        for x in probes
+        if x.works
+    }
+
+
+def time_replay(config: Config, spec: EnvSpec, repeats: int) -> dict[str, float]:
+    """Seconds of one batch from a replay of ``ROWS`` rows that lies in the page cache."""
+    batch, length = config.train.batch, config.train.length
+    rng = np.random.default_rng(0)
+    row = random_rows(spec, 1, 1, torch.device("cpu"))[0].map(lambda x: x[0].numpy())
+    times = []
+    with tempfile.TemporaryDirectory() as folder:
+        replay = Replay(Path(folder), spec, capacity=max(ROWS, length), envs=1)
+        for _ in range(max(ROWS, length)):
+            replay.add(row, np.zeros(1, int))
+        for _ in range(repeats + 1):
+            begin = time.perf_counter()
+            replay.sample(batch, length, rng)
+            times.append(time.perf_counter() - begin)
+        replay.close()
+    return summary(times[1:])
 
 
 def _widths(config: Config) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from latentplan.agent import Agent
-from latentplan.bench.parts import Part, random_rows, summary, time_parts
+from latentplan.bench.parts import Part, UpdateParts, random_rows, summary, time_parts
 from latentplan.compiling import make_agent
+from latentplan.config import flatten
+from latentplan.limits import check
 from latentplan.schema import Config
 from latentplan.types import EnvSpec, Timestep
 
@@ -26,6 +28,9 @@ def planning_cost(
     """Seconds of an update without planning, as configured, and in the faithful form.
 
     Faithful is planning at every step of every imagined trajectory. All have K = P = 4.
+
+    Raises:
+        UserError: MPDP, which values the policy, in rows that are not planned.
     """
     asked = replace(config.plan, candidates=CANDIDATES, horizon=HORIZON)
     settings = {
@@ -35,12 +40,18 @@ def planning_cost(
     }
     batch, episode = random_rows(spec, config.train.batch, config.train.length, device)
     parts, agents = {}, {}
+    imagination = {}
     for name, plan in settings.items():
-        agent, _ = make_agent(replace(config, plan=plan), spec, device)
+        changed = replace(config, plan=plan)
+        check(flatten(asdict(changed)))  # MPDP does not go with every plan
+        agent, _ = make_agent(changed, spec, device)
         agents[name] = agent
         parts[name] = Part(lambda agent=agent: agent.update(batch, episode), lambda: None)
-    seconds = time_parts(parts, repeats, device)
-    rows = {name: summary(times) for name, times in seconds.items()}
+        imagination[name] = UpdateParts(agent, batch, episode).parts()["imagination"]
+    rows, imagined = (
+        {name: summary(times) for name, times in time_parts(x, repeats, device).items()}
+        for x in (parts, imagination)
+    )
     base = rows["none"]["median"]
     return {
         "candidates": CANDIDATES,
@@ -48,6 +59,7 @@ def planning_cost(
         "imagine_share": asked.imagine_share,
         "replan_every": asked.replan_every,
         "update_seconds": rows,
+        "imagination_seconds": imagined,
         "ratio": {name: row["median"] / base for name, row in rows.items()},
         "action_seconds": {
             "policy": latency(agents["none"], batch),
@@ -82,6 +94,9 @@ def describe_planning(cost: Mapping[str, Any]) -> Sequence[str]:
         lines.append(
             f"  update, {name:14} {1000 * row['median']:9.1f} ms  x {cost['ratio'][name]:.2f}"
         )
+    for name, row in cost["imagination_seconds"].items():
+        ratio = row["median"] / cost["imagination_seconds"]["none"]["median"]
+        lines.append(f"  imagination, {name:13} {1000 * row['median']:4.1f} ms  x {ratio:.2f}")
     for name, row in cost["action_seconds"].items():
         lines.append(
             f"  action, {name:14} {1000 * row['p50']:9.1f} ms (p99 {1000 * row['p99']:.1f})"

@@ -61,6 +61,13 @@ def _describe(result: Mapping[str, Any]) -> str:
         f"{1000 * env['policy_seconds']:.1f} ms, simulator "
         f"{1000 * env['simulation_seconds']:.1f} ms"
     )
+    for backend, rates in env["drawing"].items():
+        each = ", ".join(f"{quality} {rate:.0f}" for quality, rate in rates.items())
+        lines.append(f"drawing with {backend}, frames/s of 64 x 64: {each}")
+    lines.append(
+        f"a batch from the replay: {1000 * result['replay_seconds']['median']:.2f} ms; "
+        f"this process holds {result['rss_gib']:.2f} GiB"
+    )
     if "loop" in result:
         lines.append(describe_loop(result["loop"]))
     if "planning" in result:

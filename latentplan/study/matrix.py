@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from latentplan import checkpoint, run_folder
 from latentplan.config import load
 from latentplan.study.curves import read_metrics
 from latentplan.types import UserError
@@ -57,7 +58,14 @@ class Job(NamedTuple):
         return Progress(rows[-1]["step"] if rows else 0, scores[-1] if scores else None)
 
     def done(self) -> bool:
-        return self.progress().frames >= self.steps
+        """Whether the run came to its end, and its last checkpoint with it."""
+        if self.progress().frames < self.steps:
+            return False
+        try:
+            path = run_folder.checkpoint_path(self.folder)
+            return checkpoint.load(path)["frames"] >= self.steps
+        except UserError:
+            return False
 
 
 def read_study(path: Path) -> Study:
@@ -110,7 +118,7 @@ def jobs(study: Study, path: Path) -> list[Job]:
                 settings = {"task": task, "seed": seed, **study.settings}
                 settings |= study.per_task.get(task, {})
                 settings |= study.variants.get(ablation, {"ablation": ablation})
-                overrides = [f"{key}={value}" for key, value in settings.items()]
+                overrides = [f"{k}={'null' if x is None else x}" for k, x in settings.items()]
                 overrides.append(f"run_dir={run}")
                 steps = load([], overrides).steps
                 matrix.append(Job(task, ablation, seed, run, tuple(overrides), steps))
@@ -131,7 +139,7 @@ def table(matrix: list[Job], status: dict[Path, str]) -> str:
 
 def _cell(job: Job, status: dict[Path, str]) -> str:
     frames, score = job.progress()
-    done = frames >= job.steps
+    done = job.done()
     # Whether another process trains it right now, files do not tell.
     state = status.get(job.folder) or ("done" if done else "" if frames else "waiting")
     share = "" if state in ("done", "waiting") else f"{100 * frames // job.steps}%"
