@@ -204,7 +204,8 @@ class Learner:
         action = stacked(lambda x: x.candidates.choice.action[:, :, 0])
         score = stacked(lambda x: x.score)
         loss = distillation_loss(there, action, score, self.config.distill.temperature)
-        states = weight.numel() / (self.config.mpdp.horizon if self.behavior.mpdp else 1)
+        n, horizon = weight.shape
+        states = n * (horizon // (self.config.mpdp.horizon if self.behavior.mpdp else 1))
         loss = self.config.distill.weight * (weight[rows, at] * loss).sum() / states
         return {"distill": loss}, distance
 
