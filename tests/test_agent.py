@@ -7,12 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import BOTH, VECTOR, WORLD, agent_config, differences, part, random_batch
+from tiny import (
+    BOTH,
+    VECTOR,
+    WORLD,
+    agent_config,
+    differences,
+    leaves,
+    part,
+    random_batch,
+    world_config,
+)
 from torch import nn
 
 from latentplan import checkpoint
 from latentplan.agent import Agent, NonFiniteLossError
 from latentplan.inspection.open_loop import open_loop
+from latentplan.nn.dists import TwoHot, categorical_kl
+from latentplan.schema import PlanConfig
 from latentplan.types import EnvSpec, Timestep, WorldLoss
 
 
@@ -197,6 +209,40 @@ def test_half_precision_learns_as_well() -> None:
     assert losses[-1] < losses[0]
     assert all(p.dtype == torch.float32 for p in agent.parameters())
     assert agent.act(part(batch, 0), agent.initial(4))[0].dtype == torch.float32
+
+
+def test_half_precision_says_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to two roundings of 2^-8, and none where the bits are needed. States are probabilities
+    here: a rounding may turn one sample into another."""
+    plan = PlanConfig(candidates=3, imagine_share=0.0)  # in imagination a choice may jump, too
+    full = replace(agent_config(world_config(soft_updates=4)), plan=plan)
+    half = replace(full, train=replace(full.train, precision="bfloat16"))
+    seen: dict[str, set[torch.dtype]] = {"kl": set(), "two-hot": set()}
+
+    def kl(*inputs: torch.Tensor) -> torch.Tensor:
+        seen["kl"] |= {x.dtype for x in inputs}
+        return categorical_kl(*inputs)
+
+    def two_hot(self: TwoHot, *inputs: torch.Tensor) -> None:
+        make_two_hot(self, *inputs)
+        seen["two-hot"].add(self.logits.dtype)
+
+    make_two_hot = TwoHot.__init__
+    monkeypatch.setattr("latentplan.world.model.categorical_kl", kl)
+    monkeypatch.setattr(TwoHot, "__init__", two_hot)
+    losses = []
+    for config in (full, half):
+        torch.manual_seed(0)
+        agent = Agent(BOTH, config)
+        awaken(agent)
+        nn.init.normal_(agent.world.rssm.posterior_out.weight)  # let states tell what was seen
+        metrics = agent.update(*random_batch(4, 4, BOTH))
+        losses.append({name: x for name, x in metrics.items() if "/loss/" in name})
+    assert losses[0]["train/loss/image"] != losses[1]["train/loss/image"]
+    torch.testing.assert_close(*losses, rtol=2**-7, atol=0)
+    found = agent.behavior.plan(agent.initial(4), 0.5)
+    seen["plan"] = {x.dtype for _, x in leaves(found) if x.is_floating_point()}
+    assert all(dtypes == {torch.float32} for dtypes in seen.values()), seen
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +11,12 @@ from tiny import BOTH, agent_config, random_batch, world_config
 
 from latentplan import cli
 from latentplan.agent import Agent
-from latentplan.bench import floor, growth, loop, measure, planning, words
+from latentplan.behavior.behavior import Behavior
+from latentplan.behavior.planner import Plan
+from latentplan.bench import floor, growth, loop, measure, planning, updates, words
 from latentplan.bench.parts import FULL, Part, UpdateParts
 from latentplan.config import load
-from latentplan.types import UserError
+from latentplan.types import Latent, UserError
 
 TINY = [
     *("task=dummy:pixels", "env.image_size=16", "env.workers=false", "train.precision=float32"),
@@ -73,6 +77,38 @@ def test_only_the_optimizer_and_the_whole_move_the_weights() -> None:
         part.run()
         moved = any(not torch.equal(a, b) for a, b in zip(before, agent.parameters(), strict=True))
         assert moved == (name in ("optimizer", FULL)), name
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of every plan that is made, its candidates' rows."""
+    rows = []
+    original = Behavior.plan
+
+    def plan(self: Behavior, latent: Latent, *arguments: Any, **options: Any) -> Plan:
+        rows.append(len(latent.deter) * self.config.plan.candidates)
+        return original(self, latent, *arguments, **options)
+
+    monkeypatch.setattr(Behavior, "plan", plan)
+    return rows
+
+
+def counted(
+    planned: list[int], seen: list[dict[str, int]]
+) -> Callable[..., dict[str, list[float]]]:
+    """In place of ``time_parts``: every part runs once, and its planned rows are the seconds."""
+
+    def count(parts: Mapping[str, Part], *_: object) -> dict[str, list[float]]:
+        rows = {}
+        for name, part in parts.items():
+            planned.clear()
+            part.run()
+            rows[name] = sum(planned)
+        planned.clear()
+        seen.append(rows)
+        return {name: [1.0 + x] for name, x in rows.items()}
+
+    return count
 
 
 def test_the_command_prints_every_part_and_the_peer(
@@ -145,14 +181,23 @@ def test_the_loop_is_trained_for_a_while() -> None:
         loop.loop_cost(load(overrides=overrides), 0.001)
 
 
-def test_ablations_are_timed_against_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ablations_are_timed_against_the_first(
+    planned: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = ["dreamer", "coplanner_faithful"]
-    more = [*TINY, "behavior.horizon=8", "plan.candidates=16", "train.threads=1"]
+    more = [*TINY, "behavior.horizon=8", "train.threads=1"]
     flags = ["--size", "cpu", "--repeats", "3", *more, "--ablations", *names]
     assert cli.main(["bench", *flags]) == 0
     first, second = capsys.readouterr().out.splitlines()[1:]
     assert first.split()[0] == "dreamer" and first.endswith("x 1.00")
     assert second.split()[0] == names[1] and float(second.split()[-1]) > 0
+    planned.clear()
+    seen: list[dict[str, int]] = []
+    monkeypatch.setattr(updates, "time_parts", counted(planned, seen))
+    assert cli.main(["bench", *flags]) == 0
+    assert seen[0]["dreamer"] == 0 < seen[0][names[1]]  # each times its own configuration
+    second = capsys.readouterr().out.splitlines()[2]
+    assert second.endswith(f"x {1 + seen[0][names[1]]:.2f}")
     wrong = (["nothing"], ["dreamer", "--repeats", "0"], ["dreamer", "--json", "x.json"])
     for items in wrong:
         assert cli.main(["bench", "--size", "cpu", "--ablations", *items]) == 2
@@ -182,6 +227,21 @@ def test_planning_is_timed_beside_the_same_update_without(
     assert cli.main(["bench", *flags, *TINY]) == 0
     text = capsys.readouterr().out
     assert "update, faithful" in text and "action, planner" in text and "x 1.00" in text
+
+
+def test_the_faithful_form_plans_everywhere(
+    planned: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, int]] = []
+    monkeypatch.setattr(planning, "time_parts", counted(planned, seen))
+    monkeypatch.setattr(planning, "ACTIONS", 5)
+    config = load(overrides=["size=cpu", *TINY, "behavior.starts_fraction=1"])
+    planning.planning_cost(config, BOTH, torch.device("cpu"), 1)
+    for rows in seen:
+        assert rows["none"] == 0 < rows["as configured"] < rows["faithful"]
+        # Every one of 6 starts, 2 steps and 4 candidates.
+        assert rows["faithful"] == 6 * 2 * 4
+    assert len(planned) == 5 + 10  # of the actions only the planner's, warm-ups included
 
 
 def test_sizes_have_no_peer() -> None:

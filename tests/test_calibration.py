@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny import BOTH, agent_config, random_batch
 
+from latentplan import calibrate, run_folder
 from latentplan.agent import Agent
 from latentplan.cli import main
 from latentplan.inspection.calibration import (
@@ -21,6 +23,15 @@ from latentplan.inspection.calibration import (
     windows,
 )
 from latentplan.types import Timestep
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("run") / "finished"
+    settings = ["task=dummy:pixels", "obs=both", "size=tiny", "steps=600", "env.workers=false"]
+    assert main(["train", *settings, f"run_dir={folder}", "eval.video=false"]) == 0
+    return folder
 
 
 def made_up() -> KStep:
@@ -115,14 +126,32 @@ def test_scalars_are_named_after_the_steps_ahead() -> None:
     }
 
 
-def test_a_run_is_calibrated(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_new_rows_are_told_from_replayed_ones(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With known numbers; whose they are is told by rewards of -1 (held out) and -2 (variant)."""
     pytest.importorskip("matplotlib")
-    run = tmp_path / "run"
-    settings = ["task=dummy:pixels", "obs=both", "size=tiny", "steps=600", "env.workers=false"]
-    assert main(["train", *settings, f"run_dir={run}", "eval.video=false"]) == 0
-    capsys.readouterr()
+    marks = iter([-1.0, -2.0])
+    uncertainty = {-1.0: [2.5, 5.0], -2.0: [5.0, 6.0, 7.0]}
+    play = calibrate.held_out
+
+    def marked(*arguments: Any) -> Timestep:
+        rows = play(*arguments)
+        return rows._replace(reward=np.full_like(rows.reward, next(marks)))
+
+    def known(agent: Agent, rows: Timestep, context: int) -> np.ndarray:
+        return np.array(uncertainty.get(rows.reward.max().item(), [1.0, 2.0, 3.0, 4.0]))
+
+    monkeypatch.setattr(calibrate, "held_out", marked)
+    monkeypatch.setattr(calibrate, "one_step", known)
+    agent, config, _, saved = run_folder.load_agent(run)
+    report = calibrate.calibrate_agent(agent, config, saved, run, tmp_path, 2, "dummy:pixels")
+    assert report["auroc"] == 1  # whatever is above all that was replayed
+    assert report["auroc_same_task"] == 0.75  # 2.5 is above two of the four, 5 above all
+
+
+def test_a_run_is_calibrated(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
     assert main(["calibrate", str(run), "--episodes", "3", "--unseen", "dummy:pixels"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report == report | json.loads((run / "calibration" / "calibration.json").read_text())

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from tiny import BOTH, agent_config, random_batch, world_config
+from tiny import BOTH, VECTOR, WORLD, agent_config, random_batch, world_config
 
 from latentplan import compiling
 from latentplan.agent import Agent
 from latentplan.compiling import compile_agent, missing
 from latentplan.config import load
 from latentplan.run_folder import CHANGEABLE
-from latentplan.schema import PlanConfig
-from latentplan.types import UserError
+from latentplan.schema import PlanConfig, WorldConfig
+from latentplan.types import EnvSpec, UserError
 
 needs_compiler = pytest.mark.skipif(
     missing(torch.device("cpu")) is not None, reason="there is no C++ compiler"
@@ -23,28 +24,65 @@ needs_compiler = pytest.mark.skipif(
 
 def make_agent() -> Agent:
     torch.manual_seed(0)
-    config = agent_config(world_config(soft_updates=4))  # states harden without a new compilation
-    return Agent(BOTH, replace(config, plan=PlanConfig(candidates=3, horizon=2)))
+    return Agent(BOTH, replace(agent_config(), plan=PlanConfig(candidates=3, horizon=2)))
+
+
+def configured(
+    spec: EnvSpec, world: WorldConfig = WORLD, behavior: Any = None, **sections: Any
+) -> Agent:
+    """With something to say where heads start at zero: else no gradient comes back through them."""
+    torch.manual_seed(0)
+    config = agent_config(world, horizon=2, **behavior or {})
+    changes = {name: replace(getattr(config, name), **x) for name, x in sections.items()}
+    agent = Agent(spec, replace(config, **changes))
+    for net in (agent.world.reward, agent.critic.net, agent.critic.slow_net):
+        torch.nn.init.normal_(net.output.weight, std=0.3)
+    return agent
+
+
+SOFT = world_config(soft_updates=4)  # states harden without a new compilation
+PLAN = {"candidates": 3, "horizon": 2}
+MPDP = {"improvement": "mpdp", "gradient": "pathwise", "replay_scale": 0.0}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {  # full compiles all that cell does
+    "reinforce": ("full", {"spec": BOTH, "world": SOFT, "plan": PLAN}),
+    "pathwise": ("cell", {"spec": VECTOR, "behavior": {"gradient": "pathwise"}, "plan": PLAN}),
+    "shared": (
+        "cell",
+        {"spec": VECTOR, "behavior": MPDP, "plan": PLAN}
+        | {"mpdp": {"policies": "shared", "horizon": 2}, "distill": {"weight": 1.0}},
+    ),
+    "per_step": (
+        "cell",
+        {"spec": VECTOR, "behavior": MPDP, "mpdp": {"policies": "per_step", "horizon": 2}},
+    ),
+}
 
 
 @needs_compiler
-def test_compiled_and_plain_agree() -> None:
-    """In ``full``, which compiles all that ``cell`` does."""
-    plain, fast = make_agent(), make_agent()
-    assert compile_agent(fast, "full") == "full"
+@pytest.mark.parametrize(("mode", "settings"), CASES.values(), ids=CASES)
+def test_compiled_and_plain_agree(mode: str, settings: dict[str, Any]) -> None:
+    """An update moves a weight by about the rate, 1e-3, whatever its gradient's size: where the
+    gradients differed, the weights would differ by as much. Rounding leaves 1e-6."""
+    plain, fast = (configured(**settings) for _ in range(2))
+    assert compile_agent(fast, mode) == mode
     assert plain.state_dict().keys() == fast.state_dict().keys()
-    for seed in range(3):
+    spec = plain.world.spec
+    for seed in range(2):
         metrics = []
         for agent in (plain, fast):
             torch.manual_seed(seed)
-            metrics.append(agent.update(*random_batch(3, 4, BOTH, seed)))
-        torch.testing.assert_close(metrics[0], metrics[1], rtol=2e-3, atol=2e-4)
-    row = random_batch(2, 1, BOTH)[0].map(lambda x: x[:, 0])
+            metrics.append(agent.update(*random_batch(3, 4, spec, seed)))
+        torch.testing.assert_close(metrics[0], metrics[1], rtol=2e-4, atol=1e-5)
+        weights = (dict(agent.named_parameters()) for agent in (plain, fast))
+        torch.testing.assert_close(*weights, rtol=0, atol=1e-5)
+    if mode != "full":
+        return  # acting takes no gradient: once is enough
+    row = random_batch(2, 1, spec)[0].map(lambda x: x[:, 0])
     actions = []
     for agent in (plain, fast):
         torch.manual_seed(9)
         actions.append(agent.explore(row, agent.initial(2))[0])
-    torch.testing.assert_close(actions[0], actions[1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(actions[0], actions[1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_compiles_unless_told_otherwise() -> None:

@@ -45,6 +45,16 @@ def test_stacked_mlp_is_a_loop_over_members() -> None:
         torch.testing.assert_close(out[m], own)
 
 
+def test_one_member_alone_says_what_it_says_among_all() -> None:
+    torch.manual_seed(0)
+    net = EnsembleMLP(MEMBERS, 5, 8, 2, 4)
+    for layer in net.layers:
+        torch.nn.init.normal_(layer.bias)
+    x = torch.randn(2, 7, 5)
+    for m in range(MEMBERS):
+        torch.testing.assert_close(net.one(x, m), net(x.flatten(0, 1))[m].view(2, 7, 4))
+
+
 def test_block_linear_is_a_loop_over_blocks() -> None:
     torch.manual_seed(0)
     layer, x = BlockLinear(2, 5, 4), torch.randn(2, 7, 5)

@@ -448,7 +448,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         ["ablation=mpdp_shared", "mpdp.horizon=99"],
         ["ablation=mpdp", "behavior.horizon=3"],
         ["distill.weight=1"],
-        ["ablation=mpdp", "plan.candidates=4"],
+        ["ablation=mpdp", "plan.candidates=4", "plan.imagine_share=0.5"],
         ["ablation=latentplan", "plan.imagine_share=1"],
         ["ablation=mpdp", "world.members=1"],
     ):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ STUDY = """
 tasks: [dummy:pixels]
 ablations: [dreamer, optimistic_only]
 seeds: [1, 2]
-settings: {obs: state, size: tiny, steps: 300, env.workers: false, eval.episodes: 1}
+settings: {obs: state, size: tiny, steps: 300, env.workers: false, eval.episodes: 1,
+  behavior.target_entropy: null}
 parallel: 2
 """
 ABLATIONS = sorted(path.stem for path in (preset_folder() / "ablation").glob("*.yaml"))
@@ -122,6 +124,9 @@ def test_a_study_runs_goes_on_and_is_reported(
     assert "running" in run()
     matrix = jobs(read_study(longer), longer)
     assert all(job.progress().frames >= 400 for job in matrix)
+    (matrix[0].folder / "checkpoint.pt").rename(tmp_path / "lost")  # as if it was never written
+    assert not matrix[0].done() and matrix[1].done()
+    (tmp_path / "lost").rename(matrix[0].folder / "checkpoint.pt")
 
     pytest.importorskip("matplotlib")
     out = tmp_path / "report" / "small"
@@ -214,3 +219,12 @@ def test_every_ablation_changes_something(name: str) -> None:
     plain, changed = (flatten(asdict(load([], x))) for x in ([], [f"ablation={name}"]))
     apart = {key for key in plain if plain[key] != changed[key]} - {"ablation", "run_dir"}
     assert apart or name == "dreamer"
+
+
+def test_no_two_ablations_are_the_same() -> None:
+    def said(name: str) -> dict[str, object]:
+        found = flatten(asdict(load([], [f"ablation={name}"])))
+        return {key: x for key, x in found.items() if key not in ("ablation", "run_dir")}
+
+    resolved = {name: said(name) for name in ABLATIONS}
+    assert [(a, b) for a, b in combinations(ABLATIONS, 2) if resolved[a] == resolved[b]] == []

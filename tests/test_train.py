@@ -24,11 +24,15 @@ from tiny import differences, run_config
 
 import latentplan
 from latentplan import checkpoint
+from latentplan.agent import Agent
+from latentplan.behavior.behavior import Behavior
+from latentplan.behavior.planner import Plan
 from latentplan.cli import main
 from latentplan.config import load_resolved, to_yaml
 from latentplan.deploy import LoadedAgent
+from latentplan.envs import VectorEnv
 from latentplan.train import train
-from latentplan.types import UserError
+from latentplan.types import Latent, UserError
 
 EPISODE = 64  # frames of the dummy task
 
@@ -203,6 +207,46 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
         assert differences(a[key], b[key]) == []
 
 
+def test_a_planned_run_is_scored_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Actor and planner; the planner by its own rate of optimism, in each of 16 decisions."""
+    rates = []
+    original = Behavior.plan
+
+    def plan(self: Behavior, latent: Latent, optimism: float, *args: Any, **options: Any) -> Plan:
+        rates.append(optimism)
+        return original(self, latent, optimism, *args, **options)
+
+    monkeypatch.setattr(Behavior, "plan", plan)
+    settings = ["plan.candidates=3", "plan.act_rate=0.25", "steps=128", "log.inspect_every=0"]
+    train(run_config(tmp_path / "run", *settings))
+    row = metrics(tmp_path / "run")[-1]
+    actor, planner = (row[f"episode/{name}_score"] for name in ("eval", "planner"))
+    assert row["episode/planner_gap"] == pytest.approx(planner - actor) and planner != actor
+    assert rates.count(0.25) == EPISODE / 4 and {-0.5, 1.0} <= set(rates)
+
+
+def test_environments_work_while_the_agent_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def note(owner: type, name: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*arguments: Any) -> Any:
+            calls.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(owner, name, call)
+
+    note(VectorEnv, "step_async")
+    note(Agent, "update")
+    note(VectorEnv, "step_wait")
+    train(run_config(tmp_path / "run", "steps=128", "log.inspect_every=0"))
+    order = " ".join(calls)
+    assert "update" in order and re.fullmatch("(step_async( update)* step_wait ?)+", order)
+
+
 # --- using it -------------------------------------------------------------------------------
 
 
@@ -230,10 +274,9 @@ def test_any_run_can_be_planned_with(run: Path, capsys: pytest.CaptureFixture[st
     assert planner["policy"] == "planner" and planner["beside"]["policy"] == "mean"
     assert planner["beside"]["returns"] == actor["returns"] != planner["returns"]
     assert planner["planner_gap"] == pytest.approx(planner["mean"] - actor["mean"])
-    assert "beside" not in actor  # one candidate: nothing to plan with
-    for mistake in ([], ["--plan", "candidates=1"], ["--plan", "candidate=3"]):
-        assert main([*command, "planner", *mistake]) == 2
-        assert "candidates" in capsys.readouterr().err
+    assert actor["beside"]["policy"] == "planner" and actor["candidates"] == 4  # unless one says
+    assert main([*command, "planner", "--plan", "candidate=3"]) == 2
+    assert "candidates" in capsys.readouterr().err
 
 
 def test_a_loaded_agent_acts_as_the_trained_one(run: Path) -> None:

@@ -103,12 +103,14 @@ class TwoHot:
 
     def mean(self) -> Tensor:
         """Expected value. Symmetric bins are paired first, so that a uniform gives exactly zero:
-        summing +-4.8e8 in float32 would leave an error of several units."""
+        summing +-4.8e8 in float32 would leave an error of several units.
+
+        All bins are flipped, not the lower half alone: of that, torch 2.13 compiles a wrong
+        gradient on CPUs (``tests/test_compiling.py`` would see it).
+        """
         probs = torch.softmax(self.logits, -1)
         half = self.bins.shape[0] // 2
-        return ((probs[..., half + 1 :] - probs[..., :half].flip(-1)) * self.bins[half + 1 :]).sum(
-            -1
-        )
+        return ((probs - probs.flip(-1)) * self.bins)[..., half + 1 :].sum(-1)
 
     @cached_property
     def log_probs(self) -> Tensor:
