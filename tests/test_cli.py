@@ -121,7 +121,12 @@ def test_tensorboard_serves_runs_to_this_machine_only_unless_told(
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "x.bin"), 2, "x.bin cannot be written"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x.bin"),
+            2,
+            "x.bin: No space left on device.",
+        ),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), 2, "a/b: Not a directory."),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "Disk quota exceeded"),
         (KeyboardInterrupt(), 130, ""),
     ],
