@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from latentplan import run_folder
 from latentplan.agent import Agent
-from latentplan.bench.parts import random_rows
 from latentplan.types import EnvSpec, Latent, Timestep, UserError
 
 STATE = ("prev_action", "deter", "stoch")
@@ -112,14 +111,20 @@ def export(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
 
 def _examples(agent: Agent, spec: EnvSpec) -> list[tuple[Tensor, ...]]:
     """Inputs of ``TRIED`` decisions: noise to see, states of zeros that the first decision has."""
-    rows, _ = random_rows(spec, 1, TRIED, torch.device("cpu"))
-    state = agent.initial(1)
-    examples = []
-    for t in range(TRIED):
-        obs = [x[:, t].contiguous() for x in rows.obs.values()]
-        uniform = torch.rand(1, agent.config.world.stoch)
-        examples.append((*obs, rows.prev_action[:, t].contiguous(), *state, uniform))
-    return examples
+
+    def noise(shape: tuple[int, ...], dtype: str) -> Tensor:
+        picture = dtype == "uint8"
+        return torch.randint(256, (1, *shape)).byte() if picture else torch.randn(1, *shape)
+
+    return [
+        (
+            *(noise(*entry) for entry in spec.obs.values()),
+            torch.rand(1, spec.action_dim) * 2 - 1,
+            *agent.initial(1),
+            torch.rand(1, agent.config.world.stoch),
+        )
+        for _ in range(TRIED)
+    ]
 
 
 def _try(decision: Decision, written: Decide, inputs: list[tuple[Tensor, ...]]) -> dict[str, Any]:
