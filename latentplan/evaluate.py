@@ -119,10 +119,7 @@ def evaluate(
         raise UserError(f"episodes must be at least 1, not {episodes}.")
     folder = Path(run)
     place = run_folder.pick_device(device)
-    agent, config, _, payload = run_folder.load_agent(folder, place, plan)
-    if config.plan.candidates == 1:
-        more = [*plan, f"candidates={CANDIDATES}"]
-        agent, config, _, payload = run_folder.load_agent(folder, place, more)
+    agent, config, _, payload = run_folder.load_agent(folder, place, plan, CANDIDATES)
     renderer = pick_renderer(config)
     policies = [policy, "mean" if policy == "planner" else "planner"]
     scores = dict(score(agent, config, renderer, policies, episodes, seed))

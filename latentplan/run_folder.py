@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -141,17 +141,23 @@ def load(folder: Path, plan: Sequence[str] = ()) -> tuple[Config, EnvSpec, dict[
 
 
 def load_agent(
-    folder: Path, device: torch.device | str = "cpu", plan: Sequence[str] = ()
+    folder: Path,
+    device: torch.device | str = "cpu",
+    plan: Sequence[str] = (),
+    candidates: int = 1,
 ) -> tuple[Agent, Config, EnvSpec, dict[str, Any]]:
     """The agent of a run folder, its configuration, what it exchanges, and its checkpoint.
 
     Args:
         plan: as of :func:`load`.
+        candidates: of plans, where they are one: without optimism any agent can be planned with.
 
     Raises:
         UserError: as :func:`load`, or the checkpoint is foreign.
     """
     config, spec, payload = load(folder, plan)
+    if config.plan.candidates == 1:
+        config = replace(config, plan=replace(config.plan, candidates=candidates))
     agent = Agent(spec, config, device)
     restore(agent, payload["agent"], checkpoint_path(folder))
     return agent, config, spec, payload

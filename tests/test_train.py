@@ -279,6 +279,17 @@ def test_any_run_can_be_planned_with(run: Path, capsys: pytest.CaptureFixture[st
     assert "candidates" in capsys.readouterr().err
 
 
+def test_a_run_of_one_member_is_scored_both_ways(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained with plans it could not be: one alone cannot disagree. Returns can be planned for."""
+    folder = train(run_config(tmp_path / "one", "world.members=1", "log.inspect_every=0"))
+    capsys.readouterr()
+    assert main(["eval", str(folder), "--episodes", "1"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["beside"]["policy"] == "planner" and result["candidates"] == 4
+
+
 def test_a_loaded_agent_acts_as_the_trained_one(run: Path) -> None:
     agent = latentplan.load(run)
     assert isinstance(agent, LoadedAgent)
