@@ -33,7 +33,7 @@ class Agent(nn.Module):
     """A Dreamer agent with an ensemble of dynamics heads.
 
     ``world`` may be any model that has what is used here of :class:`WorldModel`: ``spec`` and
-    ``feature_size``; initial, filter, features, step, step_unmeasured, draw_noise, lowered,
+    ``feature_size``; initial, filter, features, step, step_unmeasured, draw_noise, autocast,
     fit_pictures, loss, updated. ``config.world`` must say its number of ``members``.
     ``tests/test_plug_and_play.py`` has another model.
 

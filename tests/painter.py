@@ -63,7 +63,7 @@ class Painter(nn.Module):
     def draw_noise(self, n: int, horizon: int, generator: torch.Generator | None = None):
         return StepNoise(None, torch.zeros(horizon, n, 1))
 
-    def lowered(self) -> nullcontext:
+    def autocast(self) -> nullcontext:
         return nullcontext()
 
     def _read(self, obs: dict[str, Tensor]) -> Tensor:

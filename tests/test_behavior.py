@@ -122,7 +122,7 @@ class PointMass(nn.Module):
     def features(self, latent: Latent) -> Tensor:
         return torch.cat([latent.deter, latent.stoch.flatten(-2)], -1)
 
-    def lowered(self) -> Any:
+    def autocast(self) -> Any:
         return contextlib.nullcontext()
 
     def draw_noise(self, n: int, horizon: int) -> StepNoise:

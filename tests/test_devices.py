@@ -27,7 +27,7 @@ CASES = [
 def elsewhere(overrides: list[str]) -> Agent:
     config = load([], ["size=tiny", "obs=both", "train.precision=float32", *overrides])
     agent = Agent(BOTH, config, DEVICE)
-    agent.world.lowered = contextlib.nullcontext  # autocast knows no such device
+    agent.world.autocast = contextlib.nullcontext  # autocast knows no such device
     # These two ask for numbers, once at the start and once at the end of an update.
     agent.world.fit_pictures = lambda obs: None
     agent._require_finite = lambda terms: None

@@ -101,7 +101,7 @@ class Ensemble(nn.Module):
         member = torch.randint(self.members, (1, n), generator=generator)
         return StepNoise(member.expand(horizon, n), torch.zeros(horizon, n, 1))
 
-    def lowered(self) -> nullcontext:
+    def autocast(self) -> nullcontext:
         return nullcontext()
 
     def fit_pictures(self, obs: dict[str, Tensor]) -> None: ...

@@ -28,7 +28,7 @@ class World(Protocol):
     step_unmeasured: Step
     features: Callable[[Latent], Tensor]
     draw_noise: Callable[[int, int, torch.Generator | None], StepNoise]
-    lowered: Callable[[], AbstractContextManager]
+    autocast: Callable[[], AbstractContextManager]
     requires_grad_: Callable[[bool], object]
 
 
@@ -88,7 +88,7 @@ class Behavior:
         c, n = self.config.plan, latent.deter.shape[0]
         draw = {"device": latent.deter.device, "generator": generator}
         shape = (n, c.candidates, c.horizon, self.world.spec.action_dim)
-        with self.world.lowered():
+        with self.world.autocast():
             return plan(
                 self.world.step if optimism else self.world.step_unmeasured,
                 self.policy,
@@ -115,7 +115,7 @@ class Behavior:
         act = acting or sampled(lambda latent, h: policy(latent))
         step = self.world.step_unmeasured if self.apart else self.step
         window = self.config.mpdp.horizon if self.mpdp else None
-        with self.world.lowered():
+        with self.world.autocast():
             rollout = imagine(step, act, start, horizon, noise, window)
         return rollout, acting
 

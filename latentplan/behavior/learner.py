@@ -62,7 +62,7 @@ class Learner:
         target, dist = dream.target, dream.dist
         b.scale.update(target.returns.detach())
         features, slow = dream.left.detach(), dream.slow[:, :-1]
-        with b.world.lowered():
+        with b.world.autocast():
             planned = self._learn_from_plans(dream)
             # MPDP needs the policy's own value: of what a planner chose, the critic learns nothing.
             valued = planned.own if b.mpdp and planned else torch.ones_like(slow)
@@ -107,10 +107,10 @@ class Learner:
         with frozen(b.world), torch.set_grad_enabled(grad):
             rollout, acting = b.imagine(start, c.horizon)
             features = b.world.features(rollout.latent)
-            with b.world.lowered():
+            with b.world.autocast():
                 slow = b.critic.slow(features).mean()
         left = features[:, :-1]
-        with b.world.lowered():
+        with b.world.autocast():
             dist = b.actor(left.detach())
         paid = rollout._replace(reward=rollout.reward + self._entropy_bonus(dist))
         target = make_target(paid, slow[:, 1:], alive, c.discount, c.lam)
@@ -139,7 +139,7 @@ class Learner:
             start = dream.rollout.latent.map(lambda x: windows(x[:, :-1])[:, 0])
             policy = partial(b.policy, attached=True)
             noise = b.world.draw_noise(weight.shape[0], m.horizon)
-            with frozen(b.world), b.world.lowered():
+            with frozen(b.world), b.world.autocast():
                 rollout, entropy = roll_out(b.step, policy, start, m.horizon, step_noise=noise)
                 value = b.critic.slow(b.world.features(rollout.latent)[:, 1:]).mean()
         else:
@@ -153,7 +153,7 @@ class Learner:
             value, left = windows(dream.slow[:, 1:]), windows(dream.left)
             # As in the rollout, where the gradient was cut.
             left = torch.cat([left[:, :1].detach(), left[:, 1:]], 1)
-            with b.world.lowered():
+            with b.world.autocast():
                 entropy = b.actor(left).entropy()
             if planned is not None:  # where a candidate is merely followed it is not climbed
                 entropy = torch.where(windows(planned.learns) > 0, entropy, entropy.detach())

@@ -67,7 +67,7 @@ def show_conservative(agent: Agent, batch: Timestep, horizon: int) -> np.ndarray
 
     policy = sampled(lambda latent, h: behavior.policy(latent), drawn)
     planner = behavior.conservative(torch.arange(n, device=agent.device))
-    with agent.world.lowered():
+    with agent.world.autocast():
         plain, planned = (
             imagine(agent.world.step, act, start, horizon, noise) for act in (policy, planner)
         )

@@ -64,7 +64,7 @@ class WorldModel(nn.Module):
             )
         self.register_buffer("bins", symexp_bins(config.bins), persistent=False)
 
-    def lowered(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         """The context in which products over many rows run."""
         return torch.autocast(self.bins.device.type, torch.bfloat16, enabled=self.bfloat16)
 
@@ -81,7 +81,7 @@ class WorldModel(nn.Module):
         """{name: (..., *shape)} -> (..., X) float32."""
         dtype = torch.bfloat16 if self.bfloat16 else torch.float32
         pictures = {name: x.normalize(obs[name], dtype) for name, x in self.pictures.items()}
-        with self.lowered():
+        with self.autocast():
             return self.encoder(obs | pictures)
 
     def filter(
@@ -177,7 +177,7 @@ class WorldModel(nn.Module):
 
     def _decode(self, features: Tensor) -> dict[str, Tensor]:
         """As :meth:`decode`, but pictures normalized and in the precision of the convolutions."""
-        with self.lowered():
+        with self.autocast():
             return self.decoder(features)
 
     # --- learning ---------------------------------------------------------------------------
@@ -199,7 +199,7 @@ class WorldModel(nn.Module):
         logits = rearrange(logits, "b t s c -> (b t) s c")
         terms, metrics, uncertainty = self._divergence(flat.deter, logits, mask)
         terms.update(self._reconstruction(features, rows.obs))
-        with self.lowered():
+        with self.autocast():
             if self.barlow is not None:
                 seen = rearrange(embed, "b t x -> (b t) x")
                 terms["barlow"] = self.config.barlow_scale * self.barlow(features, seen)
