@@ -79,12 +79,14 @@ class Agent(nn.Module):
         o = config.optim
         self.optimizer = LaProp(
             [
-                {"params": list(self.world.parameters()), "lr": o.world_lr},
-                {
-                    "params": [*self.actor.parameters(), *self.temperature.parameters()],
-                    "lr": o.actor_lr,
-                },
-                {"params": list(self.critic.net.parameters()), "lr": o.critic_lr},
+                {"params": list(module.parameters()), "lr": lr}
+                for module, lr in (
+                    (self.world, o.world_lr),
+                    (self.actor, o.actor_lr),
+                    (self.critic.net, o.critic_lr),
+                    (self.temperature, o.temperature_lr),
+                )
+                if list(module.parameters())
             ],
             lr=o.world_lr,
             clip=o.clip,

@@ -59,7 +59,8 @@ SHARES = (
 POSITIVE = (
     *("world.bootstrap", "world.decode_fraction", "behavior.starts_fraction", "train.ratio"),
     *("behavior.std_min", "env.timeout", "behavior.entropy", "mpdp.threshold"),
-    *("distill.temperature", "optim.world_lr", "optim.actor_lr", "optim.critic_lr", "optim.clip"),
+    *("optim.world_lr", "optim.actor_lr", "optim.critic_lr", "optim.temperature_lr", "optim.clip"),
+    "distill.temperature",
 )
 
 

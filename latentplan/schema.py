@@ -129,6 +129,7 @@ class OptimConfig:
     world_lr: float = 4e-5
     actor_lr: float = 4e-5
     critic_lr: float = 4e-5
+    temperature_lr: float = 0.01  # of its logarithm, which has far to go in few updates
     warmup: int = 1000  # updates
     clip: float = 0.3  # adaptive gradient clipping, relative to the weights' norms
     beta1: float = 0.9

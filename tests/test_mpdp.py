@@ -22,7 +22,7 @@ from latentplan.behavior.mpdp import (
 from latentplan.behavior.nets import Temperature
 from latentplan.config import load
 from latentplan.nn.dists import ActionDist
-from latentplan.schema import Config, DistillConfig, MpdpConfig, PlanConfig
+from latentplan.schema import Config, DistillConfig, MpdpConfig, OptimConfig, PlanConfig
 from latentplan.types import Choice, Latent, Prediction, Rollout, StepNoise, UserError
 
 # x' = A x + B a, reward -(Q x^2 + R a^2), entropy worth ALPHA a nat.
@@ -307,6 +307,15 @@ def test_an_update_moves_every_weight(policies: str, candidates: int) -> None:
         for name, x in agent.actor.named_parameters():
             moved = (x != before[f"actor.{name}"]).flatten(1).any(1)
             assert moved.tolist() == [True, True], name
+
+
+def test_the_temperature_moves_at_its_own_rate() -> None:
+    torch.manual_seed(0)
+    optim = OptimConfig(actor_lr=1e-6, temperature_lr=0.02, warmup=1)
+    agent = Agent(VECTOR, replace(settings("shared", 1, target_entropy=5.0), optim=optim))
+    before = agent.temperature.log_alpha.item()
+    agent.update(*random_batch(3, 4))  # at first LaProp moves everything by its whole rate
+    assert agent.temperature.log_alpha.item() - before == pytest.approx(0.02, rel=1e-3)
 
 
 @pytest.mark.parametrize(("policies", "candidates"), CASES)
