@@ -86,7 +86,7 @@ class Agent(nn.Module):
                     (self.critic.net, o.critic_lr),
                     (self.temperature, o.temperature_lr),
                 )
-                if list(module.parameters())
+                if list(module.parameters())  # a temperature that is not tuned has none
             ],
             lr=o.world_lr,
             clip=o.clip,
