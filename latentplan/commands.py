@@ -215,6 +215,14 @@ def _add_study(commands: Commands) -> None:
     study.add_argument("action", choices=("run", "status", "report"))
     study.add_argument("file", type=Path, metavar="FILE")
     study.add_argument("--out", type=Path, help="of the report, without a suffix: FOLDER/NAME")
+    study.add_argument(
+        "--also",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an earlier report, for runs whose folders are not here; may be repeated",
+    )
     study.set_defaults(run=_study)
 
 
@@ -224,7 +232,8 @@ def _study(args: argparse.Namespace) -> int:
     if args.action == "run":
         return runner.run(args.file)
     if args.action == "report":
-        print(report.report(args.file, args.out or Path("runs") / args.file.stem))
+        out = args.out or Path("runs") / args.file.stem
+        print(report.report(args.file, out, args.also))
         return 0
     print(runner.show(args.file))
     return 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,25 @@ def test_a_study_runs_goes_on_and_is_reported(
         assert bool(row["explore_bonus"]) == (row["ablation"] == "optimistic_only")
         assert not row["imagine_bonus"]
         assert 0 < float(row["reward_error"]) < 5 and 0 < float(row["latent_error"]) < 1
+
+    gone = next(job.folder for job in matrix if job.ablation == "dreamer")
+    shutil.rmtree(gone)
+    again = tmp_path / "again"
+    command = ["study", "report", str(longer), "--out", str(again), "--also", str(out)]
+    assert main(command) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[2].split("|")[3] == text[2].split("|")[3]
+    assert again.with_suffix(".csv").read_text() == out.with_suffix(".csv").read_text()
+    kept = list(csv.DictReader((tmp_path / "again_mechanisms.csv").open()))
+    for row, old in zip(kept, rows, strict=True):
+        here = row["ablation"] != "dreamer" or row["seed"] != gone.name[-1]
+        assert bool(row["coverage"]) == here  # it compares the runs of one report
+        assert float(row["training"]) == float(old["training"])
+
+    other = write(tmp_path, STUDY.replace("obs: state", "obs: pixels"))
+    shutil.rmtree(gone.parent)
+    assert main(["study", "report", str(other), "--out", str(again), "--also", str(out)]) == 2
+    assert "obs=state" in capsys.readouterr().err
 
 
 def test_a_stopped_study_saves_its_runs(tmp_path: Path) -> None:

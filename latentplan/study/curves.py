@@ -74,6 +74,27 @@ def write_curves(curves: Sequence[Curve], out: Path) -> None:
     out.with_suffix(".json").write_text(json.dumps([x.what for x in curves], indent=1) + "\n")
 
 
+def read_curves(out: Path) -> dict[str, Curve]:
+    """What :func:`write_curves` wrote, by the name of the run.
+
+    Raises:
+        UserError: a file is missing, or is something else.
+    """
+    try:
+        described = json.loads(out.with_suffix(".json").read_text())
+        curves = {what["run"]: Curve(what, []) for what in described}
+        with out.with_suffix(".csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                numbers = {key: float(row[key]) if row[key] else None for key in COLUMNS[-3:]}
+                frame, seconds = int(row["frame"]), int(row["seconds"])
+                curves[row["run"]].rows.append({"frame": frame, "seconds": seconds, **numbers})
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{out}.csv and .json are not a report's curves: {error!r}.") from error
+    return curves
+
+
 def draw_curves(
     panels: Mapping[str, Mapping[str, Sequence[Curve]]],
     path: Path | BinaryIO,

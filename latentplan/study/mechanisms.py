@@ -5,6 +5,7 @@ Returns are noisy; these vary less from seed to seed, and say why a return is wh
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from latentplan import run_folder
 from latentplan.config import load_resolved
 from latentplan.inspection.calibration import k_step, rank_correlations
 from latentplan.study.curves import read_metrics
+from latentplan.study.matrix import Job
 from latentplan.types import Timestep, UserError, join
 
 REWARDED = 0.1  # of a frame's largest reward: what counts as having met the reward
@@ -28,7 +30,7 @@ class Mechanisms(NamedTuple):
     """Of one run. None where it was not met, or does not exist."""
 
     first_reward: int | None  # frames from the last random decision to the first rewarded one
-    coverage: int  # cells of the observation space visited since
+    coverage: int | None  # cells of the observation space visited since
     reward_error: float | None  # mean absolute, AHEAD decisions ahead, on rows of other seeds' runs
     latent_error: float | None  # total variation there
     reward_rank: float | None  # Spearman's rho of the uncertainty with that reward error
@@ -36,6 +38,44 @@ class Mechanisms(NamedTuple):
     explore_bonus: float | None  # share of the bonus in the spread of scores, last half of training
     imagine_bonus: float | None
     training: float | None  # return of training's own episodes, exploration included, there too
+
+
+ALONE = ("first_reward", "explore_bonus", "imagine_bonus", "training")  # the rest compare runs
+
+
+def write_mechanisms(measured: Mapping[Job, Mechanisms], out: Path) -> None:
+    """``out``_mechanisms.csv, with a row per run."""
+    with _table_of(out).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("task", "ablation", "seed", *Mechanisms._fields))
+        for job, found in measured.items():
+            values = (round(x, 4) if isinstance(x, float) else x for x in found)
+            writer.writerow((job.task, job.ablation, job.seed, *values))
+
+
+def read_mechanisms(out: Path) -> dict[tuple[str, str, int], Mechanisms]:
+    """By task, ablation and seed: what was written of each run for itself. What was measured
+    against the other runs of that report (cells, errors, ranks) does not compare with others: None.
+
+    Raises:
+        UserError: the file is missing, or is something else.
+    """
+    path, found = _table_of(out), {}
+    try:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                known = {name: float(row[name]) for name in ALONE if row[name]}
+                run = row["task"], row["ablation"], int(row["seed"])
+                found[run] = Mechanisms(**{name: known.get(name) for name in Mechanisms._fields})
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} is not a report's mechanisms: {error!r}.") from error
+    return found
+
+
+def _table_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}_mechanisms.csv")
 
 
 def measure(runs: Sequence[Path], seeds: Sequence[int]) -> list[Mechanisms]:

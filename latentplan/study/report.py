@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from latentplan.study.curves import Curve, draw_curves, read_curve, write_curves
+from latentplan.config import load
+from latentplan.study.curves import Curve, draw_curves, read_curve, read_curves, write_curves
 from latentplan.study.matrix import Job, jobs, read_study
-from latentplan.study.mechanisms import Mechanisms, measure
+from latentplan.study.mechanisms import Mechanisms, measure, read_mechanisms, write_mechanisms
 from latentplan.types import UserError
 
 HEAD = (
@@ -31,59 +32,94 @@ HEAD = (
 )
 
 
-def report(path: Path, out: Path) -> str:
+class Result(NamedTuple):
+    """Of one run."""
+
+    curve: Curve
+    mechanisms: Mechanisms
+    done: bool
+
+
+def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
     """Write ``out``.csv and .json (curves), ``out``_mechanisms.csv and ``out``.png.
+
+    Args:
+        also: earlier reports (their ``out``), for runs of the study whose folders are not here.
 
     Returns:
         A Markdown table, a row per task and ablation.
 
     Raises:
-        UserError: no run of the study has been evaluated yet, or a run is damaged.
+        UserError: no run of the study has been evaluated yet, a run is damaged, an earlier report
+            cannot be read, or has a run of that name from other observations or of another size.
     """
-    matrix = [job for job in jobs(read_study(path), path) if job.progress().score is not None]
-    if not matrix:
+    matrix = jobs(read_study(path), path)
+    results = _of_folders([job for job in matrix if job.progress().score is not None])
+    for earlier in also:
+        results = _of_report([job for job in matrix if job not in results], earlier) | results
+    if not results:
         raise UserError(f"No run of {path} has been evaluated yet.")
-    curves = {job: read_curve(job.folder) for job in matrix}
-    write_curves(list(curves.values()), out)
-    measured: dict[Job, Mechanisms] = {}
-    panels: dict[str, dict[str, list[Curve]]] = {}
-    for task in dict.fromkeys(job.task for job in matrix):
-        of_task = [job for job in matrix if job.task == task]
-        found = measure([job.folder for job in of_task], [job.seed for job in of_task])
-        measured |= dict(zip(of_task, found, strict=True))
-        groups = panels.setdefault(task, {})
-        for job in of_task:
-            groups.setdefault(job.ablation, []).append(curves[job])
-    _write_mechanisms(measured, out.with_name(f"{out.name}_mechanisms.csv"))
-    draw_curves(panels, out.with_suffix(".png"))
-    rows = [
-        _row(task, ablation, [x for x in matrix if x[:2] == (task, ablation)], curves, measured)
+    results = {job: results[job] for job in matrix if job in results}
+    write_curves([result.curve for result in results.values()], out)
+    write_mechanisms({job: result.mechanisms for job, result in results.items()}, out)
+    panels: dict[str, dict[str, list[Result]]] = {}
+    for job, result in results.items():
+        panels.setdefault(job.task, {}).setdefault(job.ablation, []).append(result)
+    curves = {
+        task: {ablation: [result.curve for result in group] for ablation, group in groups.items()}
         for task, groups in panels.items()
-        for ablation in groups
+    }
+    draw_curves(curves, out.with_suffix(".png"))
+    rows = [
+        _row(task, ablation, group)
+        for task, groups in panels.items()
+        for ablation, group in groups.items()
     ]
     lines = [HEAD, ["---"] * len(HEAD), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _row(
-    task: str,
-    ablation: str,
-    group: Sequence[Job],
-    curves: dict[Job, Curve],
-    measured: dict[Job, Mechanisms],
-) -> list[str]:
-    final = [curves[job].rows[-1]["mean"] for job in group]
-    planner = [curves[job].rows[-1]["planner"] for job in group]
-    means = [np.mean([row["mean"] for row in curves[job].rows]) for job in group]
-    columns = zip(*(measured[job] for job in group), strict=True)
-    first, *rest = columns
+def _of_folders(matrix: Sequence[Job]) -> dict[Job, Result]:
+    results = {}
+    for task in dict.fromkeys(job.task for job in matrix):
+        of_task = [job for job in matrix if job.task == task]
+        measured = measure([job.folder for job in of_task], [job.seed for job in of_task])
+        for job, found in zip(of_task, measured, strict=True):
+            results[job] = Result(read_curve(job.folder), found, job.done())
+    return results
+
+
+def _of_report(matrix: Sequence[Job], earlier: Path) -> dict[Job, Result]:
+    """The runs among these that the report has."""
+    curves, mechanisms = read_curves(earlier), read_mechanisms(earlier)
+    results = {}
+    for job in matrix:
+        curve = curves.get(job.folder.name)
+        if not curve or not curve.rows:
+            continue
+        config = load([], job.overrides)
+        for key in ("obs", "size"):
+            if curve.what[key] != getattr(config, key):
+                raise UserError(f"{curve.what['run']} of {earlier} has {key}={curve.what[key]}.")
+        if job[:3] not in mechanisms:
+            raise UserError(f"{earlier} has no mechanisms of {curve.what['run']}.")
+        done = curve.rows[-1]["frame"] >= job.steps
+        results[job] = Result(curve, mechanisms[job[:3]], done)
+    return results
+
+
+def _row(task: str, ablation: str, group: Sequence[Result]) -> list[str]:
+    final = [result.curve.rows[-1]["mean"] for result in group]
+    planner = [result.curve.rows[-1]["planner"] for result in group]
+    means = [np.mean([row["mean"] for row in result.curve.rows]) for result in group]
+    first, *rest = zip(*(result.mechanisms for result in group), strict=True)
     never = "never" if all(x is None for x in first) else _average(first, 0)
     if None in first and never != "never":
         never += f" ({sum(x is None for x in first)} never)"
     digits = (0, 3, 3, 2, 2, 2, 2, 0)
     return [
         task,
-        ablation if all(job.done() for job in group) else f"{ablation} (unfinished)",
+        ablation if all(result.done for result in group) else f"{ablation} (unfinished)",
         f"{np.mean(final):.0f} ({', '.join(f'{x:.0f}' for x in final)})",
         _average(means, 0),
         _average(planner, 0),
@@ -95,12 +131,3 @@ def _row(
 def _average(values: Sequence[float | None], digits: int) -> str:
     known = [x for x in values if x is not None and np.isfinite(x)]
     return f"{np.mean(known):,.{digits}f}" if known else ""
-
-
-def _write_mechanisms(measured: dict[Job, Mechanisms], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("task", "ablation", "seed", *Mechanisms._fields))
-        for job, found in measured.items():
-            values = (round(x, 4) if isinstance(x, float) else x for x in found)
-            writer.writerow((job.task, job.ablation, job.seed, *values))
