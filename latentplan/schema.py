@@ -113,7 +113,7 @@ class PlanConfig:
 class MpdpConfig:
     policies: str = "shared"  # per_step | shared: one policy per future step, or one for all
     horizon: int = 15  # H, steps that are improved together
-    beta: float = 0.01  # penalty per unit of uncertainty
+    beta: float = 0.5  # penalty, in mean rewards, of an uncertainty as large as its scale
     adaptive_horizon: bool = True  # stop where a step is too uncertain
     threshold: float = 1.0  # in units of the uncertainty scale
 

@@ -164,13 +164,15 @@ def walk(s: Scene, window: int) -> list[tuple[Tensor, ...]]:
     return steps
 
 
-def objective(s: Scene, steps: list[tuple[Tensor, ...]], row: int) -> tuple[Tensor, int]:
+def objective(
+    s: Scene, steps: list[tuple[Tensor, ...]], row: int, price: Tensor
+) -> tuple[Tensor, int]:
     """J of one state, and the number of steps taken."""
     scale, total, d, taken, end = s.agent.scale.value, 0.0, 1.0, 0, None
     for entropy, reward, doubt, cont, value in ([x[row] for x in step] for step in steps):
         if taken and s.agent.config.mpdp.adaptive_horizon and doubt > THRESHOLD:
             break
-        total = total + d * (reward / scale + ALPHA * entropy - BETA * doubt)
+        total = total + d * ((reward - BETA * price * doubt) / scale + ALPHA * entropy)
         d, end, taken = d * GAMMA * cont, value, taken + 1
     return total + d * end / scale, taken
 
@@ -193,14 +195,21 @@ def lessons(s: Scene) -> Tensor:
     return taught
 
 
-def climbed(s: Scene) -> tuple[Tensor, Tensor]:
+def mean_reward(s: Scene) -> Tensor:
+    """() What the steps of all windows earn, or cost: what uncertainty is weighed against."""
+    rewards = [step[1].detach() for window in range(COUNT) for step in walk(s, window)]
+    return torch.stack(rewards).abs().mean()
+
+
+def climbed(s: Scene, price: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """() What the actor climbs, and (N, W) the steps that each window takes."""
+    price = mean_reward(s) if price is None else price
     weight, taught = reached(s), lessons(s)
     gains, taken = [], torch.zeros(len(weight), COUNT, dtype=torch.int64)
     for window in range(COUNT):
         steps, begin = walk(s, window), window * SIZE
         for row in range(len(weight)):
-            j, length = objective(s, steps, row)
+            j, length = objective(s, steps, row, price)
             there = slice(begin, begin + length)
             gains.append(weight[row, begin] * j + (weight[row, there] * taught[row, there]).sum())
             taken[row, window] = length
@@ -252,9 +261,10 @@ def test_a_small_step_down_the_loss_raises_the_objective(policies: str) -> None:
     gradient = torch.autograd.grad(s.losses["policy"], weights)
     slope = torch.cat([x.flatten() for x in gradient]).norm()
     with torch.no_grad():
-        before, _ = climbed(s)
+        price = mean_reward(s)  # a number, which no gradient passes
+        before, _ = climbed(s, price)
         torch._foreach_sub_(weights, [length * x / slope for x in gradient])
-        after, _ = climbed(s)
+        after, _ = climbed(s, price)
     torch.testing.assert_close(after - before, length * slope, atol=0.0, rtol=0.15)
 
 

@@ -182,10 +182,11 @@ def test_the_rollout_is_cut_where_the_model_is_unsure() -> None:
         threshold=2.5,
         reward_scale=2.0,
         uncertainty_scale=2.0,
+        price=3.0,
     )
     assert found.taken.sum(1).tolist() == [1]  # the first step is always taken
-    assert float(found.penalty) == pytest.approx(-0.1 * 4.5)
-    expected = 1 / 2 + 0.2 * 0.5 - 0.1 * 4.5 + 0.9 * 10 / 2
+    assert float(found.penalty) == pytest.approx(-0.1 * 3.0 / 2 * 4.5)
+    expected = (1 - 0.1 * 3.0 * 4.5) / 2 + 0.2 * 0.5 + 0.9 * 10 / 2
     assert float(found.objective) == pytest.approx(expected)
 
 

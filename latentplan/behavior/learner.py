@@ -167,6 +167,7 @@ class Learner:
             threshold=m.threshold if m.adaptive_horizon else None,
             reward_scale=b.scale.value,
             uncertainty_scale=b.novelty_scale.value,
+            price=rollout.reward.detach().abs().mean(),
         )
         gain = weight[:, 0] * found.objective
         if planned is not None:

@@ -3,7 +3,7 @@
 SAC's policy improvement over H steps instead of one, through the model and jointly over one policy
 per step; the first of them acts:
 
-    J(s) = E[ sum_{i<L} d_i (r_i / S + alpha H(pi_i(.|s_i)) - beta u_i / U) + d_L V(s_L) / S ]
+    J(s) = E[ sum_{i<L} d_i ((r_i - beta R u_i / U) / S + alpha H(pi_i(.|s_i))) + d_L V(s_L) / S ]
     d_0 = 1,  d_{i+1} = d_i * discount * c_{i+1}
 
 The planner is gradient ascent on J; that only pi_0 is kept is the distillation. H = 1 is SAC. With
@@ -75,6 +75,7 @@ def improve(
     threshold: float | None = None,
     reward_scale: Tensor | float = 1.0,
     uncertainty_scale: Tensor | float = 1.0,
+    price: Tensor | float = 1.0,
 ) -> Improvement:
     """J of a rollout's starts; gradients reach whatever made the rollout.
 
@@ -84,6 +85,7 @@ def improve(
         alpha: the entropy temperature. beta: of the penalty.
         threshold: in units of the uncertainty scale; None: all H steps are taken.
         reward_scale, uncertainty_scale: S and U.
+        price: R, the reward that an uncertainty of U is set against.
 
     Raises:
         ValueError: a penalty or a threshold, but the rollout carries no uncertainty.
@@ -97,7 +99,7 @@ def improve(
     weight, after = discounts(rollout.cont, discount)
     arrive = torch.cat([weight[:, 1:], after[:, None]], 1)  # d_{h+1}, of the state arrived at
     last = taken - torch.cat([taken[:, 1:], torch.zeros_like(taken[:, :1])], 1)
-    penalty = -beta * (taken * weight * doubt).sum(1)
+    penalty = -beta * price / reward_scale * (taken * weight * doubt).sum(1)
     gain = taken * weight * (rollout.reward / reward_scale + alpha * entropy)
     end = last * arrive * value / reward_scale
     return Improvement(
