@@ -56,7 +56,7 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
     matrix = jobs(read_study(path), path)
     results = _of_folders([job for job in matrix if job.progress().score is not None])
     for earlier in also:
-        results = _of_report([job for job in matrix if job not in results], earlier) | results
+        results |= _of_report([job for job in matrix if job not in results], earlier)
     if not results:
         raise UserError(f"No run of {path} has been evaluated yet.")
     results = {job: results[job] for job in matrix if job in results}
