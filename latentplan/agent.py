@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from latentplan.behavior.behavior import Behavior
 from latentplan.behavior.learner import Learner
 from latentplan.behavior.nets import Actor, Critic, Temperature
-from latentplan.behavior.planner import plan_metrics
+from latentplan.behavior.planner import Plan, plan_metrics
 from latentplan.behavior.returns import NoveltyScale, ReturnScale
 from latentplan.nn.optim import LaProp
 from latentplan.schema import Config
@@ -55,15 +55,16 @@ class Agent(nn.Module):
             spec, config.world, bfloat16=use_bfloat16(config.train.precision, device)
         )
         features, norm = self.world.feature_size, config.world.norm
-        per_step = config.behavior.improvement == "mpdp" and config.mpdp.policies == "per_step"
-        steps = config.mpdp.horizon if per_step else 1
+        mpdp = config.behavior.improvement == "mpdp"
+        steps = config.mpdp.horizon if mpdp and config.mpdp.policies == "per_step" else 1
         self.actor = Actor(features, spec.action_dim, config.behavior, norm, steps)
         self.critic = Critic(features, config.behavior, norm)
         self.scale = ReturnScale(config.behavior.scale_rate)
         self.novelty_scale = NoveltyScale(config.behavior.scale_rate, 2 * config.optim.warmup)
         target = config.behavior.target_entropy
         self.temperature = Temperature(
-            config.behavior.entropy, None if target is None else target * spec.action_dim
+            config.behavior.entropy * (config.mpdp.entropy_share if mpdp else 1.0),
+            None if target is None else target * spec.action_dim,
         )
         self.to(device)
         self.behavior = Behavior(
@@ -126,8 +127,7 @@ class Agent(nn.Module):
         """
         latent = self.world.filter(row, carry, generator=generator)
         if mode == "planner":
-            found = self.behavior.plan(latent, self.config.plan.act_rate, generator)
-            return found.action.clamp(-1, 1), latent
+            return self._plan(latent, self.config.plan.act_rate, generator)[0], latent
         dist = self.behavior.policy(latent)
         if mode == "mean":
             return dist.mode, latent
@@ -145,8 +145,18 @@ class Agent(nn.Module):
         if not c.explore or c.candidates == 1:
             return *self.act(row, carry), {}
         latent = self.world.filter(row, carry)
-        found = self.behavior.plan(latent, c.explore_rate)
-        return found.action.clamp(-1, 1), latent, plan_metrics("explore", [found], c.explore_rate)
+        action, found = self._plan(latent, c.explore_rate)
+        return action, latent, plan_metrics("explore", [found], c.explore_rate)
+
+    def _plan(
+        self, latent: Latent, optimism: float, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Plan]:
+        """The planned actions (N, A) of N environments; the plan has them in another order, for
+        members are dealt out to blocks of rows, and no environment is to keep one for good."""
+        n = latent.deter.shape[0]
+        order = torch.randperm(n, device=self.device, generator=generator)
+        found = self.behavior.plan(latent.map(lambda x: x[order]), optimism, generator)
+        return found.action.clamp(-1, 1)[order.argsort()], found
 
     # --- learning ---------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from latentplan.schema import judged_by
 from latentplan.types import UserError
 
@@ -59,6 +61,7 @@ SHARES = (
 POSITIVE = (
     *("world.bootstrap", "world.decode_fraction", "behavior.starts_fraction", "train.ratio"),
     *("behavior.std_min", "env.timeout", "behavior.entropy", "mpdp.threshold"),
+    "mpdp.entropy_share",
     *("optim.world_lr", "optim.actor_lr", "optim.critic_lr", "optim.temperature_lr", "optim.clip"),
     "distill.temperature",
 )
@@ -126,6 +129,12 @@ def _check_mpdp(flat: dict[str, object]) -> None:
     if flat["mpdp.horizon"] > flat["behavior.horizon"]:
         raise UserError(
             "mpdp.horizon must not exceed behavior.horizon: rollouts are improved in windows."
+        )
+    keys = ("behavior.entropy", "mpdp.entropy_share", "behavior.discount_horizon")
+    if prod(flat[key] for key in keys) >= 1:
+        raise UserError(
+            f"{' * '.join(keys)} must be less than 1 with behavior.improvement=mpdp: entropy is "
+            "paid in units of the scale of returns, which would grow with what is paid."
         )
 
 

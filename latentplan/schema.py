@@ -41,7 +41,7 @@ class WorldConfig:
     depth: int = 16  # channels after the first halving of the picture; they double at each halving
     members: int = 5  # ensemble members M
     member_hidden: int = 256  # width of each prior head
-    bootstrap: float = 0.8  # share of episodes each member learns from
+    bootstrap: float = 0.8  # share of episodes each of several members learns from
     member_per: str = "rollout"  # rollout | step: how long one member moves an imagined row
     uncertainty: str = "jsd"  # jsd | std | kl_rest | probes
     probe_members: int = 8  # probes, where they measure the uncertainty
@@ -72,7 +72,7 @@ class BehaviorConfig:
     horizon: int = 15  # imagined steps H
     discount_horizon: float = 333.0  # in decisions; discount = 1 - 1/discount_horizon
     lam: float = 0.95  # of the lambda-returns
-    entropy: float = 3e-4  # bonus per nat, in units of the return scale
+    entropy: float = 3e-4  # bonus per nat, in units of the return scale; MPDP: mpdp.entropy_share
     target_entropy: float | None = (
         None  # nats per action dimension to tune the bonus to; null: none
     )
@@ -116,6 +116,7 @@ class MpdpConfig:
     beta: float = 0.5  # penalty, in mean rewards, of an uncertainty as large as its scale
     adaptive_horizon: bool = True  # stop where a step is too uncertain
     threshold: float = 1.0  # in units of the uncertainty scale
+    entropy_share: float = 1.0  # of behavior.entropy: its critic pays that at every step to come
 
 
 @dataclass(frozen=True)

@@ -313,6 +313,25 @@ def test_exploration_plans_and_evaluation_does_not() -> None:
     assert asked == [3.0, 0.0]
 
 
+def test_no_environment_keeps_a_member() -> None:
+    """Rows are dealt out to members in blocks, and five environments are five blocks."""
+    learner, order = agent(config()), []
+    going_on = row()._replace(is_first=torch.zeros(5, dtype=torch.bool))
+    carry = Latent(torch.randn(5, 16).tanh(), torch.rand(5, 3, 4))
+    real = Behavior.plan.__get__(learner.behavior)
+
+    def plan(latent: Latent, *rest: float) -> Plan:
+        order.append(latent.deter[:, 0])
+        return real(latent, *rest)._replace(action=latent.deter[:, :2])  # whose it is
+
+    learner.behavior.plan = plan
+    for _ in range(40):
+        action, latent, _ = learner.explore(going_on, carry)
+        assert torch.equal(action, latent.deter[:, :2])
+        order[-1] = (order[-1][:, None] == latent.deter[:, 0]).int().argmax(1)
+    assert torch.stack(order)[:, 0].unique().tolist() == [0, 1, 2, 3, 4]
+
+
 def test_coplanner_without_rates_and_value_is_best_of_k_by_reward() -> None:
     """The ablation as its file has it, both rates 0."""
     asked = ["ablation=coplanner", "plan.explore_rate=0", "plan.imagine_rate=0", "plan.value=false"]

@@ -93,6 +93,10 @@ def test_the_mask_is_fixed_per_member_and_episode() -> None:
     assert torch.equal(bootstrap_mask(episode, 3, 0.8), mask[:3])  # not a matter of how many
 
 
+def test_a_member_that_is_alone_learns_from_all() -> None:
+    assert torch.equal(bootstrap_mask(torch.arange(200), 1, 0.8), torch.ones(1, 200).bool())
+
+
 @pytest.mark.parametrize("share", [0.3, 0.8])
 def test_each_member_gets_its_share_of_episodes(share: float) -> None:
     got = bootstrap_mask(torch.arange(20_000), 7, share).float().mean(1)

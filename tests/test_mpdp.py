@@ -286,6 +286,15 @@ def settings(policies: str = "per_step", candidates: int = 1, **behavior: object
     )
 
 
+def test_only_mpdp_takes_a_share_of_the_entropy_bonus() -> None:
+    config = settings()
+    config = replace(config, mpdp=replace(config.mpdp, entropy_share=0.25))
+    other = replace(config, behavior=replace(config.behavior, improvement="dreamer"))
+    alpha, whole = (Agent(VECTOR, x).temperature.value for x in (config, other))
+    torch.testing.assert_close(whole, torch.tensor(config.behavior.entropy))
+    torch.testing.assert_close(alpha, 0.25 * whole)
+
+
 CASES = [("per_step", 1), ("shared", 1), ("per_step", 3), ("shared", 3)]
 
 
@@ -461,6 +470,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         ["ablation=mpdp", "plan.candidates=4", "plan.imagine_share=0.5"],
         ["ablation=latentplan", "plan.imagine_share=1"],
         ["ablation=mpdp", "world.members=1"],
+        ["ablation=mpdp", "behavior.entropy=0.1"],
     ):
         with pytest.raises(UserError):
             load([], ["size=cpu", *mistake])

@@ -68,8 +68,11 @@ def bootstrap_mask(episode: Tensor, members: int, share: float) -> Tensor:
     """Which members learn from which episodes: (...) int64 -> (M, ...) bool.
 
     A fixed hash of (member, episode), so that a member's data set is the same in every batch: a
-    real bootstrap, which a mask redrawn per batch is not.
+    real bootstrap, which a mask redrawn per batch is not. A member that is alone learns from all:
+    there is nobody to differ from, and nobody else to learn what it would leave out.
     """
+    if members == 1:
+        return torch.ones(1, *episode.shape, dtype=torch.bool, device=episode.device)
     member = torch.arange(members, device=episode.device).view(-1, *[1] * episode.ndim)
     x = (episode * 0x9E3779B1 + (member + 1) * 0x85EBCA77) & 0xFFFFFFFF
     for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):  # 32-bit integer avalanche
