@@ -98,9 +98,9 @@ class PlanConfig:
     candidates: int = 1  # K rollouts of the policy to choose from; 1 is the policy itself
     horizon: int = 4  # P, steps of each
     explore: bool = True  # plan in the training environments, optimistically
-    explore_rate: float = 1.0  # bonus there, per unit of uncertainty
+    explore_rate: float = 0.1  # bonus there, per unit of uncertainty
     imagine_share: float = 0.5  # of the imagined trajectories are planned, conservatively
-    imagine_rate: float = 0.5  # penalty there
+    imagine_rate: float = 0.05  # penalty there
     act_rate: float = 0.0  # bonus (or penalty, < 0) where a plan acts at test time
     replan_every: int = 0  # imagined steps; between plans the choice is followed; 0: to its end
     value: bool = True  # the slow critic values the state after the last step
