@@ -24,6 +24,7 @@ from tiny import differences, run_config
 
 import latentplan
 from latentplan import checkpoint
+from latentplan import evaluate as evaluate_module
 from latentplan.agent import Agent
 from latentplan.behavior.behavior import Behavior
 from latentplan.behavior.planner import Plan
@@ -262,6 +263,17 @@ def test_eval_prints_json_and_writes_a_video(
     assert result["video"] == str(video) and video.read_bytes().startswith(b"GIF8")
     assert main(["eval", str(run), "--episodes", "3", "--seed", "5", "--video", str(video)]) == 0
     assert json.loads(capsys.readouterr().out) == result
+
+
+def test_a_video_that_cannot_be_is_refused_before_anything_is_played(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate_module, "score", None)
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "film.mp4", tmp_path, Path("/proc/film.gif")):
+        assert main(["eval", str(run), "--video", str(place)]) == 2
+        assert f"latentplan: {place}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_any_run_can_be_planned_with(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
