@@ -100,6 +100,7 @@ def evaluate(
     plan: Sequence[str] = (),
     video: str | Path | None = None,
     device: str = "auto",
+    module: str = "",
 ) -> dict[str, Any]:
     """Score the agent of a run folder; the result is plain values, ready for JSON.
 
@@ -112,6 +113,7 @@ def evaluate(
         policy: ``mean`` or ``sample`` of the actor, or ``planner``.
         plan: changes of the ``plan`` section, ``candidates=8``.
         video: where to write the first episode as mp4 or GIF; default inside the run folder.
+        module: what registers an environment of one's own, where it is elsewhere than in training.
 
     Raises:
         UserError: no run there, a damaged checkpoint, no working renderer; a video of an agent that
@@ -121,7 +123,7 @@ def evaluate(
         raise UserError(f"episodes must be at least 1, not {episodes}.")
     folder = Path(run)
     place = run_folder.pick_device(device)
-    agent, config, _, payload = run_folder.load_agent(folder, place, plan, CANDIDATES)
+    agent, config, _, payload = run_folder.load_agent(folder, place, plan, CANDIDATES, module)
     path = Path(video) if video else folder / "videos" / f"eval-{payload['frames']}.mp4"
     if agent.world.spec.images:
         require_writable(path)
