@@ -35,7 +35,12 @@ SEED = 7919  # of the held-out episodes; scores use the run's own seed
 
 
 def calibrate(
-    run: str | Path, *, episodes: int = 10, unseen: str = "", device: str = "auto"
+    run: str | Path,
+    *,
+    episodes: int = 10,
+    unseen: str = "",
+    device: str = "auto",
+    module: str = "",
 ) -> dict[str, Any]:
     """Numbers, a plot and TensorBoard scalars, written into RUN/calibration and returned.
 
@@ -44,12 +49,14 @@ def calibrate(
         unseen: a task with the same observations and actions that training never saw, to be told
             from the replay; without it there is no AUROC. Beside it stands that of the held-out
             episodes, which were not replayed either: what is new about those is no variant.
+        module: as in :func:`latentplan.evaluate.evaluate`.
 
     Raises:
         UserError: no run there, too few episodes, or a variant that does not fit.
     """
     folder = Path(run)
-    agent, config, _, saved = run_folder.load_agent(folder, run_folder.pick_device(device))
+    place = run_folder.pick_device(device)
+    agent, config, _, saved = run_folder.load_agent(folder, place, module=module)
     return calibrate_agent(agent, config, saved, folder, folder, episodes, unseen)
 
 

@@ -51,6 +51,16 @@ def _take_plan(parser: argparse.ArgumentParser) -> None:
 def _take_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN")
     parser.add_argument("--device", default="auto")
+    _take_module(parser)
+
+
+def _take_module(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--module",
+        default="",
+        metavar="FILE",
+        help="the file of an environment of your own, where it has moved since training",
+    )
 
 
 def _load(args: argparse.Namespace) -> Config:
@@ -124,6 +134,7 @@ def _eval(args: argparse.Namespace) -> int:
         plan=args.plan,
         video=args.video,
         device=args.device,
+        module=args.module,
     )
     print(to_json(result))
     return 0
@@ -146,7 +157,12 @@ def _imagine(args: argparse.Namespace) -> int:
     from latentplan.imagine import imagine
 
     result = imagine(
-        args.run_folder, out=args.out, seed=args.seed, plan=args.plan, device=args.device
+        args.run_folder,
+        out=args.out,
+        seed=args.seed,
+        plan=args.plan,
+        device=args.device,
+        module=args.module,
     )
     print(to_json(result))
     return 0
@@ -170,7 +186,11 @@ def _calibrate(args: argparse.Namespace) -> int:
     from latentplan.evaluate import to_json
 
     report = calibrate(
-        args.run_folder, episodes=args.episodes, unseen=args.unseen, device=args.device
+        args.run_folder,
+        episodes=args.episodes,
+        unseen=args.unseen,
+        device=args.device,
+        module=args.module,
     )
     print(to_json(report))
     return 0
@@ -181,6 +201,7 @@ def _add_report(commands: Commands) -> None:
     page.add_argument("run_folder", metavar="RUN", nargs="+", type=Path)
     page.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
     page.add_argument("--device", default="auto")
+    _take_module(page)
     page.set_defaults(run=_report)
 
 
@@ -188,7 +209,7 @@ def _report(args: argparse.Namespace) -> int:
     cores.leave_busy()
     from latentplan.study.page import write_page
 
-    print(write_page(args.run_folder, args.out, device=args.device))
+    print(write_page(args.run_folder, args.out, device=args.device, module=args.module))
     return 0
 
 

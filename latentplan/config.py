@@ -111,7 +111,7 @@ def _ablation(name: str) -> list[DictConfig]:
 
 
 def _read(path: Path) -> DictConfig:
-    """A file of keys."""
+    """A file of keys, in sections or dotted as on the command line."""
     try:
         node = OmegaConf.load(path)
     except OSError as error:
@@ -125,8 +125,18 @@ def _read(path: Path) -> DictConfig:
     if not isinstance(node, DictConfig):
         raise UserError(f"The configuration {path} is not a mapping of keys to values.")
     _check_keys(node, str(path))
+    node = _nested(node)
     _mend_types(node)
     return node
+
+
+def _nested(node: DictConfig) -> DictConfig:
+    """{"env.repeat": 2} -> {"env": {"repeat": 2}}; of a key that is there twice the later wins."""
+    nested = OmegaConf.create()
+    # References stay what they are: they may be to keys of other files.
+    for key, value in flatten(OmegaConf.to_container(node, resolve=False)).items():
+        OmegaConf.update(nested, key, value)
+    return nested
 
 
 def _parse(item: str) -> DictConfig:

@@ -16,6 +16,8 @@ from latentplan.schema import Config
 from latentplan.torchvision_compat import resize_frames
 from latentplan.types import EnvSpec, Timestep
 
+ROUNDING = 1e-4  # that an executed action may lie outside [-1, 1], back from other units
+
 
 class LoadedAgent:
     """Acts in one environment at a time, by the actor's mean; no gradient is recorded.
@@ -56,13 +58,13 @@ class LoadedAgent:
             (A,) float32 in [-1, 1].
 
         Raises:
-            ValueError: the observation is not what the agent was trained on, or not finite.
+            ValueError: the observation is not what the agent was trained on, or not finite;
+                ``executed`` is no action. The agent remembers what it did before the call.
         """
-        if executed is not None and not self._first:
-            self._action = np.asarray(executed, np.float32).reshape(1, self.spec.action_dim)
+        done = self._action if executed is None else self._executed(executed)
         row = Timestep(
             {name: x[None] for name, x in self._understood(obs).items()},
-            self._action,
+            self._action if self._first else done,
             np.zeros(1, np.float32),
             np.array([self._first]),
             np.zeros(1, bool),
@@ -76,11 +78,26 @@ class LoadedAgent:
         """An action (A,) in [-1, 1] in the units of the environment, as training scaled it.
 
         Raises:
-            ValueError: the run is of a version that did not record the bounds.
+            ValueError: the action has another shape or is not finite, or the run is of a version
+                that did not record the bounds.
         """
         if not self.spec.action_low:
             raise ValueError("the run did not record the bounds of its environment's actions")
-        return to_bounds(action, np.array(self.spec.action_low), np.array(self.spec.action_high))
+        low, high = np.array(self.spec.action_low), np.array(self.spec.action_high)
+        return to_bounds(self._finite(action), low, high)
+
+    def _executed(self, action: np.ndarray) -> np.ndarray:
+        """(1, A), as the next row has it."""
+        x = self._finite(action)
+        if (abs(x) > 1 + ROUNDING).any():  # most likely in the environment's units
+            raise ValueError(f"an executed action must be within [-1, 1], got {x}")
+        return np.clip(x, -1, 1).astype(np.float32)[None]
+
+    def _finite(self, action: np.ndarray) -> np.ndarray:
+        x, shape = np.asarray(action, np.float64), (self.spec.action_dim,)
+        if x.shape != shape or not np.isfinite(x).all():
+            raise ValueError(f"an action must be finite and of shape {shape}, got {x}")
+        return x
 
     def _understood(self, obs: Any) -> dict[str, np.ndarray]:
         """The observation as training would have recorded it."""
@@ -94,9 +111,10 @@ class LoadedAgent:
             numbers = x is not None and dtype == "float32" and x.dtype.kind in "fiub"
             if x is None or x.shape != shape or not (numbers or x.dtype == dtype):
                 raise ValueError(f"the agent needs {name} of shape {shape} {dtype}, got {got}")
-            if numbers and not np.isfinite(x).all():
+            with np.errstate(over="ignore"):
+                arrays[name] = x.astype(dtype, copy=False)
+            if numbers and not np.isfinite(arrays[name]).all():  # 1e300 is not, as float32
                 raise ValueError(f"{name} is not finite")
-            arrays[name] = x.astype(dtype, copy=False)
         return arrays
 
     def _named(self, obs: Any) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import IO
 
@@ -37,6 +38,21 @@ def require_space(folder: Path, size: int, rows: int) -> None:
             f"{gigabytes(max(0, free))} to spare: set replay.capacity={fitting} or less, or put "
             "run_dir on another disk."
         )
+
+
+def require_writable(path: Path) -> None:
+    """For a file that is written after long work; its folder is made.
+
+    Raises:
+        UserError: it is a folder, or no file can be made there.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def allocate(path: Path, size: int) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from latentplan import run_folder
 from latentplan.agent import Agent
+from latentplan.disk import require_writable
 from latentplan.envs import Renderer, VectorEnv, make_eval_env, pick_renderer
 from latentplan.logger import write_video
 from latentplan.schema import Config
@@ -99,6 +100,7 @@ def evaluate(
     plan: Sequence[str] = (),
     video: str | Path | None = None,
     device: str = "auto",
+    module: str = "",
 ) -> dict[str, Any]:
     """Score the agent of a run folder; the result is plain values, ready for JSON.
 
@@ -111,15 +113,22 @@ def evaluate(
         policy: ``mean`` or ``sample`` of the actor, or ``planner``.
         plan: changes of the ``plan`` section, ``candidates=8``.
         video: where to write the first episode as mp4 or GIF; default inside the run folder.
+        module: what registers an environment of one's own, where it is elsewhere than in training.
 
     Raises:
-        UserError: no run there, a damaged checkpoint, no working renderer.
+        UserError: no run there, a damaged checkpoint, no working renderer; a video of an agent that
+            sees no pictures, or where no file can be written. Nothing was played.
     """
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}.")
     folder = Path(run)
     place = run_folder.pick_device(device)
-    agent, config, _, payload = run_folder.load_agent(folder, place, plan, CANDIDATES)
+    agent, config, _, payload = run_folder.load_agent(folder, place, plan, CANDIDATES, module)
+    path = Path(video) if video else folder / "videos" / f"eval-{payload['frames']}.mp4"
+    if agent.world.spec.images:
+        require_writable(path)
+    elif video:
+        raise UserError(f"{folder} sees no pictures (obs={config.obs}): there is nothing to film.")
     renderer = pick_renderer(config)
     policies = [policy, "mean" if policy == "planner" else "planner"]
     scores = dict(score(agent, config, renderer, policies, episodes, seed))
@@ -142,7 +151,6 @@ def evaluate(
     }
     film = scores[policy].film(agent.world.spec)
     if film is not None:
-        path = Path(video) if video else folder / "videos" / f"eval-{payload['frames']}.mp4"
         result["video"] = str(write_video(path, film, fps=30))
     return result
 

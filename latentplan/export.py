@@ -10,13 +10,14 @@ last call's outputs. ``uniform``, fresh numbers in [0, 1), draws the state from 
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,8 @@ def export(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
         99th percentile of ``milliseconds`` a decision, one after the other, on one core.
 
     Raises:
-        UserError: no run there, another suffix, no packages for ONNX, or a file that acts
-            differently.
+        UserError: no run there, another suffix, no packages for ONNX, a file that cannot be
+            written or acts differently.
     """
     folder = Path(run)
     path = Path(out) if out else folder / "policy.pt2"
@@ -94,18 +95,21 @@ def export(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
         "action_low": spec.action_low,
         "action_high": spec.action_high,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name.removesuffix(path.suffix)}-new{path.suffix}")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with torch.no_grad(), _quiet():
             write(decision, inputs[0], description, temporary)
             tried = _try(decision, open_file(temporary), inputs)
         temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
     finally:
         torch.set_num_threads(threads)
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or nothing can be
+            temporary.unlink()
     return {"path": str(path), **description, **tried}
 
 
@@ -175,7 +179,9 @@ def _quiet() -> Iterator[None]:
 
 def _write(decision: Decision, example: tuple[Tensor, ...], about: dict, path: Path) -> None:
     program = torch.export.export(decision, example)
-    torch.export.save(program, path, extra_files={"latentplan.json": json.dumps(about)})
+    content = io.BytesIO()  # given a path, torch hides why it cannot be written
+    torch.export.save(program, content, extra_files={"latentplan.json": json.dumps(about)})
+    path.write_bytes(content.getvalue())
 
 
 def _open(path: Path) -> Decide:

@@ -44,6 +44,7 @@ def imagine(
     seed: int = 0,
     plan: Sequence[str] = (),
     device: str = "auto",
+    module: str = "",
 ) -> dict[str, Any]:
     """Show an agent on episodes that training never sees; the result is plain values.
 
@@ -53,13 +54,14 @@ def imagine(
 
     Args:
         seed: of episodes and imagination.
-        plan: changes of the ``plan`` section, as in :func:`latentplan.evaluate.evaluate`.
+        plan, module: as in :func:`latentplan.evaluate.evaluate`.
 
     Raises:
         UserError: no run there, a damaged checkpoint, no working renderer.
     """
     folder = Path(run)
-    agent, config, _, saved = run_folder.load_agent(folder, run_folder.pick_device(device), plan)
+    chosen = run_folder.pick_device(device)
+    agent, config, _, saved = run_folder.load_agent(folder, chosen, plan, module=module)
     place = Path(out) if out else folder / "imagine"
     frame, files = saved["frames"], {}
     renderer = pick_renderer(config)

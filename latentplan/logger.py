@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import json
@@ -186,11 +187,13 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> Path:
     """Write ``frames`` (T, H, W, 3) uint8 as mp4, or as GIF where there is no ffmpeg.
 
     Returns the path written, whose suffix tells which. A ``path`` that ends in ``.gif`` is a GIF.
+
+    Raises:
+        UserError: neither can be written there.
     """
     path = Path(path)
     if path.suffix != ".gif" and importlib.util.find_spec("imageio_ffmpeg"):
         path = path.with_suffix(".mp4")
-        path.parent.mkdir(parents=True, exist_ok=True)
         if _write_mp4(path, frames, fps):
             return path
     path = path.with_suffix(".gif")
@@ -204,15 +207,22 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> bool:
     # The codec halves the color's resolution, so both sides must be even.
     odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
     frames = np.ascontiguousarray(np.pad(frames, odd, mode="edge"))
+    temporary = path.with_name(f".{path.stem}-new.mp4")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         size = (frames.shape[2], frames.shape[1])
-        writer = imageio_ffmpeg.write_frames(str(path), size, fps=fps, macro_block_size=2)
+        writer = imageio_ffmpeg.write_frames(str(temporary), size, fps=fps, macro_block_size=2)
         writer.send(None)
         for picture in frames:
             writer.send(picture)
         writer.close()
-    except (OSError, RuntimeError):  # no ffmpeg binary for this platform, or one that fails
-        path.unlink(missing_ok=True)
+        if not temporary.stat().st_size:  # close() does not say that ffmpeg failed
+            raise OSError("ffmpeg wrote nothing")
+        os.replace(temporary, path)
+    # No ffmpeg binary for this platform, or one that fails, even to list its encoders.
+    except (OSError, RuntimeError, IndexError):
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         return False
     return True
 

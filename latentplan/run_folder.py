@@ -62,13 +62,21 @@ def describe(spec: EnvSpec, renderer: str) -> dict[str, Any]:
 def write(folder: Path, config: Config, description: dict[str, Any]) -> None:
     """Record configuration and description; a run that goes on appends its description.
 
+    A file of ``env.module`` is recorded such that it is found from any folder.
+
     Raises:
         UserError: they cannot be written; what was there before stays.
     """
     path = folder / "run.json"
     sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
     _replace(path, json.dumps({"sessions": [*sessions, description]}, indent=1) + "\n")
+    if config.env.module.endswith(".py"):
+        config = _with_module(config, str(Path(config.env.module).resolve()))
     _replace(folder / "config.yaml", to_yaml(config))
+
+
+def _with_module(config: Config, module: str) -> Config:
+    return replace(config, env=replace(config.env, module=module))
 
 
 def _replace(path: Path, text: str) -> None:
@@ -121,11 +129,14 @@ def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
     agent.load_state_dict(state)
 
 
-def load(folder: Path, plan: Sequence[str] = ()) -> tuple[Config, EnvSpec, dict[str, Any]]:
+def load(
+    folder: Path, plan: Sequence[str] = (), module: str = ""
+) -> tuple[Config, EnvSpec, dict[str, Any]]:
     """The configuration of a run folder, what its agent exchanges, and its checkpoint.
 
     Args:
         plan: ``key=value`` of the ``plan`` section; the rest is part of what the agent is.
+        module: ``env.module``, where it is not what it was in training.
 
     Raises:
         UserError: the folder holds no run, its checkpoint is damaged, or there is no such key.
@@ -136,6 +147,8 @@ def load(folder: Path, plan: Sequence[str] = ()) -> tuple[Config, EnvSpec, dict[
     if plan:  # nobody trains with it: what may not be planned in training does not matter
         plan.append("plan.imagine_share=0")
     config = load_resolved(folder / "config.yaml", plan)
+    if module:
+        config = _with_module(config, module)
     payload = checkpoint.load(checkpoint_path(folder))
     return config, EnvSpec.of(payload["spec"]), payload
 
@@ -145,17 +158,18 @@ def load_agent(
     device: torch.device | str = "cpu",
     plan: Sequence[str] = (),
     candidates: int = 1,
+    module: str = "",
 ) -> tuple[Agent, Config, EnvSpec, dict[str, Any]]:
     """The agent of a run folder, its configuration, what it exchanges, and its checkpoint.
 
     Args:
-        plan: as of :func:`load`.
+        plan, module: as of :func:`load`.
         candidates: of plans, where they are one: without optimism any agent can be planned with.
 
     Raises:
         UserError: as :func:`load`, or the checkpoint is foreign.
     """
-    config, spec, payload = load(folder, plan)
+    config, spec, payload = load(folder, plan, module)
     if config.plan.candidates == 1:
         config = replace(config, plan=replace(config.plan, candidates=candidates))
     agent = Agent(spec, config, device)

@@ -146,6 +146,24 @@ def test_the_default_size_follows_the_device() -> None:
     assert load([], ["device=cpu"]).size == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("content", "repeat", "deter"),
+    [
+        ("env.repeat: 3\nworld: {deter: 64}\n", 3, 64),
+        ("env: {count: 2}\nenv.repeat: 3\nworld.deter: 64\n", 3, 64),
+        ("env.repeat: 4\nenv: {repeat: 3}\nworld.deter: 6.4e1\n", 3, 64),
+        ("env.repeat: 3\nworld.hidden: 64\nworld.deter: ${world.hidden}\n", 3, 64),
+    ],
+)
+def test_keys_of_a_file_may_be_dotted(
+    tmp_path: Path, content: str, repeat: int, deter: int
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    loaded = load([file], CPU)
+    assert (loaded.env.repeat, loaded.world.deter) == (repeat, deter)
+
+
 # --- mistakes -------------------------------------------------------------------------------
 
 
@@ -187,6 +205,8 @@ def test_a_mistake_is_one_sentence_that_names_it(override: str, words: list[str]
     ("content", "words"),
     [
         ("world: {dter: 3}\n", ["world.dter", "world.deter", "mine.yaml"]),
+        ("world.dter: 3\n", ["world.dter", "world.deter", "mine.yaml"]),
+        ("world: 3\nworld.deter: 8\n", ["world", "section", "mine.yaml"]),
         ("world: {deter: many}\n", ["world.deter", "many"]),
         ("world: [1, 2]\n", ["world", "section", "mine.yaml"]),
         ("world: {deter: 3\n", ["mine.yaml", "YAML"]),

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tiny import run_config
 
 from latentplan import load
+from latentplan.cli import main
+from latentplan.train import train
 from latentplan.types import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +89,29 @@ def test_the_loaded_agent_acts_as_a_function_of_what_it_saw(point: tuple[Path, s
         agent.act([0.1, -0.2, 0.3])
     with pytest.raises(UserError, match=r"no config\.yaml"):
         load(folder)
+
+
+def test_a_run_is_evaluated_from_elsewhere_and_after_its_file_has_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir(), away.mkdir()
+    shutil.copy(EXAMPLES / "custom_env.py", home / "mine.py")
+    monkeypatch.chdir(home)
+    own = ("task=gym:Point-v0", "env.module=mine.py", "env.episode_frames=60", "env.repeat=1")
+    # In workers, which start without anything that was imported before.
+    train(run_config(home / "run", *own, "env.workers=true", "eval.every=64", "steps=64"))
+    monkeypatch.chdir(away)
+    evaluate = ["eval", str(home / "run"), "--episodes", "1"]
+    assert main(evaluate) == 0
+    expected = json.loads(capsys.readouterr().out)
+    (home / "mine.py").rename(away / "moved.py")
+    assert main(evaluate) == 2
+    assert f"env.module={home / 'mine.py'} could not be imported" in capsys.readouterr().err
+    assert main([*evaluate, "--module", "moved.py"]) == 0
+    assert json.loads(capsys.readouterr().out) == expected
+    for command in ("calibrate", "imagine", "report"):
+        assert main([command, str(home / "run"), "--module", "moved.py"]) == 0
 
 
 def test_the_environment_draws_itself_for_agents_that_see() -> None:

@@ -107,3 +107,24 @@ def test_mistakes_are_answered_in_a_sentence(
     assert main(["export", str(run), "--out", str(tmp_path / "policy.onnx")]) == 2
     assert "pip install onnx onnxruntime onnxscript" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("file/policy.pt2", "File exists"),
+        ("folder.pt2", "Is a directory"),
+        ("/proc/policy.pt2", "cannot be written"),
+        ("/proc/policy.onnx", "cannot be written"),
+    ],
+)
+def test_a_policy_that_cannot_be_written_is_one_sentence(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, words: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.pt2").mkdir()
+    path = tmp_path / out  # one from the root stays as it is
+    assert main(["export", str(run), "--out", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert f"latentplan: {path} cannot be written: " in error and words in error
+    assert len(list(tmp_path.iterdir())) == 2

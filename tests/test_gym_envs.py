@@ -30,6 +30,8 @@ class Mine(gymnasium.Env):
         self.render_mode, self.kind, self.time = render_mode, kind, 0
         high = np.array([2, 4], np.float32)
         self.action_space = spaces.Box(0 * high, high)
+        if kind == "unmakeable":
+            raise OSError("100% broken")
         if kind == "unbounded":
             self.action_space = spaces.Box(-np.inf, np.inf, (2,))
         if kind == "discrete":
@@ -37,7 +39,7 @@ class Mine(gymnasium.Env):
         plain = spaces.Box(-np.inf, np.inf, (3,), np.float64)
         image = spaces.Box(0, 255, (40, 30, 3), np.uint8)
         self.observation_space = plain
-        if kind == "image":
+        if kind in ("image", "floating"):
             self.observation_space = image
         if kind == "dict":
             vector = spaces.Box(-1, 1, (2, 2), np.float32)
@@ -53,6 +55,10 @@ class Mine(gymnasium.Env):
         plain = np.array([self.time, *np.ravel(self.action)])
         if self.kind == "image":
             return image
+        if self.kind == "floating":
+            return image / 255
+        if self.kind in ("short", "long"):
+            return plain[:1] if self.kind == "short" else np.ones(4)
         if self.kind == "dict":
             return {"z": np.ones((2, 2), np.float32), "eye": image, "a": plain}
         return plain
@@ -85,6 +91,7 @@ class Mine(gymnasium.Env):
 gymnasium.register("Mine-v0", Mine)
 """
 KINDS = ("plain", "unbounded", "discrete", "image", "dict", "hangs", "dies", "raises", "nan")
+WRONG = ("two eyes", "gray", "unbuildable", "unmakeable", "short", "long", "floating")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +100,7 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> str:
     name = lambda kind: kind.title().replace(" ", "")  # noqa: E731
     kinds = "".join(
         f'gymnasium.register("{name(kind)}-v0", Mine, kwargs={{"kind": "{kind}"}})\n'
-        for kind in (*KINDS, "two eyes", "gray", "unbuildable")
+        for kind in (*KINDS, *WRONG)
     )
     path.write_text(MODULE + kinds)
     return str(path)
@@ -157,6 +164,10 @@ def test_dict_observations_and_images_among_them(module: str) -> None:
         ("Gray", "state", r"\(40, 30, 1\)"),
         ("Nowhere", "state", "env.module"),
         ("Unbuildable", "state", "100% broken"),
+        ("Unmakeable", "state", "gym:Unmakeable-v0 cannot be built: OSError: 100% broken"),
+        ("Short", "state", r"vector of shape \(1,\) float32 .* declared \(3,\)"),
+        ("Long", "state", r"vector of shape \(4,\) float32 .* declared \(3,\)"),
+        ("Floating", "pixels", r"image .* float64 where .* uint8"),
         ("Raises", "state", "ZeroDivisionError: 100% broken .*mine.py, line"),
         ("Nan", "state", "reward of nan"),
     ],

@@ -210,3 +210,26 @@ def test_video_file_when_ffmpeg_fails(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/no/such/ffmpeg")
     assert write_video(tmp_path / "eval.mp4", _film(5), 10) == tmp_path / "eval.gif"
     assert [path.name for path in tmp_path.iterdir()] == ["eval.gif"]
+
+
+@pytest.mark.parametrize("lists_encoders", [True, False])
+def test_video_file_that_ffmpeg_did_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists_encoders: bool
+) -> None:
+    """It takes all frames, fails, and says so to nobody; an older film is no sign of success."""
+    real = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    listing = f'case "$*" in *-encoders*) exec "{real}" "$@";; esac\n' if lists_encoders else ""
+    failing = tmp_path / "ffmpeg"
+    failing.write_text(f"#!/bin/sh\n{listing}cat > /dev/null\nexit 1\n")
+    failing.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(failing))
+    (tmp_path / "eval.mp4").write_bytes(b"older")
+    assert write_video(tmp_path / "eval.mp4", _film(5), 10) == tmp_path / "eval.gif"
+    assert (tmp_path / "eval.mp4").read_bytes() == b"older"
+    assert {path.name for path in tmp_path.iterdir()} == {"ffmpeg", "eval.mp4", "eval.gif"}
+
+
+def test_video_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/eval.gif cannot be written"):
+        write_video(tmp_path / "file" / "eval.mp4", _film(5), 10)

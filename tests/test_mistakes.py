@@ -159,6 +159,14 @@ def test_eval_of_no_episodes(home: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "episodes" in refused(capsys, "eval", home / "run", "--episodes", 0)
 
 
+def test_eval_of_a_run_without_pictures_cannot_be_filmed(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = refused(capsys, "eval", home / "run", "--video", home / "film.mp4")
+    assert "no pictures" in sentence and "obs=state" in sentence
+    assert not list(home.glob("film*"))
+
+
 # --- a full disk ----------------------------------------------------------------------------
 
 

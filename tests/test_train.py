@@ -24,6 +24,7 @@ from tiny import differences, run_config
 
 import latentplan
 from latentplan import checkpoint
+from latentplan import evaluate as evaluate_module
 from latentplan.agent import Agent
 from latentplan.behavior.behavior import Behavior
 from latentplan.behavior.planner import Plan
@@ -264,6 +265,17 @@ def test_eval_prints_json_and_writes_a_video(
     assert json.loads(capsys.readouterr().out) == result
 
 
+def test_a_video_that_cannot_be_is_refused_before_anything_is_played(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluate_module, "score", None)
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "film.mp4", tmp_path, Path("/proc/film.gif")):
+        assert main(["eval", str(run), "--video", str(place)]) == 2
+        assert f"latentplan: {place}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_any_run_can_be_planned_with(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval", str(run), "--episodes", "1", "--policy"]
     scores = []
@@ -314,6 +326,7 @@ def test_a_loaded_agent_acts_as_the_trained_one(run: Path) -> None:
         ({"vector": np.zeros(2)}, "image of shape"),
         ({"image": np.zeros((16, 16, 3))}, "float64"),  # in [0, 1] it would have been black
         ({"image": np.zeros((16, 16, 3), np.uint8), "vector": [0, np.nan]}, "not finite"),
+        ({"image": np.zeros((16, 16, 3), np.uint8), "vector": [1e300, 0]}, "not finite"),
         ({"image": np.zeros((16, 16, 3), np.uint8), "vector": [0, 1, 2]}, "vector of shape"),
     ],
 )
@@ -351,8 +364,31 @@ def test_a_loaded_agent_hears_what_was_done_instead(run: Path) -> None:
     agent.reset()
     agent.act(seen[0])
     assert (agent.act(seen[1], executed=-np.sign(first)) != own).any()
-    with pytest.raises(ValueError):
-        agent.act(seen[1], executed=np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "wrong", [[np.nan, 0], [0, np.inf], [1.01, 0], [1e300, 0], np.zeros(3), np.zeros((1, 2)), 0.0]
+)
+def test_what_was_done_instead_must_be_an_action(run: Path, wrong: Any) -> None:
+    picture = np.full((16, 16, 3), 7, np.uint8)
+    first, second = ({"image": picture, "vector": np.full(2, x)} for x in (0.5, -0.5))
+    agent = latentplan.load(run)
+    agent.act(first)
+    expected = agent.act(second, executed=np.array([1.0, -1.0]))
+    agent.reset()
+    agent.act(first)
+    with pytest.raises(ValueError, match="action must be"):
+        agent.act(second, executed=wrong)
+    rounded = agent.act(second, executed=np.array([1.00001, -1.0]))
+    np.testing.assert_array_equal(rounded, expected)
+    agent.reset()
+    agent.act(first)
+    own = agent.act(second)
+    agent.reset()
+    agent.act(first)
+    with pytest.raises(ValueError, match="vector of shape"):  # nor is half of a call remembered
+        agent.act({"image": picture, "vector": np.zeros(3)}, executed=np.zeros(2))
+    np.testing.assert_array_equal(agent.act(second), own)
 
 
 def test_a_loaded_agent_speaks_the_environments_units(run: Path) -> None:
@@ -360,6 +396,9 @@ def test_a_loaded_agent_speaks_the_environments_units(run: Path) -> None:
     agent.spec = agent.spec._replace(action_low=(-2.0, 0.0), action_high=(2.0, 10.0))
     np.testing.assert_allclose(agent.to_env(np.array([0.5, -1.0])), [1.0, 0.0])
     np.testing.assert_allclose(agent.to_env(np.array([3.0, 0.0])), [2.0, 5.0])  # as in training
+    for wrong in ([np.nan, 0], [0, np.inf], [0.0]):
+        with pytest.raises(ValueError, match="finite and of shape"):
+            agent.to_env(np.array(wrong))
     agent.spec = agent.spec._replace(action_low=(), action_high=())
     with pytest.raises(ValueError, match="bounds"):
         agent.to_env(np.zeros(2))

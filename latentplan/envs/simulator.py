@@ -166,6 +166,14 @@ class EpisodeEnv(gymnasium.Env):
 
     def _observe(self) -> dict[str, np.ndarray]:
         observation = self._simulator.observe()
+        for name, space in self.observation_space.items():
+            x = observation[name]
+            # Gymnasium would broadcast one number to many, and a picture in [0, 1] to black.
+            if x.shape != space.shape or x.dtype != space.dtype:
+                raise UserError(
+                    f"The environment gave a {name} of shape {x.shape} {x.dtype} where it had "
+                    f"declared {space.shape} {space.dtype}."
+                )
         if "vector" in observation and not np.isfinite(observation["vector"]).all():
             raise UserError("The environment gave an observation that is not finite.")
         return observation

@@ -39,15 +39,23 @@ class Recipe:
         return dummy.build(name, self.obs, self.image_size)
 
     def describe(self) -> Spaces:
-        """Build the simulator here, to see its spaces."""
-        simulator = self.build()
+        """Build the simulator here, to see its spaces.
+
+        Raises:
+            UserError: it cannot be built, for whatever reason.
+        """
         try:
-            low, high = (
-                tuple(map(float, x)) for x in (simulator.action_low, simulator.action_high)
-            )
-            return Spaces(simulator.observation_space, low, high)
-        finally:
-            simulator.close()
+            with contextlib.closing(self.build()) as simulator:
+                low, high = (
+                    tuple(map(float, x)) for x in (simulator.action_low, simulator.action_high)
+                )
+                return Spaces(simulator.observation_space, low, high)
+        except UserError:
+            raise
+        except Exception as error:  # the seam to simulators and to readers' code, as in EpisodeEnv
+            raise UserError(
+                f"{self.task} cannot be built: {type(error).__name__}: {error}"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -104,8 +112,6 @@ def _describe_worker(recipe: Recipe, pipe: Connection) -> None:
         pipe.send((recipe.describe(), ""))
     except UserError as error:
         pipe.send((None, str(error)))
-    except Exception as error:  # the seam to simulators and to readers' code, as in EpisodeEnv
-        pipe.send((None, f"{recipe.task} cannot be built: {type(error).__name__}: {error}"))
 
 
 @functools.cache

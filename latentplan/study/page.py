@@ -31,10 +31,11 @@ img, video { max-width: 100% } pre { background: #f4f4f4; padding: .6rem; overfl
 TYPES = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
 
 
-def write_page(runs: Sequence[Path], out: Path, *, device: str = "auto") -> Path:
+def write_page(runs: Sequence[Path], out: Path, *, device: str = "auto", module: str = "") -> Path:
     """Write ``out``: scores and curves of all runs, then each run's films, calibration, settings.
 
-    Films and calibration are made anew from each run's checkpoint (``RUN/imagine``).
+    Films and calibration are made anew from each run's checkpoint (``RUN/imagine``); ``module``
+    is as in :func:`latentplan.imagine.imagine`.
 
     Raises:
         UserError: a folder holds no run, or no run was ever evaluated; matplotlib is missing.
@@ -45,7 +46,7 @@ def write_page(runs: Sequence[Path], out: Path, *, device: str = "auto") -> Path
     out.parent.mkdir(parents=True, exist_ok=True)  # if that fails, then before the films are made
     parts = [_summary(curves), _figure(_returns(curves), "Evaluation return of the policy's mean.")]
     for run, curve in curves.items():
-        parts += _of_run(run, curve, device)
+        parts += _of_run(run, curve, device, module)
     body = "\n".join(parts)
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>latentplan</title>'
@@ -70,11 +71,11 @@ def _summary(curves: dict[Path, Curve]) -> str:
     return _table(head, rows)
 
 
-def _of_run(run: Path, curve: Curve, device: str) -> list[str]:
+def _of_run(run: Path, curve: Curve, device: str, module: str) -> list[str]:
     sessions = curve.what["sessions"]
     parts = [f"<h2>{escape(run.name)}</h2>", _commands(run, sessions), "<h3>Curves</h3>"]
     parts.append(_figure(_charts(read_metrics(run)), "What to check first, against frames."))
-    found = imagine(run, device=device)
+    found = imagine(run, device=device, module=module)
     parts.append("<h3>What it imagines</h3>")
     parts += [f"<p>{escape(found[k])}</p>" for k in ("note", "planner") if k in found]
     parts += [
