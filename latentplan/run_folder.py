@@ -65,10 +65,33 @@ def write(folder: Path, config: Config, description: dict[str, Any]) -> None:
     Raises:
         UserError: they cannot be written; what was there before stays.
     """
-    path = folder / "run.json"
-    sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
-    _replace(path, json.dumps({"sessions": [*sessions, description]}, indent=1) + "\n")
+    record = _record(folder)
+    _write_record(folder, {**record, "sessions": [*record["sessions"], description]})
     _replace(folder / "config.yaml", to_yaml(config))
+
+
+def note_checkpoint(folder: Path) -> None:
+    """Record that there is a checkpoint: a run that lost it afterwards is not started anew.
+
+    Raises:
+        UserError: it cannot be written; what was there before stays.
+    """
+    record = _record(folder)
+    if not record["saved"]:
+        _write_record(folder, {**record, "saved": True})
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What ``run.json`` holds: the sessions, and whether a checkpoint was ever saved."""
+    path = folder / "run.json"
+    if not path.exists():
+        return {"saved": False, "sessions": []}
+    # Runs of earlier versions do not tell: better to refuse one that has nothing to lose.
+    return {"saved": True, **json.loads(path.read_text())}
+
+
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    _replace(folder / "run.json", json.dumps(record, indent=1) + "\n")
 
 
 def _replace(path: Path, text: str) -> None:
@@ -81,6 +104,29 @@ def _replace(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def check_resumable(folder: Path, config: Config) -> None:
+    """Refuse to train in a folder whose run would be lost, before anything in it is touched.
+
+    A run that was stopped before its first checkpoint may be started anew.
+
+    Raises:
+        UserError: the run there is another one, or has lost its checkpoint or its replay.
+    """
+    path = checkpoint_path(folder)
+    if path.exists() or (folder / "config.yaml").exists():
+        check_same(folder, config)
+    if not path.exists() and _record(folder)["saved"]:
+        raise UserError(
+            f"{folder} holds a run but its checkpoint is missing: bring {path.name} back, or "
+            "choose another run_dir."
+        )
+    if path.exists() and not Replay.exists(folder / "replay"):
+        raise UserError(
+            f"{folder} holds a run but its replay is missing: bring the folder replay back, or "
+            "choose another run_dir."
+        )
 
 
 def check_same(folder: Path, config: Config) -> None:

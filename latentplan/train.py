@@ -41,8 +41,7 @@ def train(config: Config) -> Path:
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
     keep_memory()
     folder = Path(config.run_dir)
-    if run_folder.checkpoint_path(folder).exists():
-        run_folder.check_same(folder, config)
+    run_folder.check_resumable(folder, config)
     trainer = Trainer(config, folder)
     try:
         with stop_on_signal() as stop:
@@ -260,6 +259,7 @@ class Trainer:
                 "sampler": checkpoint.generator_state(self.rng),
             },
         )
+        run_folder.note_checkpoint(self.folder)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         run_folder.restore(self.agent, saved["agent"], run_folder.checkpoint_path(self.folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from tiny import run_config
 from latentplan import checkpoint, run_folder
 from latentplan.cli import main
 from latentplan.config import to_yaml
+from latentplan.train import Trainer
 from latentplan.types import UserError
 
 STEPS = 128
@@ -87,6 +89,51 @@ def test_mistakes_leave_a_run_as_it_was(
     sentence = refused(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}", override)
     assert all(word in sentence for word in words), sentence
     assert content(home / "run") == before
+
+
+@pytest.mark.parametrize("override", ["seed=0", "seed=1"])
+def test_a_run_that_lost_its_checkpoint_is_not_started_anew(
+    home: Path, capsys: pytest.CaptureFixture[str], override: str
+) -> None:
+    saved = (home / "run" / "checkpoint.pt").rename(home / "elsewhere.pt")
+    before = content(home / "run")
+    sentence = refused(capsys, "train", home / "run.yaml", override)
+    assert "another run_dir" in sentence
+    assert ("checkpoint is missing" if override == "seed=0" else "seed=0, not 1") in sentence
+    assert content(home / "run") == before
+    saved.rename(home / "run" / "checkpoint.pt")
+    goes_on(home)
+
+
+def test_a_run_of_an_earlier_version_that_lost_its_checkpoint(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "run" / "checkpoint.pt").unlink()
+    path = home / "run" / "run.json"
+    path.write_text(json.dumps({"sessions": json.loads(path.read_text())["sessions"]}))
+    assert "checkpoint is missing" in refused(capsys, "train", home / "run.yaml")
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", lambda self: None)  # as if the process had been killed
+        assert main(["train", str(file)]) == 0
+    assert "seed=0, not 1" in refused(capsys, "train", file, "seed=1")
+    assert main(["train", str(file)]) == 0
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["frames"] == STEPS
+
+
+def test_a_run_that_lost_its_replay(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "run" / "replay").rename(home / "elsewhere")
+    before = content(home / "run")
+    sentence = refused(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}")
+    assert "replay is missing" in sentence and "back" in sentence
+    assert content(home / "run") == before and not (home / "run" / "replay").exists()
+    (home / "elsewhere").rename(home / "run" / "replay")
+    goes_on(home)
 
 
 def test_an_unknown_task_makes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
