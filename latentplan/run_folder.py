@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from latentplan import __version__, checkpoint
+from latentplan import __version__, checkpoint, disk
 from latentplan.agent import Agent
 from latentplan.config import flatten, load_resolved, to_yaml
 from latentplan.envs import parse_task
@@ -63,7 +63,7 @@ def write(folder: Path, config: Config, description: dict[str, Any]) -> None:
     """Record configuration and description; a run that goes on appends its description.
 
     Raises:
-        UserError: they cannot be written; what was there before stays.
+        UserError: they cannot be written, or run.json is damaged; what was there before stays.
     """
     record = _record(folder)
     _write_record(folder, {**record, "sessions": [*record["sessions"], description]})
@@ -74,11 +74,22 @@ def note_checkpoint(folder: Path) -> None:
     """Record that there is a checkpoint: a run that lost it afterwards is not started anew.
 
     Raises:
-        UserError: it cannot be written; what was there before stays.
+        UserError: it cannot be written, or run.json is damaged; what was there before stays.
     """
     record = _record(folder)
     if not record["saved"]:
         _write_record(folder, {**record, "saved": True})
+
+
+def sessions(folder: Path) -> list[dict[str, Any]]:
+    """The descriptions (:func:`describe`) of a run's sessions.
+
+    Raises:
+        UserError: there is no run.json, or it is damaged.
+    """
+    if not (folder / "run.json").is_file():
+        raise UserError(f"{folder} is not a run folder: it has no run.json.")
+    return _record(folder)["sessions"]
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -86,8 +97,16 @@ def _record(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     if not path.exists():
         return {"saved": False, "sessions": []}
-    # Runs of earlier versions do not tell: better to refuse one that has nothing to lose.
-    return {"saved": True, **json.loads(path.read_text())}
+    try:
+        record = json.loads(path.read_text())
+        # Runs of earlier versions do not tell: better to refuse one that has nothing to lose.
+        return {"saved": record.get("saved", True), "sessions": list(record["sessions"])}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged: bring it back, or remove it to go on without what it tells."
+        ) from error
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:
@@ -96,13 +115,10 @@ def _write_record(folder: Path, record: dict[str, Any]) -> None:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file whole or not at all: without its configuration a run is lost."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        with disk.replacing(path) as file:
+            file.write(text.encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 
 

@@ -16,6 +16,7 @@ from tiny import run_config
 from latentplan import checkpoint, run_folder
 from latentplan.cli import main
 from latentplan.config import to_yaml
+from latentplan.study.curves import read_curve
 from latentplan.train import Trainer
 from latentplan.types import UserError
 
@@ -192,6 +193,36 @@ def test_a_damaged_configuration(home: Path, capsys: pytest.CaptureFixture[str])
     assert content(home / "run") == before
 
 
+def test_an_empty_configuration(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "run" / "config.yaml").write_text("")
+    before = content(home / "run")
+    for command in (["train", home / "run.yaml"], ["eval", home / "run"]):
+        sentence = refused(capsys, *command)
+        assert "config.yaml" in sentence and "empty" in sentence
+    assert content(home / "run") == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"sessions": null}'])
+def test_a_damaged_record_of_sessions(
+    home: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (home / "run" / "run.json").write_text(text)
+    before = content(home / "run")
+    sentence = refused(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}")
+    assert "run.json is damaged" in sentence
+    assert content(home / "run") == before
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        read_curve(home / "run")
+
+
+@pytest.mark.parametrize("line", ["{]}", '{"time": 1}', '{"step": 1, "episode/eval_score": 2}'])
+def test_damaged_metrics(home: Path, line: str) -> None:
+    path = home / "run" / "metrics.jsonl"
+    path.write_text(f"{line}\n{path.read_text()}")
+    with pytest.raises(UserError, match=r"metrics\.jsonl.* is damaged"):
+        read_curve(home / "run")
+
+
 @pytest.mark.parametrize("missing", ["", "config.yaml", "checkpoint.pt"])
 def test_eval_of_what_is_no_run(
     home: Path, capsys: pytest.CaptureFixture[str], missing: str
@@ -247,6 +278,25 @@ def test_files_that_may_not_grow(home: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("latentplan: ")
     assert content(home / "run")["checkpoint.pt"] == before["checkpoint.pt"]
     goes_on(home)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json"])
+def test_what_describes_a_run_outlives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Each is on the disk before it takes the place of the one before it."""
+    synced = []
+    fsync, replace = os.fsync, os.replace
+
+    def rename(source: Path, target: Path) -> None:
+        assert source.stat().st_ino in synced
+        replace(source, target)
+        synced.append(target.name)
+
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_ino), fsync(fd)))
+    monkeypatch.setattr(os, "replace", rename)
+    run_folder.write(tmp_path, run_config(tmp_path), {})
+    assert name in synced
 
 
 # --- not a mistake --------------------------------------------------------------------------
