@@ -26,7 +26,7 @@ import torch
 from latentplan import __version__, checkpoint, disk
 from latentplan.agent import Agent
 from latentplan.config import flatten, load_resolved, to_yaml
-from latentplan.envs import parse_task
+from latentplan.envs import Renderer, parse_task
 from latentplan.replay import Replay
 from latentplan.schema import Config
 from latentplan.types import EnvSpec, UserError
@@ -45,7 +45,7 @@ def checkpoint_path(folder: Path) -> Path:
     return folder / "checkpoint.pt"
 
 
-def describe(spec: EnvSpec, renderer: str) -> dict[str, Any]:
+def describe(spec: EnvSpec, renderer: Renderer | None) -> dict[str, Any]:
     """What a reader of the results must know besides the configuration."""
     return {
         "latentplan": __version__,
@@ -54,7 +54,10 @@ def describe(spec: EnvSpec, renderer: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "cuda": _cuda()},
-        "renderer": renderer,
+        "renderer": renderer.description if renderer else "none",
+        # What was chosen for this session, not what was asked for: pictures depend on it.
+        "render_backend": renderer.backend if renderer else None,
+        "render_quality": renderer.quality if renderer else None,
         "spec": spec.plain(),
     }
 

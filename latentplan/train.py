@@ -89,8 +89,7 @@ class Trainer:
         self.env = make_train_env(config, renderer, saved["episodes"] if saved else None)
         try:
             self._build(saved)
-            description = renderer.description if renderer else "none"
-            run_folder.write(folder, config, run_folder.describe(self.env.spec, description))
+            run_folder.write(folder, config, run_folder.describe(self.env.spec, renderer))
             self.monitor = Monitor(
                 config,
                 folder,
