@@ -19,7 +19,7 @@ from latentplan.agent import NonFiniteLossError
 from latentplan.allocator import keep_memory
 from latentplan.batches import Batches
 from latentplan.clock import Every, Ratio
-from latentplan.compiling import make_agent
+from latentplan.compiling import is_compiler_failure, make_agent
 from latentplan.disk import gigabytes
 from latentplan.envs import make_train_env, pick_renderer
 from latentplan.monitor import Monitor
@@ -147,7 +147,7 @@ class Trainer:
 
     def run(self, stop: Stop) -> None:
         """Collect and learn until ``config.steps`` frames, the time limit, or ``stop``."""
-        config = self.config
+        config, self.stop = self.config, stop
         if self.frames >= config.steps:
             log.info("%s is complete: a larger steps=N goes on with it", self.folder)
             return
@@ -218,6 +218,12 @@ class Trainer:
                     metrics = self.agent.update(batch, episode)
                 except NonFiniteLossError as error:
                     raise UserError(self._dump(batch, error)) from error
+                except RuntimeError as error:
+                    # A terminal's Ctrl-C also kills the compiler that an update waits for; it
+                    # compiles for the losses and their gradients, before any weight is moved.
+                    if not (self.stop.requested and is_compiler_failure(error)):
+                        raise
+                    return
             self.updates += 1
             self.monitor.update(metrics)
 
