@@ -237,6 +237,15 @@ def test_eval_of_no_episodes(home: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "episodes" in refused(capsys, "eval", home / "run", "--episodes", 0)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64])
+@pytest.mark.parametrize("command", ["eval", "imagine"])
+def test_a_seed_that_no_generator_takes(
+    home: Path, capsys: pytest.CaptureFixture[str], command: str, seed: int
+) -> None:
+    sentence = refused(capsys, command, home / "run", f"--seed={seed}")
+    assert "seed must be from 0" in sentence and str(seed) in sentence
+
+
 # --- a full disk ----------------------------------------------------------------------------
 
 
