@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
 from collections import OrderedDict
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentplan import disk
 from latentplan.types import UserError
 
 FORMAT = "latentplan-checkpoint-1"
@@ -31,18 +31,10 @@ def save(path: Path, payload: dict[str, Any]) -> None:
     """
     _check(payload, "payload")
     path = Path(path)
-    # In the same folder, since a rename is atomic only within one file system.
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with disk.replacing(path) as file:
             torch.save({"format": FORMAT, "payload": payload}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         # torch's zip writer wraps the error of a failed write into a RuntimeError of its own.
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
@@ -123,12 +115,3 @@ def _check(value: Any, where: str) -> None:
             _check(item, f"{where}[{index}]")
     else:
         raise TypeError(f"{where} is a {type(value)}, which a checkpoint cannot hold")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -72,3 +72,12 @@ def missing(device: torch.device) -> str | None:
     except Exception as error:  # whatever a compiler that is not there, or broken, may raise
         return str(error).strip().splitlines()[0]
     return None
+
+
+def is_compiler_failure(error: Exception) -> bool:
+    """Whether a compiler failed in a place that ``suppress_errors`` does not cover: graphs of
+    gradients are compiled in their first ``backward()``."""
+    from torch._dynamo.exc import BackendCompilerFailed  # slow, and needed only then
+    from torch._inductor.exc import CppCompileError
+
+    return isinstance(error, BackendCompilerFailed | CppCompileError)

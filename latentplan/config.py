@@ -46,8 +46,15 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
 
 
 def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read the ``config.yaml`` of a run folder, which is already resolved: no preset is applied."""
-    return _finish(_merge([_schema(), _read(path), *map(_parse, overrides)]))
+    """Read the ``config.yaml`` of a run folder, which is already resolved: no preset is applied.
+
+    Raises:
+        UserError: as :func:`load`, or the file is empty.
+    """
+    saved = _read(path)
+    if not saved:  # some keys may be missing, in runs of earlier versions, but not all
+        raise UserError(f"The configuration {path} is empty.")
+    return _finish(_merge([_schema(), saved, *map(_parse, overrides)]))
 
 
 def to_yaml(config: Config) -> str:

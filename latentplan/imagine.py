@@ -57,7 +57,7 @@ def imagine(
         plan, module: as in :func:`latentplan.evaluate.evaluate`.
 
     Raises:
-        UserError: no run there, a damaged checkpoint, no working renderer.
+        UserError: no run there, a damaged checkpoint, no working renderer, no such seed.
     """
     folder = Path(run)
     chosen = run_folder.pick_device(device)
@@ -65,8 +65,8 @@ def imagine(
     place = Path(out) if out else folder / "imagine"
     frame, files = saved["frames"], {}
     renderer = pick_renderer(config)
-    torch.manual_seed(seed)
     with make_eval_env(config, renderer, EPISODES, seed) as env:
+        torch.manual_seed(seed)
         played = run_episodes(agent, env, EPISODES).rows
         reality = show_reality(agent, env, BEGIN, DREAM)
     length = min(LENGTH, len(played.reward))

@@ -52,6 +52,7 @@ MINIMA = {  # where it is more than 0
     "log.every": 1,
     "log.inspect_context": 1,
 }
+MAXIMA = {"seed": 2**64 - 1}  # what torch's generators take
 SIGNED = ("plan.explore_rate", "plan.imagine_rate", "plan.act_rate", "behavior.target_entropy")
 SHARES = (
     *("world.unimix", "world.bootstrap", "world.decode_fraction"),
@@ -79,6 +80,9 @@ def check(flat: dict[str, object]) -> None:
     for key, minimum in MINIMA.items():
         if flat[key] < minimum:
             raise UserError(f"{key} must be at least {minimum}, not {flat[key]}.")
+    for key, maximum in MAXIMA.items():
+        if flat[key] > maximum:
+            raise UserError(f"{key} must be at most {maximum}, not {flat[key]}.")
     for key, value in flat.items():
         if isinstance(value, int | float) and value < 0 and key not in SIGNED:
             raise UserError(f"{key} must be at least 0, not {value}.")

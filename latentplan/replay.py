@@ -64,6 +64,11 @@ class Replay:
         self._cursor, self._touched = (int(count) for count in self._counters)
 
     @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether ``folder`` would be reopened, and not created."""
+        return (folder / "replay.json").exists()
+
+    @staticmethod
     def size_bytes(spec: EnvSpec, capacity: int) -> int:
         """Bytes on disk of ``capacity`` rows."""
         return capacity * sum(

@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from latentplan import __version__, checkpoint
+from latentplan import __version__, checkpoint, disk
 from latentplan.agent import Agent
 from latentplan.config import flatten, load_resolved, to_yaml
-from latentplan.envs import parse_task
+from latentplan.envs import Renderer, parse_task
 from latentplan.replay import Replay
 from latentplan.schema import Config
 from latentplan.types import EnvSpec, UserError
@@ -45,7 +45,7 @@ def checkpoint_path(folder: Path) -> Path:
     return folder / "checkpoint.pt"
 
 
-def describe(spec: EnvSpec, renderer: str) -> dict[str, Any]:
+def describe(spec: EnvSpec, renderer: Renderer | None) -> dict[str, Any]:
     """What a reader of the results must know besides the configuration."""
     return {
         "latentplan": __version__,
@@ -54,7 +54,10 @@ def describe(spec: EnvSpec, renderer: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "cuda": _cuda()},
-        "renderer": renderer,
+        "renderer": renderer.description if renderer else "none",
+        # What was chosen for this session, not what was asked for: pictures depend on it.
+        "render_backend": renderer.backend if renderer else None,
+        "render_quality": renderer.quality if renderer else None,
         "spec": spec.plain(),
     }
 
@@ -65,11 +68,10 @@ def write(folder: Path, config: Config, description: dict[str, Any]) -> None:
     A file of ``env.module`` is recorded such that it is found from any folder.
 
     Raises:
-        UserError: they cannot be written; what was there before stays.
+        UserError: they cannot be written, or run.json is damaged; what was there before stays.
     """
-    path = folder / "run.json"
-    sessions = json.loads(path.read_text())["sessions"] if path.exists() else []
-    _replace(path, json.dumps({"sessions": [*sessions, description]}, indent=1) + "\n")
+    record = _record(folder)
+    _write_record(folder, {**record, "sessions": [*record["sessions"], description]})
     if config.env.module.endswith(".py"):
         config = _with_module(config, str(Path(config.env.module).resolve()))
     _replace(folder / "config.yaml", to_yaml(config))
@@ -79,16 +81,79 @@ def _with_module(config: Config, module: str) -> Config:
     return replace(config, env=replace(config.env, module=module))
 
 
+def note_checkpoint(folder: Path) -> None:
+    """Record that there is a checkpoint: a run that lost it afterwards is not started anew.
+
+    Raises:
+        UserError: it cannot be written, or run.json is damaged; what was there before stays.
+    """
+    record = _record(folder)
+    if not record["saved"]:
+        _write_record(folder, {**record, "saved": True})
+
+
+def sessions(folder: Path) -> list[dict[str, Any]]:
+    """The descriptions (:func:`describe`) of a run's sessions.
+
+    Raises:
+        UserError: there is no run.json, or it is damaged.
+    """
+    if not (folder / "run.json").is_file():
+        raise UserError(f"{folder} is not a run folder: it has no run.json.")
+    return _record(folder)["sessions"]
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What ``run.json`` holds: the sessions, and whether a checkpoint was ever saved."""
+    path = folder / "run.json"
+    if not path.exists():
+        return {"saved": False, "sessions": []}
+    try:
+        record = json.loads(path.read_text())
+        # Runs of earlier versions do not tell: better to refuse one that has nothing to lose.
+        return {"saved": record.get("saved", True), "sessions": list(record["sessions"])}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is damaged: bring it back, or remove it to go on without what it tells."
+        ) from error
+
+
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    _replace(folder / "run.json", json.dumps(record, indent=1) + "\n")
+
+
 def _replace(path: Path, text: str) -> None:
     """Write a file whole or not at all: without its configuration a run is lost."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        with disk.replacing(path) as file:
+            file.write(text.encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def check_resumable(folder: Path, config: Config) -> None:
+    """Refuse to train in a folder whose run would be lost, before anything in it is touched.
+
+    A run that was stopped before its first checkpoint may be started anew.
+
+    Raises:
+        UserError: the run there is another one, or has lost its checkpoint or its replay.
+    """
+    path = checkpoint_path(folder)
+    if path.exists() or (folder / "config.yaml").exists():
+        check_same(folder, config)
+    if not path.exists() and _record(folder)["saved"]:
+        raise UserError(
+            f"{folder} holds a run but its checkpoint is missing: bring {path.name} back, or "
+            "choose another run_dir."
+        )
+    if path.exists() and not Replay.exists(folder / "replay"):
+        raise UserError(
+            f"{folder} holds a run but its replay is missing: bring the folder replay back, or "
+            "choose another run_dir."
+        )
 
 
 def check_same(folder: Path, config: Config) -> None:

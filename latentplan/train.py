@@ -19,7 +19,7 @@ from latentplan.agent import NonFiniteLossError
 from latentplan.allocator import keep_memory
 from latentplan.batches import Batches
 from latentplan.clock import Every, Ratio
-from latentplan.compiling import make_agent
+from latentplan.compiling import is_compiler_failure, make_agent
 from latentplan.disk import gigabytes
 from latentplan.envs import make_train_env, pick_renderer
 from latentplan.monitor import Monitor
@@ -41,8 +41,7 @@ def train(config: Config) -> Path:
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
     keep_memory()
     folder = Path(config.run_dir)
-    if run_folder.checkpoint_path(folder).exists():
-        run_folder.check_same(folder, config)
+    run_folder.check_resumable(folder, config)
     trainer = Trainer(config, folder)
     try:
         with stop_on_signal() as stop:
@@ -90,8 +89,7 @@ class Trainer:
         self.env = make_train_env(config, renderer, saved["episodes"] if saved else None)
         try:
             self._build(saved)
-            description = renderer.description if renderer else "none"
-            run_folder.write(folder, config, run_folder.describe(self.env.spec, description))
+            run_folder.write(folder, config, run_folder.describe(self.env.spec, renderer))
             self.monitor = Monitor(
                 config,
                 folder,
@@ -149,7 +147,7 @@ class Trainer:
 
     def run(self, stop: Stop) -> None:
         """Collect and learn until ``config.steps`` frames, the time limit, or ``stop``."""
-        config = self.config
+        config, self.stop = self.config, stop
         if self.frames >= config.steps:
             log.info("%s is complete: a larger steps=N goes on with it", self.folder)
             return
@@ -220,6 +218,12 @@ class Trainer:
                     metrics = self.agent.update(batch, episode)
                 except NonFiniteLossError as error:
                     raise UserError(self._dump(batch, error)) from error
+                except RuntimeError as error:
+                    # A terminal's Ctrl-C also kills the compiler that an update waits for; it
+                    # compiles for the losses and their gradients, before any weight is moved.
+                    if not (self.stop.requested and is_compiler_failure(error)):
+                        raise
+                    return
             self.updates += 1
             self.monitor.update(metrics)
 
@@ -260,6 +264,7 @@ class Trainer:
                 "sampler": checkpoint.generator_state(self.rng),
             },
         )
+        run_folder.note_checkpoint(self.folder)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         run_folder.restore(self.agent, saved["agent"], run_folder.checkpoint_path(self.folder))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import BOTH, VECTOR, WORLD, agent_config, random_batch, world_config
+from tiny import BOTH, VECTOR, WORLD, agent_config, random_batch, run_config, world_config
 
-from latentplan import compiling
+from latentplan import checkpoint, compiling
 from latentplan.agent import Agent
+from latentplan.cli import main
 from latentplan.compiling import compile_agent, missing
-from latentplan.config import load
+from latentplan.config import load, to_yaml
 from latentplan.run_folder import CHANGEABLE
 from latentplan.schema import PlanConfig, WorldConfig
+from latentplan.train import train
 from latentplan.types import EnvSpec, UserError
 
 needs_compiler = pytest.mark.skipif(
@@ -130,3 +134,55 @@ def test_the_choice_is_a_setting_of_the_session() -> None:
     assert "train.compile" in CHANGEABLE
     with pytest.raises(UserError, match=r"train\.compile"):
         load([], ["train.compile=yes"])
+
+
+def _compiler_failures() -> list[Exception]:
+    from torch._inductor.exc import CppCompileError, InductorError
+
+    killed = CppCompileError(["g++"], "g++: fatal error: Interrupt signal terminated cc1plus")
+    return [killed, InductorError(killed, None)]
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["CppCompileError", "InductorError"])
+def test_ctrl_c_that_kills_the_compiler_saves_and_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int
+) -> None:
+    folder, original, weights = tmp_path / "run", Agent.update, []
+
+    def killed(self: Agent, *arguments: Any) -> Any:
+        if len(weights) < 3:
+            metrics = original(self, *arguments)
+            weights.append({name: x.clone() for name, x in self.named_parameters()})
+            return metrics
+        signal.raise_signal(signal.SIGINT)
+        raise _compiler_failures()[kind]
+
+    monkeypatch.setattr(Agent, "update", killed)
+    config = tmp_path / "run.yaml"
+    config.write_text(to_yaml(run_config(folder, "steps=1_000_000")))
+    assert main(["train", str(config)]) == 0
+    saved = checkpoint.load(folder / "checkpoint.pt")
+    assert saved["updates"] == 3
+    assert all(torch.equal(x, saved["agent"][name]) for name, x in weights[-1].items())
+    monkeypatch.undo()
+    more = saved["frames"] + 64
+    train(run_config(folder, f"steps={more}"))
+    assert checkpoint.load(folder / "checkpoint.pt")["updates"] > 3
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_other_failures_of_an_update_are_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    """A compiler that fails though nobody stopped the run, and an error of another kind."""
+    error = RuntimeError("a bug") if stopped else _compiler_failures()[1]
+
+    def failing(self: Agent, *arguments: Any) -> Any:
+        if stopped:
+            signal.raise_signal(signal.SIGINT)
+        raise error
+
+    monkeypatch.setattr(Agent, "update", failing)
+    with pytest.raises(RuntimeError) as caught:
+        train(run_config(tmp_path / "run"))
+    assert caught.value is error

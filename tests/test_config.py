@@ -282,6 +282,7 @@ def test_choices_are_choices_of_fields() -> None:
     [
         ("world.members=0", "world.members must be at least 1, not 0"),
         ("train.length=1", "train.length must be at least 2"),
+        ("seed=18446744073709551616", "seed must be at most 18446744073709551615, not"),
         ("train.ratio=0", "train.ratio must be positive"),
         ("world.bins=40", "world.bins must be odd"),
         ("world.blocks=3", "world.blocks must divide world.deter"),

@@ -102,6 +102,16 @@ def test_sides_are_even_and_any_shape_fits() -> None:
             assert movie.shape[1] % 2 == 0 and movie.shape[2] % 2 == 0
 
 
+def test_one_row_of_one_sequence_is_laid_out_as_part_of_a_larger_film() -> None:
+    frames, headers = _sequences()[:1], open_loop_headers(2, T)
+    small = film.film({"model": frames}, headers, scale=SCALE)
+    large = film.film({"model": frames, "error": frames}, headers, scale=SCALE)
+    picture = (small.shape[1] - 1, small.shape[2] - 1)  # less what may round a side up to even
+    np.testing.assert_array_equal(
+        *(movie[:, : picture[0], : picture[1]] for movie in (small, large))
+    )
+
+
 def test_other_arrays_are_refused() -> None:
     truth = _sequences()
     with pytest.raises(ValueError, match="differ in shape"):

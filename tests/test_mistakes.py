@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ from tiny import run_config
 from latentplan import checkpoint, run_folder
 from latentplan.cli import main
 from latentplan.config import to_yaml
+from latentplan.study.curves import read_curve
+from latentplan.train import Trainer
 from latentplan.types import UserError
 
 STEPS = 128
@@ -89,6 +92,51 @@ def test_mistakes_leave_a_run_as_it_was(
     assert content(home / "run") == before
 
 
+@pytest.mark.parametrize("override", ["seed=0", "seed=1"])
+def test_a_run_that_lost_its_checkpoint_is_not_started_anew(
+    home: Path, capsys: pytest.CaptureFixture[str], override: str
+) -> None:
+    saved = (home / "run" / "checkpoint.pt").rename(home / "elsewhere.pt")
+    before = content(home / "run")
+    sentence = refused(capsys, "train", home / "run.yaml", override)
+    assert "another run_dir" in sentence
+    assert ("checkpoint is missing" if override == "seed=0" else "seed=0, not 1") in sentence
+    assert content(home / "run") == before
+    saved.rename(home / "run" / "checkpoint.pt")
+    goes_on(home)
+
+
+def test_a_run_of_an_earlier_version_that_lost_its_checkpoint(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "run" / "checkpoint.pt").unlink()
+    path = home / "run" / "run.json"
+    path.write_text(json.dumps({"sessions": json.loads(path.read_text())["sessions"]}))
+    assert "checkpoint is missing" in refused(capsys, "train", home / "run.yaml")
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", lambda self: None)  # as if the process had been killed
+        assert main(["train", str(file)]) == 0
+    assert "seed=0, not 1" in refused(capsys, "train", file, "seed=1")
+    assert main(["train", str(file)]) == 0
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["frames"] == STEPS
+
+
+def test_a_run_that_lost_its_replay(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "run" / "replay").rename(home / "elsewhere")
+    before = content(home / "run")
+    sentence = refused(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}")
+    assert "replay is missing" in sentence and "back" in sentence
+    assert content(home / "run") == before and not (home / "run" / "replay").exists()
+    (home / "elsewhere").rename(home / "run" / "replay")
+    goes_on(home)
+
+
 def test_an_unknown_task_makes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     sentence = refused(capsys, "train", "task=walker_wlak", f"run_dir={tmp_path / 'new'}")
     assert "walker_walk" in sentence
@@ -145,6 +193,36 @@ def test_a_damaged_configuration(home: Path, capsys: pytest.CaptureFixture[str])
     assert content(home / "run") == before
 
 
+def test_an_empty_configuration(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "run" / "config.yaml").write_text("")
+    before = content(home / "run")
+    for command in (["train", home / "run.yaml"], ["eval", home / "run"]):
+        sentence = refused(capsys, *command)
+        assert "config.yaml" in sentence and "empty" in sentence
+    assert content(home / "run") == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"sessions": null}'])
+def test_a_damaged_record_of_sessions(
+    home: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (home / "run" / "run.json").write_text(text)
+    before = content(home / "run")
+    sentence = refused(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}")
+    assert "run.json is damaged" in sentence
+    assert content(home / "run") == before
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        read_curve(home / "run")
+
+
+@pytest.mark.parametrize("line", ["{]}", '{"time": 1}', '{"step": 1, "episode/eval_score": 2}'])
+def test_damaged_metrics(home: Path, line: str) -> None:
+    path = home / "run" / "metrics.jsonl"
+    path.write_text(f"{line}\n{path.read_text()}")
+    with pytest.raises(UserError, match=r"metrics\.jsonl.* is damaged"):
+        read_curve(home / "run")
+
+
 @pytest.mark.parametrize("missing", ["", "config.yaml", "checkpoint.pt"])
 def test_eval_of_what_is_no_run(
     home: Path, capsys: pytest.CaptureFixture[str], missing: str
@@ -165,6 +243,15 @@ def test_eval_of_a_run_without_pictures_cannot_be_filmed(
     sentence = refused(capsys, "eval", home / "run", "--video", home / "film.mp4")
     assert "no pictures" in sentence and "obs=state" in sentence
     assert not list(home.glob("film*"))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+@pytest.mark.parametrize("command", ["eval", "imagine"])
+def test_a_seed_that_no_generator_takes(
+    home: Path, capsys: pytest.CaptureFixture[str], command: str, seed: int
+) -> None:
+    sentence = refused(capsys, command, home / "run", f"--seed={seed}")
+    assert "seed must be from 0" in sentence and str(seed) in sentence
 
 
 # --- a full disk ----------------------------------------------------------------------------
@@ -208,6 +295,25 @@ def test_files_that_may_not_grow(home: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("latentplan: ")
     assert content(home / "run")["checkpoint.pt"] == before["checkpoint.pt"]
     goes_on(home)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json"])
+def test_what_describes_a_run_outlives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Each is on the disk before it takes the place of the one before it."""
+    synced = []
+    fsync, replace = os.fsync, os.replace
+
+    def rename(source: Path, target: Path) -> None:
+        assert source.stat().st_ino in synced
+        replace(source, target)
+        synced.append(target.name)
+
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_ino), fsync(fd)))
+    monkeypatch.setattr(os, "replace", rename)
+    run_folder.write(tmp_path, run_config(tmp_path), {})
+    assert name in synced
 
 
 # --- not a mistake --------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from latentplan.behavior.planner import Plan
 from latentplan.cli import main
 from latentplan.config import load_resolved, to_yaml
 from latentplan.deploy import LoadedAgent
-from latentplan.envs import VectorEnv
+from latentplan.envs import Renderer, VectorEnv
 from latentplan.train import train
 from latentplan.types import Latent, UserError
 
@@ -142,8 +142,19 @@ def test_the_run_folder_is_complete(run: Path) -> None:
     assert config == run_config(run, "obs=both", "log.inspect_every=128")
     (session,) = json.loads((run / "run.json").read_text())["sessions"]
     assert session["packages"]["torch"] and session["renderer"] == "none"
+    assert session["render_backend"] is session["render_quality"] is None
     assert session["spec"]["obs"] == {"image": [[16, 16, 3], "uint8"], "vector": [[2], "float32"]}
     assert {"latentplan", "commit", "command", "python", "machine"} <= session.keys()
+
+
+def test_what_drew_a_session_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was chosen, where the configuration says auto."""
+    drawn = Renderer("osmesa", "fast", True, "llvmpipe")
+    monkeypatch.setattr("latentplan.train.pick_renderer", lambda config: drawn)
+    train(run_config(tmp_path / "run", "steps=16", "eval.every=0", "log.inspect_every=0"))
+    (session,) = json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]
+    assert (session["render_backend"], session["render_quality"]) == ("osmesa", "fast")
+    assert session["renderer"] == "llvmpipe"
 
 
 def test_metrics_have_the_fields_names(run: Path) -> None:

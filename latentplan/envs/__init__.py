@@ -11,6 +11,7 @@ from latentplan.envs.rendering import Renderer, choose_renderer
 from latentplan.envs.simulator import MODES
 from latentplan.envs.vector import VectorEnv
 from latentplan.envs.workers import Recipe
+from latentplan.limits import MAXIMA
 from latentplan.schema import Config, EnvConfig
 from latentplan.task_names import parse_task
 from latentplan.types import UserError
@@ -59,8 +60,8 @@ def make_vector(
         raise UserError(f"obs={obs} is unknown; use pixels, state or both.")
     if mode not in MODES:
         raise ValueError(f"mode must be train or eval, got {mode!r}")
-    if seed < 0:
-        raise UserError(f"seed={seed} is negative.")
+    if not 0 <= seed <= MAXIMA["seed"]:
+        raise UserError(f"seed must be from 0 to {MAXIMA['seed']}, not {seed}.")
     for key, value in (
         ("env.repeat", env.repeat),
         ("env.episode_frames", env.episode_frames),

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import torch
 from einops import rearrange, repeat
+from torch.nn.functional import pad
 
 from latentplan.inspection.canvas import (
     BACKGROUND,
@@ -143,7 +144,10 @@ def _grid(tiles: np.ndarray) -> np.ndarray:
     """Lay out tiles (rows, columns, T, h, w, 3) for every t: (T, H, W, 3)."""
     # make_grid takes any number of channels, so time rides along as channels in a single call.
     images = torch.from_numpy(rearrange(tiles, "r b t h w c -> (r b) (t c) h w"))
-    grid = make_grid(images, nrow=tiles.shape[1], padding=GAP, pad_value=BACKGROUND[0])
+    if len(images) == 1:  # make_grid returns a single picture without padding
+        grid = pad(images[0], [GAP] * 4, value=BACKGROUND[0])
+    else:
+        grid = make_grid(images, nrow=tiles.shape[1], padding=GAP, pad_value=BACKGROUND[0])
     return rearrange(grid.numpy(), "(t c) h w -> t h w c", c=3)
 
 

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from latentplan import run_folder
 from latentplan.config import load_resolved
 from latentplan.inspection.plots import pyplot
 from latentplan.types import UserError
@@ -28,39 +29,45 @@ class Curve(NamedTuple):
 
 
 def read_curve(folder: Path) -> Curve:
-    """Raises `UserError` when the folder holds no run."""
+    """Raises `UserError` when the folder holds no run, or a file of it is damaged."""
     config = load_resolved(folder / "config.yaml")
     what = {key: getattr(config, key) for key in ("task", "obs", "size", "ablation", "seed")}
     what = {"run": folder.name, **what}
-    rows = [
-        {
-            "frame": metrics["step"],
-            "seconds": round(metrics["time"]),
-            "mean": round(metrics["episode/eval_score"], 1),
-            "std": round(metrics["episode/eval_std"], 1),
-            "planner": _rounded(metrics.get("episode/planner_score")),
-        }
-        for metrics in read_metrics(folder)
-        if metrics.get("episode/eval_score") is not None
-    ]
+    evaluated = [x for x in read_metrics(folder) if x.get("episode/eval_score") is not None]
     try:
-        sessions = json.loads((folder / "run.json").read_text())["sessions"]
-    except OSError as error:
-        raise UserError(f"{folder / 'run.json'} cannot be read: {error.strerror}.") from error
-    return Curve({**what, "repeat": config.env.repeat, "sessions": sessions}, rows)
+        rows = [
+            {
+                "frame": metrics["step"],
+                "seconds": round(metrics["time"]),
+                "mean": round(metrics["episode/eval_score"], 1),
+                "std": round(metrics["episode/eval_std"], 1),
+                "planner": _rounded(metrics.get("episode/planner_score")),
+            }
+            for metrics in evaluated
+        ]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"An evaluation in {folder / 'metrics.jsonl'} is damaged.") from error
+    repeat, sessions = config.env.repeat, run_folder.sessions(folder)
+    return Curve({**what, "repeat": repeat, "sessions": sessions}, rows)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl``; one that is being written is left out.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or it is damaged.
     """
+    path = folder / "metrics.jsonl"
     try:
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines if line.endswith("}")]
     except OSError as error:
         raise UserError(f"{folder} has no metrics.jsonl: {error.strerror}.") from error
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
+    if not all("step" in row for row in rows):
+        raise UserError(f"{path} is damaged: a line has no step.")
+    return rows
 
 
 def write_curves(curves: Sequence[Curve], out: Path) -> None:

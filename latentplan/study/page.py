@@ -28,6 +28,10 @@ figure { margin: 1rem 0; display: inline-block; vertical-align: top; max-width: 
 figcaption { max-width: 44rem; color: #555 }
 img, video { max-width: 100% } pre { background: #f4f4f4; padding: .6rem; overflow: auto }
 """
+DESCRIBED = (
+    *("latentplan", "python", "machine", "packages"),
+    *("renderer", "render_backend", "render_quality"),
+)
 TYPES = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
 
 
@@ -90,7 +94,8 @@ def _of_run(run: Path, curve: Curve, device: str, module: str) -> list[str]:
 def _commands(run: Path, sessions: Sequence[dict[str, Any]]) -> str:
     """What was typed, on what; and what gives the numbers and pictures again."""
     ran = "\n".join(f"{_typed(x['command'])}    # commit {x['commit']}" for x in sessions)
-    first = {k: sessions[0][k] for k in ("latentplan", "python", "machine", "renderer", "packages")}
+    # Runs of earlier versions lack some of them.
+    first = {key: sessions[0][key] for key in DESCRIBED if key in sessions[0]}
     again = f"latentplan eval {run} --episodes 10\nlatentplan imagine {run}"
     return (
         f"<pre>{escape(ran)}\n\n{escape(again)}</pre>"
