@@ -98,7 +98,7 @@ def check_same(folder: Path, config: Config) -> None:
         if before[key] != value:
             raise UserError(
                 f"{folder} holds a run with {key}={before[key]}, not {value}: "
-                "choose another run_dir, or leave the key as it was."
+                "choose another run_dir (of a study: folder), or leave the key as it was."
             )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from environments import ROOT
 
-from latentplan import checkpoint
+from latentplan import checkpoint, run_folder
 from latentplan.cli import main
 from latentplan.config import flatten, load, preset_folder
 from latentplan.study.curves import Curve, mean_curve, read_curve
@@ -84,6 +84,43 @@ def test_the_table_says_where_runs_are(tmp_path: Path) -> None:
     assert matrix[0].done()
     text = table(matrix, {matrix[1].folder: "running"})
     assert "done 7" in text and "running 0%" in text and text.count("waiting") == 2
+
+
+@pytest.mark.parametrize("action", ["run", "status", "report"])
+def test_a_run_with_other_settings_is_not_the_studys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str
+) -> None:
+    path = write(tmp_path)
+    first = jobs(read_study(path), path)[0]
+    run_folder.write(first.folder, load([], first.overrides), {})
+    for changed in ("eval.episodes: 2", "eval.episodes: 1, train.threads: 1"):  # still that run
+        path = write(tmp_path, STUDY.replace("eval.episodes: 1", changed))
+        assert len(jobs(read_study(path), path)) == 4
+    path = write(tmp_path, STUDY.replace("size: tiny", "size: tiny, train.batch: 3"))
+    assert main(["study", action, str(path)]) == 2
+    error = capsys.readouterr().err
+    assert first.folder.name in error and "train.batch=" in error and error.count("\n") == 1
+    assert [item.name for item in first.folder.parent.iterdir()] == [first.folder.name]
+
+
+def test_shipped_studies_agree_on_the_runs_they_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # away from runs of theirs that were really made
+    runs: dict[Path, Path] = {}
+    shared = 0
+    for path in sorted((preset_folder() / "study").glob("*.yaml")):
+        for job in jobs(read_study(path), path):
+            if job.seed > 1:
+                continue  # seeds change nothing else
+            config = load([], job.overrides)
+            if job.folder in runs:
+                run_folder.check_same(runs[job.folder], config)
+                shared += 1
+            else:
+                runs[job.folder] = tmp_path / str(len(runs))
+                run_folder.write(runs[job.folder], config, {})
+    assert shared
 
 
 @pytest.mark.parametrize(

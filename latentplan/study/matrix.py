@@ -107,7 +107,8 @@ def jobs(study: Study, path: Path) -> list[Job]:
     """Every run, seeds outermost so that the first rows of the table fill first.
 
     Raises:
-        UserError: a setting that no run could have; nothing was started.
+        UserError: a setting that no run could have, or a folder already holds a run with other
+            settings, which is not the study's; nothing was started.
     """
     folder = Path(study.folder or f"runs/study-{path.stem}")
     matrix = []
@@ -120,8 +121,10 @@ def jobs(study: Study, path: Path) -> list[Job]:
                 settings |= study.variants.get(ablation, {"ablation": ablation})
                 overrides = [f"{k}={'null' if x is None else x}" for k, x in settings.items()]
                 overrides.append(f"run_dir={run}")
-                steps = load([], overrides).steps
-                matrix.append(Job(task, ablation, seed, run, tuple(overrides), steps))
+                config = load([], overrides)
+                if (run / "config.yaml").is_file():
+                    run_folder.check_same(run, config)
+                matrix.append(Job(task, ablation, seed, run, tuple(overrides), config.steps))
     return matrix
 
 

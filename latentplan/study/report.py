@@ -50,8 +50,9 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
         A Markdown table, a row per task and ablation.
 
     Raises:
-        UserError: no run of the study has been evaluated yet, a run is damaged, an earlier report
-            cannot be read, or has a run of that name from other observations or of another size.
+        UserError: no run of the study has been evaluated yet, a run is damaged or has other
+            settings than the study, an earlier report cannot be read, or has a run of that name
+            from other observations or of another size.
     """
     matrix = jobs(read_study(path), path)
     results = _of_folders([job for job in matrix if job.progress().score is not None])
