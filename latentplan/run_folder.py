@@ -168,9 +168,11 @@ def open_replay(folder: Path) -> Iterator[Replay]:
     """A copy of a run's replay as it was at the checkpoint; the run itself is not touched.
 
     Raises:
-        UserError: the folder holds no run, or its replay is damaged.
+        UserError: the folder holds no run, or its replay is missing or damaged.
     """
     config, spec, payload = load(folder)
+    if not (folder / "replay").is_dir():
+        raise UserError(f"{folder} has no replay folder.")
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "replay"
         shutil.copytree(folder / "replay", copy)  # opening locks, and moves the cursor

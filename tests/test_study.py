@@ -20,6 +20,7 @@ from latentplan.config import flatten, load, preset_folder
 from latentplan.study.curves import Curve, mean_curve, read_curve
 from latentplan.study.matrix import jobs, read_study, table
 from latentplan.study.mechanisms import coverage, first_reward, points, since
+from latentplan.train import train
 from latentplan.types import Timestep, UserError
 
 STUDY = """
@@ -198,6 +199,34 @@ def test_a_study_runs_goes_on_and_is_reported(
     shutil.rmtree(gone.parent)
     assert main(["study", "report", str(other), "--out", str(again), "--also", str(out)]) == 2
     assert "obs=state" in capsys.readouterr().err
+
+
+def test_a_report_needs_no_replay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One run's has forgotten its first rows, one's is gone: all but their mechanisms is there."""
+    pytest.importorskip("matplotlib")
+    text = STUDY.replace("optimistic_only]", "short]").replace("seeds: [1, 2]", "seeds: [1]")
+    path = write(tmp_path, text + "variants: {short: {ablation: dreamer, replay.capacity: 50}}")
+    full, short = jobs(read_study(path), path)
+    for job in (full, short):
+        train(load([], job.overrides))
+    out, also = tmp_path / "first", tmp_path / "second"
+    assert main(["study", "report", str(path), "--out", str(out)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 4 and "never" not in told[3]
+    (warning,) = (x for x in caplog.messages if "no mechanisms of" in x)
+    assert short.folder.name in warning and "forgotten" in warning
+    assert out.with_suffix(".png").exists()
+    runs = {row["run"] for row in csv.DictReader(out.with_suffix(".csv").open())}
+    assert runs == {full.folder.name, short.folder.name}
+    rows = list(csv.reader((tmp_path / "first_mechanisms.csv").open()))
+    assert all(rows[1][4:6]) and rows[2] == ["dummy:pixels", "short", "1", *[""] * 9]
+
+    shutil.rmtree(full.folder / "replay")
+    assert main(["study", "report", str(path), "--out", str(also)]) == 0
+    assert caplog.text.count("no mechanisms of") == 3
+    assert also.with_suffix(".csv").read_text() == out.with_suffix(".csv").read_text()
 
 
 def test_a_stopped_study_saves_its_runs(tmp_path: Path) -> None:

@@ -11,7 +11,13 @@ import numpy as np
 from latentplan.config import load
 from latentplan.study.curves import Curve, draw_curves, read_curve, read_curves, write_curves
 from latentplan.study.matrix import Job, jobs, read_study
-from latentplan.study.mechanisms import Mechanisms, measure, read_mechanisms, write_mechanisms
+from latentplan.study.mechanisms import (
+    UNKNOWN,
+    Mechanisms,
+    measure,
+    read_mechanisms,
+    write_mechanisms,
+)
 from latentplan.types import UserError
 
 HEAD = (
@@ -45,6 +51,8 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
 
     Args:
         also: earlier reports (their ``out``), for runs of the study whose folders are not here.
+
+    Of a run whose replay is gone, or has forgotten its first rows, the mechanisms are left blank.
 
     Returns:
         A Markdown table, a row per task and ablation.
@@ -113,9 +121,10 @@ def _row(task: str, ablation: str, group: Sequence[Result]) -> list[str]:
     final = [result.curve.rows[-1]["mean"] for result in group]
     planner = [result.curve.rows[-1]["planner"] for result in group]
     means = [np.mean([row["mean"] for row in result.curve.rows]) for result in group]
-    first, *rest = zip(*(result.mechanisms for result in group), strict=True)
-    never = "never" if all(x is None for x in first) else _average(first, 0)
-    if None in first and never != "never":
+    known = [result.mechanisms for result in group if result.mechanisms != UNKNOWN]
+    first, *rest = zip(*(known or [UNKNOWN]), strict=True)
+    never = "never" if known and all(x is None for x in first) else _average(first, 0)
+    if None in first and any(x is not None for x in first):
         never += f" ({sum(x is None for x in first)} never)"
     digits = (0, 3, 3, 2, 2, 2, 2, 0)
     return [
