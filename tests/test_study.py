@@ -211,22 +211,26 @@ def test_a_report_needs_no_replay(
     full, short = jobs(read_study(path), path)
     for job in (full, short):
         train(load([], job.overrides))
-    out, also = tmp_path / "first", tmp_path / "second"
+    out, also = tmp_path / "lr0.1", tmp_path / "lr0.2"  # names that end in no suffix
     assert main(["study", "report", str(path), "--out", str(out)]) == 0
     told = capsys.readouterr().out.splitlines()
     assert len(told) == 4 and "never" not in told[3]
     (warning,) = (x for x in caplog.messages if "no mechanisms of" in x)
     assert short.folder.name in warning and "forgotten" in warning
-    assert out.with_suffix(".png").exists()
-    runs = {row["run"] for row in csv.DictReader(out.with_suffix(".csv").open())}
+    assert (tmp_path / "lr0.1.png").exists() and (tmp_path / "lr0.1.json").exists()
+    runs = {row["run"] for row in csv.DictReader((tmp_path / "lr0.1.csv").open())}
     assert runs == {full.folder.name, short.folder.name}
-    rows = list(csv.reader((tmp_path / "first_mechanisms.csv").open()))
+    rows = list(csv.reader((tmp_path / "lr0.1_mechanisms.csv").open()))
     assert all(rows[1][4:6]) and rows[2] == ["dummy:pixels", "short", "1", *[""] * 9]
 
     shutil.rmtree(full.folder / "replay")
     assert main(["study", "report", str(path), "--out", str(also)]) == 0
     assert caplog.text.count("no mechanisms of") == 3
-    assert also.with_suffix(".csv").read_text() == out.with_suffix(".csv").read_text()
+    assert (tmp_path / "lr0.2.csv").read_text() == (tmp_path / "lr0.1.csv").read_text()
+
+    shutil.rmtree(full.folder.parent)  # and both are found again by such a name
+    assert main(["study", "report", str(path), "--out", str(also), "--also", str(out)]) == 0
+    assert (tmp_path / "lr0.2.csv").read_text() == (tmp_path / "lr0.1.csv").read_text()
 
 
 def test_a_stopped_study_saves_its_runs(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from latentplan import run_folder
 from latentplan.config import load_resolved
 from latentplan.inspection.calibration import k_step, rank_correlations
 from latentplan.schema import Config
-from latentplan.study.curves import read_metrics
+from latentplan.study.curves import file_of, read_metrics
 from latentplan.study.matrix import Job
 from latentplan.types import Timestep, UserError, join
 
@@ -49,7 +49,7 @@ ALONE = ("first_reward", "explore_bonus", "imagine_bonus", "training")  # the re
 
 def write_mechanisms(measured: Mapping[Job, Mechanisms], out: Path) -> None:
     """``out``_mechanisms.csv, with a row per run."""
-    with _table_of(out).open("w", newline="") as file:
+    with file_of(out, "_mechanisms.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("task", "ablation", "seed", *Mechanisms._fields))
         for job, found in measured.items():
@@ -64,7 +64,7 @@ def read_mechanisms(out: Path) -> dict[tuple[str, str, int], Mechanisms]:
     Raises:
         UserError: the file is missing, or is something else.
     """
-    path, found = _table_of(out), {}
+    path, found = file_of(out, "_mechanisms.csv"), {}
     try:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
@@ -76,10 +76,6 @@ def read_mechanisms(out: Path) -> dict[tuple[str, str, int], Mechanisms]:
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} is not a report's mechanisms: {error!r}.") from error
     return found
-
-
-def _table_of(out: Path) -> Path:
-    return out.with_name(f"{out.name}_mechanisms.csv")
 
 
 class _Experience(NamedTuple):

@@ -9,7 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from latentplan.config import load
-from latentplan.study.curves import Curve, draw_curves, read_curve, read_curves, write_curves
+from latentplan.study.curves import (
+    Curve,
+    draw_curves,
+    file_of,
+    read_curve,
+    read_curves,
+    write_curves,
+)
 from latentplan.study.matrix import Job, jobs, read_study
 from latentplan.study.mechanisms import (
     UNKNOWN,
@@ -78,7 +85,7 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
         task: {ablation: [result.curve for result in group] for ablation, group in groups.items()}
         for task, groups in panels.items()
     }
-    draw_curves(curves, out.with_suffix(".png"))
+    draw_curves(curves, file_of(out, ".png"))
     rows = [
         _row(task, ablation, group)
         for task, groups in panels.items()
