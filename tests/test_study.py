@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import signal
 import subprocess
@@ -136,6 +137,8 @@ def test_shipped_studies_agree_on_the_runs_they_share(
         ("tasks: [a]\nper_task: {b: {steps: 2}}", "none of its tasks"),
         ("tasks: [a]\nper_task: {a: {seed: 2}}", "set by the study"),
         ("tasks: [walker_walk]\nablations: [nothing]", "nothing"),
+        ("tasks: [a]\nablations: [mpdp]\nvariants: {mpdp: {steps: 3}}", "has the name of an"),
+        ("tasks: [a]\nvariants: {none: {steps: 3}}", "has the name of an"),
         ("tasks: [", "not valid"),
     ],
 )
@@ -218,8 +221,10 @@ def test_a_report_needs_no_replay(
     (warning,) = (x for x in caplog.messages if "no mechanisms of" in x)
     assert short.folder.name in warning and "forgotten" in warning
     assert (tmp_path / "lr0.1.png").exists() and (tmp_path / "lr0.1.json").exists()
-    runs = {row["run"] for row in csv.DictReader((tmp_path / "lr0.1.csv").open())}
-    assert runs == {full.folder.name, short.folder.name}
+    runs = {row["run"]: row["ablation"] for row in csv.DictReader((tmp_path / "lr0.1.csv").open())}
+    assert runs == {full.folder.name: "dreamer", short.folder.name: "short"}
+    described = json.loads((tmp_path / "lr0.1.json").read_text())
+    assert [what["ablation"] for what in described] == ["dreamer", "short"]
     rows = list(csv.reader((tmp_path / "lr0.1_mechanisms.csv").open()))
     assert all(rows[1][4:6]) and rows[2] == ["dummy:pixels", "short", "1", *[""] * 9]
 

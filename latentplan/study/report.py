@@ -76,6 +76,8 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
     if not results:
         raise UserError(f"No run of {path} has been evaluated yet.")
     results = {job: results[job] for job in matrix if job in results}
+    for job, result in results.items():  # a variant by its own name, not the one it begins with
+        result.curve.what["ablation"] = job.ablation
     write_curves([result.curve for result in results.values()], out)
     write_mechanisms({job: result.mechanisms for job, result in results.items()}, out)
     panels: dict[str, dict[str, list[Result]]] = {}
