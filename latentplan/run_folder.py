@@ -83,18 +83,22 @@ def _replace(path: Path, text: str) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 
 
+def identity(config: Config) -> dict[str, Any]:
+    """What makes a run what it is, by dotted key: all that may not change while it goes on."""
+    flat = flatten(asdict(config))
+    flat["task"] = ":".join(parse_task(flat["task"]))  # walker_walk and dmc:walker_walk are one
+    fixed = (k for k in flat if k not in CHANGEABLE and not k.startswith(CHANGEABLE_SECTIONS))
+    return {key: flat[key] for key in fixed}
+
+
 def check_same(folder: Path, config: Config) -> None:
     """Refuse to go on with a run under a configuration that makes it another run.
 
     Raises:
         UserError: naming the first key that differs.
     """
-    before, now = (flatten(asdict(c)) for c in (load_resolved(folder / "config.yaml"), config))
-    for keys in (before, now):  # walker_walk and dmc:walker_walk are one task
-        keys["task"] = ":".join(parse_task(keys["task"]))
-    for key, value in now.items():
-        if key in CHANGEABLE or key.startswith(CHANGEABLE_SECTIONS):
-            continue
+    before = identity(load_resolved(folder / "config.yaml"))
+    for key, value in identity(config).items():
         if before[key] != value:
             raise UserError(
                 f"{folder} holds a run with {key}={before[key]}, not {value}: "
