@@ -58,25 +58,15 @@ def write_page(runs: Sequence[Path], out: Path, *, device: str = "auto") -> Path
 
 
 def _summary(curves: dict[Path, Curve]) -> str:
-    head = (
-        "run",
-        "task",
-        "obs",
-        "size",
-        "ablation",
-        "seed",
-        "frames",
-        "minutes",
-        "return",
-        "planner",
-    )
+    described = ("run", "task", "obs", "size", "ablation", "seed")
+    head = (*described, "frames", "minutes", "return", "planner")
     rows = []
     for what, points in curves.values():
         last = points[-1] if points else {}
         minutes = last["seconds"] // 60 if last else None
         rows.append(
             [
-                *(what[k] for k in ("run", "task", "obs", "size", "ablation", "seed")),
+                *(what[k] for k in described),
                 *(last.get("frame"), minutes, last.get("mean"), last.get("planner")),
             ]
         )
