@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -273,10 +274,20 @@ def _tensorboard(args: argparse.Namespace) -> int:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder.")
-    spec = ",".join(f"{folder.name}:{folder}" for folder in folders)
+    spec = ",".join(f"{name}:{folder}" for name, folder in _short_names(folders).items())
     where = ["--logdir", str(folders[0])] if len(folders) == 1 else ["--logdir_spec", spec]
     address = ["--host", args.host, "--port", str(args.port)]
     return subprocess.call([sys.executable, "-m", "tensorboard.main", *where, *address])
+
+
+def _short_names(folders: list[Path]) -> dict[str, Path]:
+    """Each folder by the end of its path, of as many parts as tell all of them apart."""
+    paths = list(dict.fromkeys(Path(os.path.abspath(folder)) for folder in folders))
+    count = 1
+    while len({path.parts[-count:] for path in paths}) < len(paths):
+        count += 1
+    # TensorBoard takes a name that begins with a slash for a path.
+    return {"/".join(path.parts[-count:]).lstrip("/"): path for path in paths}
 
 
 def _add_doctor(commands: Commands) -> None:

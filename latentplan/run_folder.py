@@ -156,22 +156,26 @@ def check_resumable(folder: Path, config: Config) -> None:
         )
 
 
+def identity(config: Config) -> dict[str, Any]:
+    """What makes a run what it is, by dotted key: all that may not change while it goes on."""
+    flat = flatten(asdict(config))
+    flat["task"] = ":".join(parse_task(flat["task"]))  # walker_walk and dmc:walker_walk are one
+    fixed = (k for k in flat if k not in CHANGEABLE and not k.startswith(CHANGEABLE_SECTIONS))
+    return {key: flat[key] for key in fixed}
+
+
 def check_same(folder: Path, config: Config) -> None:
     """Refuse to go on with a run under a configuration that makes it another run.
 
     Raises:
         UserError: naming the first key that differs.
     """
-    before, now = (flatten(asdict(c)) for c in (load_resolved(folder / "config.yaml"), config))
-    for keys in (before, now):  # walker_walk and dmc:walker_walk are one task
-        keys["task"] = ":".join(parse_task(keys["task"]))
-    for key, value in now.items():
-        if key in CHANGEABLE or key.startswith(CHANGEABLE_SECTIONS):
-            continue
+    before = identity(load_resolved(folder / "config.yaml"))
+    for key, value in identity(config).items():
         if before[key] != value:
             raise UserError(
                 f"{folder} holds a run with {key}={before[key]}, not {value}: "
-                "choose another run_dir, or leave the key as it was."
+                "choose another run_dir (of a study: folder), or leave the key as it was."
             )
 
 
@@ -247,9 +251,11 @@ def open_replay(folder: Path) -> Iterator[Replay]:
     """A copy of a run's replay as it was at the checkpoint; the run itself is not touched.
 
     Raises:
-        UserError: the folder holds no run, or its replay is damaged.
+        UserError: the folder holds no run, or its replay is missing or damaged.
     """
     config, spec, payload = load(folder)
+    if not (folder / "replay").is_dir():
+        raise UserError(f"{folder} has no replay folder.")
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "replay"
         shutil.copytree(folder / "replay", copy)  # opening locks, and moves the cursor

@@ -100,16 +100,21 @@ def test_tensorboard_needs_folders(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    ("count", "expected"), [(1, ["--logdir", "{0}"]), (2, ["--logdir_spec", "a:{0},b:{1}"])]
+    ("names", "expected"),
+    [
+        (["a"], ["--logdir", "{0}"]),
+        (["a", "b"], ["--logdir_spec", "a:{0},b:{1}"]),
+        (["a/run", "b/run"], ["--logdir_spec", "a/run:{0},b/run:{1}"]),
+    ],
 )
 def test_tensorboard_serves_runs_to_this_machine_only_unless_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, expected: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], expected: list[str]
 ) -> None:
     called = []
     monkeypatch.setattr(commands.subprocess, "call", lambda command: called.append(command) or 0)
-    folders = [tmp_path / name for name in ("a", "b")[:count]]
+    folders = [tmp_path / name for name in names]
     for folder in folders:
-        folder.mkdir()
+        folder.mkdir(parents=True)
     assert main(["tensorboard", *map(str, folders)]) == 0
     assert main(["tensorboard", *map(str, folders), "--host", "0.0.0.0", "--port", "7"]) == 0
     first, second = (command[3:] for command in called)

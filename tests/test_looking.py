@@ -14,9 +14,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import run_config
 
+from latentplan import run_folder
 from latentplan.cli import main
 from latentplan.config import load_resolved
 from latentplan.inspection.exhibits import CAPTIONS
+from latentplan.study.curves import Curve, read_curve
+from latentplan.study.page import _returns
 from latentplan.train import train
 
 PLANNED = ("plan.candidates=3", "plan.horizon=2")
@@ -117,6 +120,45 @@ def test_a_report_is_one_file(
     for run in runs:
         assert f"<h2>{run.name}</h2>" in text and f"latentplan eval {run}" in text
         assert f"seed: {load_resolved(run / 'config.yaml').seed}" in text
+
+
+def test_only_runs_that_differ_in_the_seed_share_a_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, dict[str, list[Curve]]] = {}
+    monkeypatch.setattr(
+        "latentplan.study.page.draw_curves", lambda panels, buffer: seen.update(panels)
+    )
+    eight = ["ablation=coplanner", "plan.candidates=8"]
+    runs = {
+        "a": ["seed=1", "ablation=dreamer"],
+        "b": ["seed=2", "ablation=dreamer", "steps=512"],
+        "c": ["ablation=dreamer", "obs=pixels"],
+        "d": ["ablation=dreamer", "obs=pixels", "size=cpu"],
+        "e": eight[:1],
+        "f": eight,
+        "g": [*eight, "task=dummy:count"],
+    }
+    curves = {}
+    for name, overrides in runs.items():
+        config = run_config(tmp_path / name, *overrides)
+        run_folder.write(tmp_path / name, config, {})
+        (tmp_path / name / "metrics.jsonl").touch()
+        curves[tmp_path / name] = read_curve(tmp_path / name)
+    _returns(curves)
+    assert {
+        task: {label: "".join(x.what["run"] for x in group) for label, group in groups.items()}
+        for task, groups in seen.items()
+    } == {
+        "dummy:pixels": {
+            "dreamer obs=state": "ab",
+            "dreamer obs=pixels size=tiny": "c",
+            "dreamer obs=pixels size=cpu": "d",
+            "coplanner plan.candidates=4": "e",
+            "coplanner plan.candidates=8": "f",
+        },
+        "dummy:count": {"coplanner": "g"},
+    }
 
 
 @pytest.mark.parametrize("command", ["imagine", "report"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import signal
 import subprocess
@@ -14,12 +15,13 @@ import numpy as np
 import pytest
 from environments import ROOT
 
-from latentplan import checkpoint
+from latentplan import checkpoint, run_folder
 from latentplan.cli import main
 from latentplan.config import flatten, load, preset_folder
 from latentplan.study.curves import Curve, mean_curve, read_curve
 from latentplan.study.matrix import jobs, read_study, table
 from latentplan.study.mechanisms import coverage, first_reward, points, since
+from latentplan.train import train
 from latentplan.types import Timestep, UserError
 
 STUDY = """
@@ -86,6 +88,43 @@ def test_the_table_says_where_runs_are(tmp_path: Path) -> None:
     assert "done 7" in text and "running 0%" in text and text.count("waiting") == 2
 
 
+@pytest.mark.parametrize("action", ["run", "status", "report"])
+def test_a_run_with_other_settings_is_not_the_studys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str
+) -> None:
+    path = write(tmp_path)
+    first = jobs(read_study(path), path)[0]
+    run_folder.write(first.folder, load([], first.overrides), {})
+    for changed in ("eval.episodes: 2", "eval.episodes: 1, train.threads: 1"):  # still that run
+        path = write(tmp_path, STUDY.replace("eval.episodes: 1", changed))
+        assert len(jobs(read_study(path), path)) == 4
+    path = write(tmp_path, STUDY.replace("size: tiny", "size: tiny, train.batch: 3"))
+    assert main(["study", action, str(path)]) == 2
+    error = capsys.readouterr().err
+    assert first.folder.name in error and "train.batch=" in error and error.count("\n") == 1
+    assert [item.name for item in first.folder.parent.iterdir()] == [first.folder.name]
+
+
+def test_shipped_studies_agree_on_the_runs_they_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # away from runs of theirs that were really made
+    runs: dict[Path, Path] = {}
+    shared = 0
+    for path in sorted((preset_folder() / "study").glob("*.yaml")):
+        for job in jobs(read_study(path), path):
+            if job.seed > 1:
+                continue  # seeds change nothing else
+            config = load([], job.overrides)
+            if job.folder in runs:
+                run_folder.check_same(runs[job.folder], config)
+                shared += 1
+            else:
+                runs[job.folder] = tmp_path / str(len(runs))
+                run_folder.write(runs[job.folder], config, {})
+    assert shared
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -98,6 +137,8 @@ def test_the_table_says_where_runs_are(tmp_path: Path) -> None:
         ("tasks: [a]\nper_task: {b: {steps: 2}}", "none of its tasks"),
         ("tasks: [a]\nper_task: {a: {seed: 2}}", "set by the study"),
         ("tasks: [walker_walk]\nablations: [nothing]", "nothing"),
+        ("tasks: [a]\nablations: [mpdp]\nvariants: {mpdp: {steps: 3}}", "has the name of an"),
+        ("tasks: [a]\nvariants: {none: {steps: 3}}", "has the name of an"),
         ("tasks: [", "not valid"),
     ],
 )
@@ -161,6 +202,40 @@ def test_a_study_runs_goes_on_and_is_reported(
     shutil.rmtree(gone.parent)
     assert main(["study", "report", str(other), "--out", str(again), "--also", str(out)]) == 2
     assert "obs=state" in capsys.readouterr().err
+
+
+def test_a_report_needs_no_replay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One run's has forgotten its first rows, one's is gone: all but their mechanisms is there."""
+    pytest.importorskip("matplotlib")
+    text = STUDY.replace("optimistic_only]", "short]").replace("seeds: [1, 2]", "seeds: [1]")
+    path = write(tmp_path, text + "variants: {short: {ablation: dreamer, replay.capacity: 50}}")
+    full, short = jobs(read_study(path), path)
+    for job in (full, short):
+        train(load([], job.overrides))
+    out, also = tmp_path / "lr0.1", tmp_path / "lr0.2"  # names that end in no suffix
+    assert main(["study", "report", str(path), "--out", str(out)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 4 and "never" not in told[3]
+    (warning,) = (x for x in caplog.messages if "no mechanisms of" in x)
+    assert short.folder.name in warning and "forgotten" in warning
+    assert (tmp_path / "lr0.1.png").exists() and (tmp_path / "lr0.1.json").exists()
+    runs = {row["run"]: row["ablation"] for row in csv.DictReader((tmp_path / "lr0.1.csv").open())}
+    assert runs == {full.folder.name: "dreamer", short.folder.name: "short"}
+    described = json.loads((tmp_path / "lr0.1.json").read_text())
+    assert [what["ablation"] for what in described] == ["dreamer", "short"]
+    rows = list(csv.reader((tmp_path / "lr0.1_mechanisms.csv").open()))
+    assert all(rows[1][4:6]) and rows[2] == ["dummy:pixels", "short", "1", *[""] * 9]
+
+    shutil.rmtree(full.folder / "replay")
+    assert main(["study", "report", str(path), "--out", str(also)]) == 0
+    assert caplog.text.count("no mechanisms of") == 3
+    assert (tmp_path / "lr0.2.csv").read_text() == (tmp_path / "lr0.1.csv").read_text()
+
+    shutil.rmtree(full.folder.parent)  # and both are found again by such a name
+    assert main(["study", "report", str(path), "--out", str(also), "--also", str(out)]) == 0
+    assert (tmp_path / "lr0.2.csv").read_text() == (tmp_path / "lr0.1.csv").read_text()
 
 
 def test_a_stopped_study_saves_its_runs(tmp_path: Path) -> None:

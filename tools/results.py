@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from latentplan.study.curves import Curve, draw_curves, read_curve, write_curves
+from latentplan.study.curves import Curve, draw_curves, file_of, read_curve, write_curves
 from latentplan.types import UserError
 
 
@@ -34,7 +34,7 @@ def main() -> int:
         for curve in curves:
             task, seed = curve.what["task"].removeprefix("dmc:"), f"seed {curve.what['seed']}"
             panels.setdefault(task, {}).setdefault(seed, []).append(curve)
-        picture = args.out.with_suffix(".png")
+        picture = file_of(args.out, ".png")
         draw_curves(panels, picture, goal=args.goal, minutes=len(panels) == 1)
     except UserError as error:
         print(f"results: {error}", file=sys.stderr)

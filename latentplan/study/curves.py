@@ -70,15 +70,20 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def file_of(out: Path, ending: str) -> Path:
+    """A file of a report: its name may have dots (``lr0.1``), so no suffix is replaced."""
+    return out.with_name(out.name + ending)
+
+
 def write_curves(curves: Sequence[Curve], out: Path) -> None:
     """``out``.csv with a row per evaluation, ``out``.json with what the runs were."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.with_suffix(".csv").open("w", newline="") as file:
+    with file_of(out, ".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         for what, rows in curves:
             writer.writerows({**what, **row} for row in rows)
-    out.with_suffix(".json").write_text(json.dumps([x.what for x in curves], indent=1) + "\n")
+    file_of(out, ".json").write_text(json.dumps([x.what for x in curves], indent=1) + "\n")
 
 
 def read_curves(out: Path) -> dict[str, Curve]:
@@ -88,9 +93,9 @@ def read_curves(out: Path) -> dict[str, Curve]:
         UserError: a file is missing, or is something else.
     """
     try:
-        described = json.loads(out.with_suffix(".json").read_text())
+        described = json.loads(file_of(out, ".json").read_text())
         curves = {what["run"]: Curve(what, []) for what in described}
-        with out.with_suffix(".csv").open(newline="") as file:
+        with file_of(out, ".csv").open(newline="") as file:
             for row in csv.DictReader(file):
                 numbers = {key: float(row[key]) if row[key] else None for key in COLUMNS[-3:]}
                 frame, seconds = int(row["frame"]), int(row["seconds"])

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from latentplan import checkpoint, run_folder
-from latentplan.config import load
+from latentplan.config import load, preset_folder
 from latentplan.study.curves import read_metrics
 from latentplan.types import UserError
 
@@ -69,7 +69,8 @@ class Job(NamedTuple):
 
 
 def read_study(path: Path) -> Study:
-    """Raises `UserError` with the reason: no file, not YAML, an unknown key, a wrong type."""
+    """Raises `UserError` with the reason: no file, not YAML, an unknown key, a wrong type, a name
+    that is taken."""
     try:
         node = OmegaConf.merge(OmegaConf.structured(Study), OmegaConf.load(path))
         study = OmegaConf.to_object(node)
@@ -98,6 +99,11 @@ def read_study(path: Path) -> Study:
     for name in study.variants:
         if name not in study.ablations:
             raise UserError(f"The variant {name} of {path} is none of its ablations.")
+        if name == "none" or (preset_folder() / "ablation" / f"{name}.yaml").is_file():
+            raise UserError(
+                f"The variant {name} of {path} has the name of an ablation that there is: "
+                "choose another."
+            )
     if study.parallel < 1:
         raise UserError(f"parallel must be at least 1, not {study.parallel}.")
     return study
@@ -107,7 +113,8 @@ def jobs(study: Study, path: Path) -> list[Job]:
     """Every run, seeds outermost so that the first rows of the table fill first.
 
     Raises:
-        UserError: a setting that no run could have; nothing was started.
+        UserError: a setting that no run could have, or a folder already holds a run with other
+            settings, which is not the study's; nothing was started.
     """
     folder = Path(study.folder or f"runs/study-{path.stem}")
     matrix = []
@@ -120,8 +127,10 @@ def jobs(study: Study, path: Path) -> list[Job]:
                 settings |= study.variants.get(ablation, {"ablation": ablation})
                 overrides = [f"{k}={'null' if x is None else x}" for k, x in settings.items()]
                 overrides.append(f"run_dir={run}")
-                steps = load([], overrides).steps
-                matrix.append(Job(task, ablation, seed, run, tuple(overrides), steps))
+                config = load([], overrides)
+                if (run / "config.yaml").is_file():
+                    run_folder.check_same(run, config)
+                matrix.append(Job(task, ablation, seed, run, tuple(overrides), config.steps))
     return matrix
 
 

@@ -6,6 +6,7 @@ Returns are noisy; these vary less from seed to seed, and say why a return is wh
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +17,12 @@ import torch
 from latentplan import run_folder
 from latentplan.config import load_resolved
 from latentplan.inspection.calibration import k_step, rank_correlations
-from latentplan.study.curves import read_metrics
+from latentplan.schema import Config
+from latentplan.study.curves import file_of, read_metrics
 from latentplan.study.matrix import Job
 from latentplan.types import Timestep, UserError, join
 
+log = logging.getLogger("latentplan")
 REWARDED = 0.1  # of a frame's largest reward: what counts as having met the reward
 BINS = 4  # per dimension of a cell
 CONTEXT, AHEAD = 8, 5  # rows seen, and decisions predicted, by the held-out error
@@ -40,12 +43,13 @@ class Mechanisms(NamedTuple):
     training: float | None  # return of training's own episodes, exploration included, there too
 
 
+UNKNOWN = Mechanisms(*[None] * len(Mechanisms._fields))  # of a run that cannot be measured
 ALONE = ("first_reward", "explore_bonus", "imagine_bonus", "training")  # the rest compare runs
 
 
 def write_mechanisms(measured: Mapping[Job, Mechanisms], out: Path) -> None:
     """``out``_mechanisms.csv, with a row per run."""
-    with _table_of(out).open("w", newline="") as file:
+    with file_of(out, "_mechanisms.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("task", "ablation", "seed", *Mechanisms._fields))
         for job, found in measured.items():
@@ -60,7 +64,7 @@ def read_mechanisms(out: Path) -> dict[tuple[str, str, int], Mechanisms]:
     Raises:
         UserError: the file is missing, or is something else.
     """
-    path, found = _table_of(out), {}
+    path, found = file_of(out, "_mechanisms.csv"), {}
     try:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
@@ -74,47 +78,61 @@ def read_mechanisms(out: Path) -> dict[tuple[str, str, int], Mechanisms]:
     return found
 
 
-def _table_of(out: Path) -> Path:
-    return out.with_name(f"{out.name}_mechanisms.csv")
+class _Experience(NamedTuple):
+    """What is read from the replay of one run."""
+
+    first_reward: int | None
+    points: np.ndarray  # (T, D), as of `points`
+    windows: Timestep  # (B, T, ...), each of one episode
 
 
 def measure(runs: Sequence[Path], seeds: Sequence[int]) -> list[Mechanisms]:
-    """Mechanisms of the runs of one task; cells and held-out rows are common to all of them.
+    """Mechanisms of the runs of one task; cells and held-out rows are common to all of them. A run
+    whose replay cannot be read, or has forgotten its first rows, is UNKNOWN, with a warning.
 
     Args:
         runs: folders. seeds: of each run; a run is tested on rows of runs of *other* seeds, or on
             all rows where there are none.
 
     Raises:
-        UserError: a folder holds no run, it is damaged, or its first rows were overwritten.
+        UserError: a folder holds no run, or its agent is of another architecture.
     """
-    waits, visited, windows = [], [], []
+    known = {}
     for run in runs:
         config = load_resolved(run / "config.yaml")  # and not the checkpoint once more
-        with run_folder.open_replay(run) as replay:
-            history = since(replay.history(), config.train.prefill)
-            rng = np.random.default_rng(0)
-            windows.append(replay.sample_within_episodes(WINDOWS, CONTEXT + AHEAD, rng))
-        if not history.reward.size:
-            raise UserError(f"{run} has made no decision yet that was not random.")
-        waits.append(first_reward(history, config.env.repeat))
-        visited.append(points(history.obs))
-    cells = coverage(visited)
+        try:
+            known[run] = _experience(run, config)
+        except UserError as error:
+            log.warning("no mechanisms of %s: %s", run.name, error)
+    cells = dict(zip(known, coverage([x.points for x in known.values()]), strict=True))
     measured = []
-    for i, run in enumerate(runs):
-        others = [w for w, seed in zip(windows, seeds, strict=True) if seed != seeds[i]]
+    for run, seed in zip(runs, seeds, strict=True):
+        if run not in known:
+            measured.append(UNKNOWN)
+            continue
+        others = [r for r, s in zip(runs, seeds, strict=True) if r in known and s != seed]
+        rows = join([known[other].windows for other in others or known], np.concatenate)
         metrics = read_metrics(run)
         measured.append(
             Mechanisms(
-                waits[i],
-                cells[i],
-                *_held_out(run, join(others or windows, np.concatenate)),
+                known[run].first_reward,
+                cells[run],
+                *_held_out(run, rows),
                 _late(metrics, "train/plan/explore_bonus_share"),
                 _late(metrics, "train/plan/imagine_bonus_share"),
                 _late(metrics, "episode/score"),
             )
         )
     return measured
+
+
+def _experience(run: Path, config: Config) -> _Experience:
+    with run_folder.open_replay(run) as replay:
+        history = since(replay.history(), config.train.prefill)
+        windows = replay.sample_within_episodes(WINDOWS, CONTEXT + AHEAD, np.random.default_rng(0))
+    if not history.reward.size:
+        raise UserError(f"{run} has made no decision yet that was not random.")
+    return _Experience(first_reward(history, config.env.repeat), points(history.obs), windows)
 
 
 def since(history: Timestep, decisions: int) -> Timestep:
@@ -154,6 +172,8 @@ def coverage(visited: Sequence[np.ndarray]) -> list[int]:
     Args:
         visited: (T, D) points of each run.
     """
+    if not visited:
+        return []
     low = np.min([x.min(0) for x in visited], 0)
     high = np.max([x.max(0) for x in visited], 0)
     width = np.maximum(high - low, 1e-8) / BINS

@@ -11,7 +11,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from latentplan import run_folder
 from latentplan.board import FIRST
+from latentplan.config import load_resolved
 from latentplan.imagine import imagine
 from latentplan.inspection.exhibits import CAPTIONS
 from latentplan.inspection.plots import pyplot
@@ -61,14 +63,15 @@ def write_page(runs: Sequence[Path], out: Path, *, device: str = "auto", module:
 
 
 def _summary(curves: dict[Path, Curve]) -> str:
-    head = ("run", "task", "obs", "ablation", "seed", "frames", "minutes", "return", "planner")
+    described = ("run", "task", "obs", "size", "ablation", "seed")
+    head = (*described, "frames", "minutes", "return", "planner")
     rows = []
     for what, points in curves.values():
         last = points[-1] if points else {}
         minutes = last["seconds"] // 60 if last else None
         rows.append(
             [
-                *(what[k] for k in ("run", "task", "obs", "ablation", "seed")),
+                *(what[k] for k in described),
                 *(last.get("frame"), minutes, last.get("mean"), last.get("planner")),
             ]
         )
@@ -111,12 +114,30 @@ def _typed(command: Sequence[str]) -> str:
 
 def _returns(curves: dict[Path, Curve]) -> tuple[str, bytes]:
     panels: dict[str, dict[str, list[Curve]]] = {}
-    for curve in curves.values():
-        label = curve.what["ablation"]
-        panels.setdefault(curve.what["task"], {}).setdefault(label, []).append(curve)
+    labels = _labels(list(curves))
+    for run, curve in curves.items():
+        panels.setdefault(curve.what["task"], {}).setdefault(labels[run], []).append(curve)
     buffer = io.BytesIO()
     draw_curves(panels, buffer)
     return ".png", buffer.getvalue()
+
+
+def _labels(runs: Sequence[Path]) -> dict[Path, str]:
+    """The ablation of each run, and the settings that tell it from others of its task and ablation:
+    only runs that differ in nothing but the seed may share a label, and so a mean."""
+    found = {run: run_folder.identity(load_resolved(run / "config.yaml")) for run in runs}
+    labels = {run: settings["ablation"] for run, settings in found.items()}
+    first = ("obs", "size")  # which other settings follow from
+    rest = [key for key in found[runs[0]] if key not in (*first, "seed")]
+    for key in (*first, *rest):
+        groups: dict[tuple[str, str], list[Path]] = {}
+        for run in runs:
+            groups.setdefault((found[run]["task"], labels[run]), []).append(run)
+        for group in groups.values():
+            if len({str(found[run][key]) for run in group}) > 1:
+                for run in group:
+                    labels[run] += f" {key}={found[run][key]}"
+    return labels
 
 
 def _charts(metrics: Sequence[dict[str, Any]]) -> tuple[str, bytes]:

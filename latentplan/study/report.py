@@ -9,9 +9,22 @@ from typing import NamedTuple
 import numpy as np
 
 from latentplan.config import load
-from latentplan.study.curves import Curve, draw_curves, read_curve, read_curves, write_curves
+from latentplan.study.curves import (
+    Curve,
+    draw_curves,
+    file_of,
+    read_curve,
+    read_curves,
+    write_curves,
+)
 from latentplan.study.matrix import Job, jobs, read_study
-from latentplan.study.mechanisms import Mechanisms, measure, read_mechanisms, write_mechanisms
+from latentplan.study.mechanisms import (
+    UNKNOWN,
+    Mechanisms,
+    measure,
+    read_mechanisms,
+    write_mechanisms,
+)
 from latentplan.types import UserError
 
 HEAD = (
@@ -46,12 +59,15 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
     Args:
         also: earlier reports (their ``out``), for runs of the study whose folders are not here.
 
+    Of a run whose replay is gone, or has forgotten its first rows, the mechanisms are left blank.
+
     Returns:
         A Markdown table, a row per task and ablation.
 
     Raises:
-        UserError: no run of the study has been evaluated yet, a run is damaged, an earlier report
-            cannot be read, or has a run of that name from other observations or of another size.
+        UserError: no run of the study has been evaluated yet, a run is damaged or has other
+            settings than the study, an earlier report cannot be read, or has a run of that name
+            from other observations or of another size.
     """
     matrix = jobs(read_study(path), path)
     results = _of_folders([job for job in matrix if job.progress().score is not None])
@@ -60,6 +76,8 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
     if not results:
         raise UserError(f"No run of {path} has been evaluated yet.")
     results = {job: results[job] for job in matrix if job in results}
+    for job, result in results.items():  # a variant by its own name, not the one it begins with
+        result.curve.what["ablation"] = job.ablation
     write_curves([result.curve for result in results.values()], out)
     write_mechanisms({job: result.mechanisms for job, result in results.items()}, out)
     panels: dict[str, dict[str, list[Result]]] = {}
@@ -69,7 +87,7 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
         task: {ablation: [result.curve for result in group] for ablation, group in groups.items()}
         for task, groups in panels.items()
     }
-    draw_curves(curves, out.with_suffix(".png"))
+    draw_curves(curves, file_of(out, ".png"))
     rows = [
         _row(task, ablation, group)
         for task, groups in panels.items()
@@ -112,9 +130,10 @@ def _row(task: str, ablation: str, group: Sequence[Result]) -> list[str]:
     final = [result.curve.rows[-1]["mean"] for result in group]
     planner = [result.curve.rows[-1]["planner"] for result in group]
     means = [np.mean([row["mean"] for row in result.curve.rows]) for result in group]
-    first, *rest = zip(*(result.mechanisms for result in group), strict=True)
-    never = "never" if all(x is None for x in first) else _average(first, 0)
-    if None in first and never != "never":
+    known = [result.mechanisms for result in group if result.mechanisms != UNKNOWN]
+    first, *rest = zip(*(known or [UNKNOWN]), strict=True)
+    never = "never" if known and all(x is None for x in first) else _average(first, 0)
+    if None in first and any(x is not None for x in first):
         never += f" ({sum(x is None for x in first)} never)"
     digits = (0, 3, 3, 2, 2, 2, 2, 0)
     return [

@@ -21,6 +21,9 @@ def run(path: Path) -> int:
     """Run what is not done yet; 0 when every run is done, 1 when one failed or was stopped.
 
     Ctrl-C (or SIGTERM) stops all runs, which save first; running the study again goes on.
+
+    Raises:
+        UserError: the study is not valid, or a run in its folder has other settings.
     """
     study = read_study(path)
     matrix = jobs(study, path)
@@ -57,7 +60,7 @@ def run(path: Path) -> int:
 
 
 def show(path: Path) -> str:
-    """The table of a study, running or not."""
+    """The table of a study, running or not. Raises `UserError` as :func:`run`."""
     return table(jobs(read_study(path), path), {})
 
 
