@@ -26,7 +26,7 @@ COPY setup.cfg pyproject.toml constraints.txt LICENSE ./
 COPY tools/install-python tools/
 COPY configs configs
 COPY latentplan/__init__.py latentplan/
-RUN cd latentplan && mkdir behavior bench envs inspection nn study world && cd .. \
+RUN cd latentplan && mkdir behavior bench commands envs inspection nn study world && cd .. \
     && tools/install-python plot,video
 COPY . .
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from environments import run_python
 
-from latentplan import __version__, cli, commands
+from latentplan import __version__, cli
+from latentplan.commands import machine, runs
 from latentplan.cli import main
 from latentplan.config import load, load_resolved
 
@@ -111,7 +112,7 @@ def test_tensorboard_serves_runs_to_this_machine_only_unless_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], expected: list[str]
 ) -> None:
     called = []
-    monkeypatch.setattr(commands.subprocess, "call", lambda command: called.append(command) or 0)
+    monkeypatch.setattr(machine.subprocess, "call", lambda command: called.append(command) or 0)
     folders = [tmp_path / name for name in names]
     for folder in folders:
         folder.mkdir(parents=True)
@@ -146,7 +147,7 @@ def test_what_interrupts_a_command_is_said_in_a_sentence(
     def fail(args: object) -> int:
         raise error
 
-    monkeypatch.setattr(commands, "_config", fail)
+    monkeypatch.setattr(runs, "_config", fail)
     assert main(["config"]) == code
     assert words in capsys.readouterr().err
 
@@ -157,6 +158,6 @@ def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch: pytest.MonkeyPatch) -
         def fail(args: object, error: Exception = error) -> int:
             raise error
 
-        monkeypatch.setattr(commands, "_config", fail)
+        monkeypatch.setattr(runs, "_config", fail)
         with pytest.raises(type(error)):
             main(["config"])
