@@ -10,8 +10,8 @@ import pytest
 from environments import run_python
 
 from latentplan import __version__, cli
-from latentplan.commands import machine, runs
 from latentplan.cli import main
+from latentplan.commands import machine, runs
 from latentplan.config import load, load_resolved
 
 COMMANDS = (
