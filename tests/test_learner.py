@@ -48,7 +48,8 @@ def settings(policies: str, candidates: int, adaptive: bool) -> Config:
     return replace(
         config,
         mpdp=MpdpConfig(policies, SIZE, BETA, adaptive, THRESHOLD),
-        plan=PlanConfig(candidates=candidates, horizon=3),  # followed to its end: plans at 0, 3
+        # Followed to its end: plans at 0 and 3.
+        plan=PlanConfig(candidates=candidates, horizon=3, imagine_rate=0.5),
         distill=DistillConfig(DISTILL if candidates > 1 else 0.0, TAU),
     )
 
