@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from latentplan.envs.rendering import BACKENDS, DEFAULT, QUALITIES, Probe, automatic_backends, probe
+from latentplan.provenance import version
 
 TESTED = {"dm_control": "1.0.50", "mujoco": "3.17.0"}  # releases of the two break each other
 _PACKAGES = (*TESTED, "gymnasium", "numpy", "torch", "torchvision", "tensorboard")
@@ -49,15 +49,8 @@ def diagnose(folder: str | Path = ".") -> tuple[str, bool]:
     return "\n".join(lines), chosen is not None
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _versions() -> tuple[list[str], list[str]]:
-    found = {package: _version(package) for package in _PACKAGES}
+    found = {package: version(package) for package in _PACKAGES}
     lines = [f"  python {platform.python_version()} on {platform.platform()}"]
     lines.append("  " + ", ".join(f"{name} {version}" for name, version in found.items()))
     warnings = [f"  {name} is not installed" for name, version in found.items() if not version]

@@ -8,30 +8,24 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from latentplan import __version__, checkpoint, disk
+from latentplan import checkpoint, disk
 from latentplan.agent import Agent
 from latentplan.config import flatten, load_resolved, to_yaml
-from latentplan.envs import Renderer, parse_task
+from latentplan.envs import parse_task
 from latentplan.replay import Replay
 from latentplan.schema import Config
 from latentplan.types import EnvSpec, UserError
 
-PACKAGES = ("torch", "torchvision", "mujoco", "dm_control", "gymnasium", "numpy", "omegaconf")
 # What may differ when a run goes on; everything else is part of what the run *is*.
 CHANGEABLE = (
     *("steps", "run_dir", "device"),
@@ -43,23 +37,6 @@ CHANGEABLE_SECTIONS = ("eval.", "log.")
 
 def checkpoint_path(folder: Path) -> Path:
     return folder / "checkpoint.pt"
-
-
-def describe(spec: EnvSpec, renderer: Renderer | None) -> dict[str, Any]:
-    """What a reader of the results must know besides the configuration."""
-    return {
-        "latentplan": __version__,
-        "commit": _commit(),
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "cuda": _cuda()},
-        "renderer": renderer.description if renderer else "none",
-        # What was chosen for this session, not what was asked for: pictures depend on it.
-        "render_backend": renderer.backend if renderer else None,
-        "render_quality": renderer.quality if renderer else None,
-        "spec": spec.plain(),
-    }
 
 
 def write(folder: Path, config: Config, description: dict[str, Any]) -> None:
@@ -93,7 +70,7 @@ def note_checkpoint(folder: Path) -> None:
 
 
 def sessions(folder: Path) -> list[dict[str, Any]]:
-    """The descriptions (:func:`describe`) of a run's sessions.
+    """The descriptions (:func:`latentplan.provenance.describe`) of a run's sessions.
 
     Raises:
         UserError: there is no run.json, or it is damaged.
@@ -281,33 +258,3 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"There is no device {name!r} here.") from error
     return device
-
-
-def _cuda() -> str | None:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of the code, with ``+`` when files differ from it. Outside a checkout of its own
-    that of ``LATENTPLAN_COMMIT``, which a Docker image sets, or None."""
-    folder = Path(__file__).resolve().parent
-    if not (folder.parent / ".git").exists():
-        return os.environ.get("LATENTPLAN_COMMIT") or None
-    try:
-        run = lambda *args: subprocess.run(  # noqa: E731
-            ["git", "-C", str(folder), *args],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
-        return run("rev-parse", "--short", "HEAD") + ("+" if run("status", "--porcelain") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None

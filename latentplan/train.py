@@ -23,6 +23,7 @@ from latentplan.compiling import is_compiler_failure, make_agent
 from latentplan.disk import gigabytes
 from latentplan.envs import make_train_env, pick_renderer
 from latentplan.monitor import Monitor
+from latentplan.provenance import describe
 from latentplan.replay import Replay
 from latentplan.schema import Config
 from latentplan.types import Latent, Timestep, UserError
@@ -89,7 +90,7 @@ class Trainer:
         self.env = make_train_env(config, renderer, saved["episodes"] if saved else None)
         try:
             self._build(saved)
-            run_folder.write(folder, config, run_folder.describe(self.env.spec, renderer))
+            run_folder.write(folder, config, describe(self.env.spec, renderer))
             self.monitor = Monitor(
                 config,
                 folder,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from tiny import EPISODE, run_config
+
+from latentplan.train import train
 
 torch.set_num_threads(1)  # tests are small: threads cost more than they give
 
@@ -14,3 +19,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("last") is not None)  # stable
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run from pixels and state; tests that write into it take a copy."""
+    folder = tmp_path_factory.mktemp("run") / "finished"
+    return train(run_config(folder, "obs=both", f"steps={4 * EPISODE}", "log.inspect_every=128"))

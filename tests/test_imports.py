@@ -46,6 +46,7 @@ LAYERS = [
             "imagine",
             "board",
             "monitor",
+            "provenance",
             "train",
             "bench",
             "deploy",

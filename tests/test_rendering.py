@@ -222,9 +222,9 @@ def test_the_doctors_report(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_doctor_warns_of_an_untested_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "probe", lambda backend, seconds: Probe(backend, False, "no"))
-    true_version = doctor._version
+    true_version = doctor.version
     monkeypatch.setattr(
-        doctor, "_version", lambda name: "4.0.0" if name == "mujoco" else true_version(name)
+        doctor, "version", lambda name: "4.0.0" if name == "mujoco" else true_version(name)
     )
     report, ok = doctor.diagnose("/no/such/folder")
     assert not ok

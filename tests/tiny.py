@@ -16,6 +16,8 @@ from latentplan.types import EnvSpec, Timestep
 VECTOR = EnvSpec({"vector": ((3,), "float32")}, 2, 2)
 BOTH = EnvSpec({"image": ((16, 16, 3), "uint8"), "vector": ((3,), "float32")}, 2, 2)
 
+EPISODE = 64  # frames of an episode of the dummy task
+
 WORLD = WorldConfig(
     deter=16,
     stoch=3,

@@ -29,6 +29,7 @@ from latentplan.compiling import make_agent
 from latentplan.config import load
 from latentplan.envs import VectorEnv, make_train_env, pick_renderer
 from latentplan.envs.rendering import BACKENDS, probe
+from latentplan.provenance import commit
 from latentplan.replay import Replay
 from latentplan.run_folder import pick_device
 from latentplan.schema import Config
@@ -153,6 +154,7 @@ def measure(
         "threads": torch.get_num_threads(),
         "compiled": compiled,
         "torch": torch.__version__,
+        "commit": commit(),
         "processor": platform.machine(),
         "load_before": busy,
         "allocator_keeps_memory": kept,
