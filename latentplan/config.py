@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from latentplan import hardware
 from latentplan.limits import check
 from latentplan.schema import Config
 from latentplan.task_names import parse_task
@@ -96,9 +97,7 @@ def _task_name(task: str) -> str:
 def _default_size(device: str) -> str:
     if device.startswith("cpu"):
         return "cpu"
-    import torch  # seconds; only where the answer depends on the hardware
-
-    return "12m" if torch.cuda.is_available() else "cpu"
+    return "12m" if hardware.has_cuda() else "cpu"
 
 
 def _preset(kind: str, name: str) -> DictConfig:

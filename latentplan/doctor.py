@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from latentplan.envs.rendering import BACKENDS, DEFAULT, QUALITIES, Probe, automatic_backends, probe
+from latentplan.hardware import has_cuda
 from latentplan.provenance import version
 
 TESTED = {"dm_control": "1.0.50", "mujoco": "3.17.0"}  # releases of the two break each other
@@ -84,6 +85,10 @@ def _devices(chosen: Probe | None) -> tuple[list[str], list[str]]:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         lines = [f"  CUDA {torch.version.cuda}: {', '.join(names)}"]
+        if not has_cuda():
+            warnings.append(
+                f"  torch {torch.__version__} has no kernels for the GPU: training runs on the CPU"
+            )
         if chosen is not None and chosen.software:
             warnings.append(
                 "  pictures are drawn in software beside a GPU; in Docker NVIDIA's EGL needs "
@@ -97,7 +102,7 @@ def _devices(chosen: Probe | None) -> tuple[list[str], list[str]]:
             )
     from latentplan.compiling import missing
 
-    trouble = missing(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    trouble = missing(torch.device("cuda" if has_cuda() else "cpu"))
     if trouble is None:
         lines.append("  torch.compile works")
     else:

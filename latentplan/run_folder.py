@@ -22,6 +22,7 @@ from latentplan import checkpoint, disk
 from latentplan.agent import Agent
 from latentplan.config import flatten, load_resolved, to_yaml
 from latentplan.envs import parse_task
+from latentplan.hardware import has_cuda
 from latentplan.replay import Replay
 from latentplan.schema import Config
 from latentplan.types import EnvSpec, UserError
@@ -156,6 +157,20 @@ def check_same(folder: Path, config: Config) -> None:
             )
 
 
+def as_drawn(folder: Path, config: Config) -> Config:
+    """With the ``env.render_quality`` that a run began with, where the configuration leaves it
+    open: another machine might draw other pictures than those that its agent knows.
+
+    Raises:
+        UserError: run.json is damaged.
+    """
+    if config.env.render_quality != "auto":
+        return config
+    drawn = (session.get("render_quality") for session in _record(folder)["sessions"])
+    quality = next(filter(None, drawn), "auto")
+    return replace(config, env=replace(config.env, render_quality=quality))
+
+
 def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
     """Put a checkpoint's weights into an agent.
 
@@ -195,6 +210,7 @@ def load(
     config = load_resolved(folder / "config.yaml", plan)
     if module:
         config = _with_module(config, module)
+    config = as_drawn(folder, config)
     payload = checkpoint.load(checkpoint_path(folder))
     return config, EnvSpec.of(payload["spec"]), payload
 
@@ -245,16 +261,18 @@ def open_replay(folder: Path) -> Iterator[Replay]:
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` takes CUDA where there is any.
+    """``auto`` takes CUDA where there is any. One that is named becomes torch's current device.
 
     Raises:
         UserError: the device does not exist here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if has_cuda() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).add_(1)  # with a kernel, which torch may not have for it
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"There is no device {name!r} here.") from error
+        raise UserError(f"There is no device {name!r} here that torch can use.") from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # what names no device means this one: clocks, memory, names
     return device

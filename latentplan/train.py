@@ -21,7 +21,7 @@ from latentplan.batches import Batches
 from latentplan.clock import Every, Ratio
 from latentplan.compiling import is_compiler_failure, make_agent
 from latentplan.disk import gigabytes
-from latentplan.envs import make_train_env, pick_renderer
+from latentplan.envs import Renderer, make_train_env, pick_renderer
 from latentplan.monitor import Monitor
 from latentplan.provenance import describe
 from latentplan.replay import Replay
@@ -86,7 +86,7 @@ class Trainer:
         self.device = run_folder.pick_device(config.device)
         path = run_folder.checkpoint_path(folder)
         saved = checkpoint.load(path) if path.exists() else None
-        renderer = pick_renderer(config)
+        renderer = pick_renderer(run_folder.as_drawn(folder, config))
         self.env = make_train_env(config, renderer, saved["episodes"] if saved else None)
         try:
             self._build(saved)
@@ -103,7 +103,7 @@ class Trainer:
         except BaseException:
             self.env.close()
             raise
-        self._announce()
+        self._announce(renderer)
 
     def _build(self, saved: dict[str, Any] | None) -> None:
         config, spec, train = self.config, self.env.spec, self.config.train
@@ -131,12 +131,17 @@ class Trainer:
         else:
             self.replay.clear()
 
-    def _announce(self) -> None:
+    def _announce(self, renderer: Renderer | None) -> None:
         train, spec = self.config.train, self.env.spec
         rows = train.batch * train.length
         weights = sum(p.numel() for p in self.agent.parameters())
         log.info("run folder: %s", self.folder)
         log.info("agent: %s weights on %s", f"{weights:,}", self.device)
+        if renderer:
+            log.info(
+                *("pictures: %s, %s (%s)", renderer.backend, renderer.quality),
+                renderer.description,
+            )
         log.info(
             "train ratio %g: each decision is replayed %g times, one update (%d rows) per "
             "%.3g decisions = %.3g frames",
@@ -219,6 +224,12 @@ class Trainer:
                     metrics = self.agent.update(batch, episode)
                 except NonFiniteLossError as error:
                     raise UserError(self._dump(batch, error)) from error
+                except torch.OutOfMemoryError as error:
+                    raise UserError(
+                        f"{self.device} has no memory left for an update: a smaller train.batch, "
+                        "behavior.starts_fraction or plan.imagine_share, or another size, takes "
+                        "less. The last checkpoint stays."
+                    ) from error
                 except RuntimeError as error:
                     # A terminal's Ctrl-C also kills the compiler that an update waits for; it
                     # compiles for the losses and their gradients, before any weight is moved.

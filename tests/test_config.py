@@ -11,7 +11,7 @@ import yaml
 
 import latentplan
 from latentplan import config as config_module
-from latentplan import limits
+from latentplan import hardware, limits
 from latentplan.config import flatten, load, load_resolved, preset_folder, task_preset, to_yaml
 from latentplan.schema import Config
 from latentplan.task_names import DMC_TASKS
@@ -142,8 +142,12 @@ def test_a_file_may_choose_the_presets(presets: Path, tmp_path: Path) -> None:
     assert load([file], [*CPU, "size=cpu"]).world.deter == 8
 
 
-def test_the_default_size_follows_the_device() -> None:
-    assert load([], ["device=cpu"]).size == "cpu"
+def test_the_default_size_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there in (True, False):
+        monkeypatch.setattr(hardware, "has_cuda", lambda there=there: there)
+        assert load([], ["device=cpu"]).size == "cpu"
+        for device in ("auto", "cuda", "cuda:1"):
+            assert load([], [f"device={device}"]).size == ("12m" if there else "cpu")
 
 
 @pytest.mark.parametrize(

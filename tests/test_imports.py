@@ -29,7 +29,7 @@ LAYERS = [
         "config": "config",
         "task_names": "task_names",
         "torchvision_compat": "tv",
-        **{name: name for name in ("allocator", "cores", "disk")},
+        **{name: name for name in ("allocator", "cores", "disk", "hardware")},
     },
     {name: name for name in ("envs", "replay", "logger", "checkpoint", "clock")},
     {"nn": "nn"},
@@ -62,7 +62,7 @@ LAYERS = [
 SIDEWAYS = {
     *((name, "types") for name in ("config", "limits", "task_names", "disk")),
     *((name, "schema") for name in ("config", "limits")),
-    *(("config", name) for name in ("limits", "task_names")),
+    *(("config", name) for name in ("limits", "task_names", "hardware")),
     ("inspection", "agent"),
 }
 

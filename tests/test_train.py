@@ -16,17 +16,19 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 from environments import ROOT, make
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tiny import EPISODE, differences, run_config
 
-from latentplan import checkpoint
+from latentplan import checkpoint, run_folder
 from latentplan.agent import Agent
 from latentplan.behavior.behavior import Behavior
 from latentplan.behavior.planner import Plan
 from latentplan.config import load_resolved, to_yaml
 from latentplan.envs import Renderer, VectorEnv
+from latentplan.schema import Config
 from latentplan.train import train
 from latentplan.types import Latent, UserError
 
@@ -134,12 +136,35 @@ def test_the_run_folder_is_complete(run: Path) -> None:
 
 def test_what_drew_a_session_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was chosen, where the configuration says auto."""
-    drawn = Renderer("osmesa", "fast", True, "llvmpipe")
-    monkeypatch.setattr("latentplan.train.pick_renderer", lambda config: drawn)
-    train(run_config(tmp_path / "run", "steps=16", "eval.every=0", "log.inspect_every=0"))
-    (session,) = json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]
+    drawn, asked = Renderer("osmesa", "fast", True, "llvmpipe"), []
+
+    def pick(config: Config) -> Renderer:
+        asked.append(config.env.render_quality)
+        return drawn
+
+    monkeypatch.setattr("latentplan.train.pick_renderer", pick)
+    for steps in (16, 32):
+        few = run_config(tmp_path / "run", f"steps={steps}", "eval.every=0", "log.inspect_every=0")
+        train(few)
+    session, _ = json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]
     assert (session["render_backend"], session["render_quality"]) == ("osmesa", "fast")
     assert session["renderer"] == "llvmpipe"
+    assert asked == ["auto", "fast"]  # whatever this machine would choose
+    assert load_resolved(tmp_path / "run" / "config.yaml").env.render_quality == "auto"
+    assert run_folder.load(tmp_path / "run")[0].env.render_quality == "fast"
+    asked_for = run_config(tmp_path / "run", "env.render_quality=exact")
+    assert run_folder.as_drawn(tmp_path / "run", asked_for) == asked_for
+
+
+def test_an_update_without_memory_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def update(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(Agent, "update", update)
+    with pytest.raises(UserError, match=r"no memory left for an update: .* train\.batch"):
+        train(run_config(tmp_path / "run", "log.inspect_every=0"))
 
 
 def test_metrics_have_the_fields_names(run: Path) -> None:

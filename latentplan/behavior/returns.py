@@ -54,10 +54,11 @@ class ReturnScale(nn.Module):
         self.rate = rate
         self.register_buffer("range", torch.zeros(()))
         self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("levels", torch.tensor([0.05, 0.95]), persistent=False)
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> None:
-        low, high = torch.quantile(returns.float().flatten(), returns.new_tensor([0.05, 0.95]))
+        low, high = torch.quantile(returns.float().flatten(), self.levels)
         self.range.lerp_(high - low, self.rate)
         self.count.add_(1)
 
