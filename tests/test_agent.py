@@ -24,7 +24,7 @@ from latentplan import checkpoint
 from latentplan.agent import Agent, NonFiniteLossError
 from latentplan.inspection.open_loop import open_loop
 from latentplan.nn.dists import TwoHot, categorical_kl
-from latentplan.schema import PlanConfig
+from latentplan.schema import OptimConfig, PlanConfig
 from latentplan.types import EnvSpec, Timestep, WorldLoss
 
 
@@ -293,7 +293,32 @@ def test_starts_may_be_a_share_of_the_rows() -> None:
     chosen = agent.learner.choose_starts(24)
     assert len(chosen) == 12 == len(set(chosen.tolist()))
     assert sorted(make_agent().learner.choose_starts(24).tolist()) == list(range(24))
+    assert len(make_agent().learner.choose_starts(25)) == 24  # of three members, as many rows each
     agent.update(*random_batch(4, 3))
+
+
+def test_any_row_may_come_first() -> None:
+    """Members are dealt out to blocks of rows: one order would give each the same rows for good."""
+    config = agent_config(starts_fraction=0.5)
+    agent = Agent(VECTOR, replace(config, plan=PlanConfig(candidates=3, imagine_share=0.5)))
+    for choose in (agent.learner.choose_starts, agent.behavior._planned_rows):
+        assert {int(choose(24)[0]) for _ in range(400)} == set(range(24))
+
+
+def test_every_part_learns_at_its_own_rate() -> None:
+    rates = {"world_lr": 1e-3, "actor_lr": 2e-3, "critic_lr": 3e-3, "temperature_lr": 4e-3}
+    asked = OptimConfig(**rates, warmup=7, clip=0.2, beta1=0.8, beta2=0.95)
+    agent = Agent(VECTOR, replace(agent_config(target_entropy=-1.0), optim=asked))
+    groups = agent.optimizer.param_groups
+    found = {p: group["lr"] for group in groups for p in group["params"]}
+    parts = (agent.world, agent.actor, agent.critic.net, agent.temperature)
+    for part_, rate in zip(parts, rates.values(), strict=True):
+        assert {found[p] for p in part_.parameters()} == {rate}
+    assert len(found) == sum(len(list(part_.parameters())) for part_ in parts)
+    for group in groups:
+        assert (group["warmup"], group["clip"]) == (7, 0.2)
+        assert (group["beta1"], group["beta2"]) == (0.8, 0.95)
+    assert agent.novelty_scale.warmup == 14
 
 
 # --- looking --------------------------------------------------------------------------------

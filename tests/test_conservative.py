@@ -10,6 +10,7 @@ from tiny import VECTOR, agent_config, part, random_batch
 from torch import Tensor
 
 from latentplan.agent import Agent
+from latentplan.behavior import learner as learner_module
 from latentplan.behavior.behavior import Behavior
 from latentplan.behavior.conservative import (
     PlannedActing,
@@ -251,6 +252,46 @@ def telling(**changes: object) -> Config:
     """Where every term of the score matters."""
     settings = config(**{"imagine_rate": 1.0, "candidates": 8, **changes})
     return replace(settings, behavior=replace(settings.behavior, discount_horizon=2.0))
+
+
+@pytest.mark.parametrize(("gradient", "lam"), [("reinforce", None), ("pathwise", 0.7)])
+def test_plans_teach_by_the_returns_that_the_policy_climbs(
+    gradient: str, lam: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def teach(*arguments: object) -> object:
+        asked.append(arguments[-1])
+        return learn_from_plans(*arguments)
+
+    monkeypatch.setattr(learner_module, "learn_from_plans", teach)
+    settings = config(gradient)
+    settings = replace(settings, behavior=replace(settings.behavior, lam=0.7))
+    agent(settings).update(*random_batch(3, 4))
+    assert asked == [lam]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"normalize_reward": False}, {"normalize_uncertainty": False}, {"discount": False}],
+    ids=str,
+)
+def test_a_plan_is_scored_in_the_units_asked_for(changes: dict[str, bool]) -> None:
+    learner = agent(telling(horizon=2, **changes))
+    awaken(learner)
+    learner.scale.range.fill_(3.0)
+    learner.scale.count.fill_(10_000)
+    learner.novelty_scale.largest.fill_(0.2)
+    scale = learner.scale.value if changes.get("normalize_reward", True) else 1.0
+    units = 0.2 if changes.get("normalize_uncertainty", True) else 1.0
+    gamma = 0.5 if changes.get("discount", True) else 1.0
+    found = learner.behavior.plan(Latent(torch.randn(6, 16).tanh(), torch.rand(6, 3, 4)), -0.7)
+    c = found.candidates
+    weight = torch.stack([torch.ones(6, 8), gamma * c.cont[..., 0]], -1)
+    end = learner.behavior.value(c.latent.map(lambda x: x[:, :, -1]))
+    gain = (weight * c.reward).sum(-1) + gamma**2 * c.cont.prod(-1) * end
+    expected = gain / scale - 0.7 * (weight * c.uncertainty).sum(-1) / units
+    torch.testing.assert_close(found.score, expected)
 
 
 def awaken(learner: Agent) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dm_env
 import numpy as np
 import pytest
 from environments import make, run_python, walk
@@ -106,6 +107,24 @@ def test_one_episode_is_1000_frames(repeat: int) -> None:
     assert used[decisions] == (1000 % repeat or repeat)  # the last repeat may be partial
     assert used[decisions + 1] == 0 and rows[decisions + 1].is_first[0]
     assert not any(row.is_first[0] for row in rows[1 : decisions + 1])
+    assert not any(row.is_terminal[0] for row in rows)  # a time limit is no end of the world
+
+
+def test_an_end_that_dm_control_calls_final_is_terminal() -> None:
+    """By its discount: of the whole suite only lqr ends so."""
+    from latentplan.envs import dmc
+
+    simulator = dmc.build("cartpole_swingup", "state", 64, None)
+    simulator.reset(seed=0, episode=0)
+    still, observation = np.zeros(1), simulator._env.task.get_observation(simulator._env.physics)
+    for step, expected in (
+        (dm_env.transition(1.0, observation), (1.0, False, False)),
+        (dm_env.truncation(1.0, observation), (1.0, False, True)),
+        (dm_env.termination(1.0, observation), (1.0, True, False)),
+    ):
+        simulator._env.step = lambda action, step=step: step
+        assert simulator.advance(still) == expected
+    simulator.close()
 
 
 def test_rows_around_the_end_of_an_episode() -> None:

@@ -80,7 +80,8 @@ class Mine(gymnasium.Env):
         if self.time == 3 and self.kind == "raises":
             raise ZeroDivisionError("100% broken")
         reward = float("nan") if self.kind == "nan" else 1.0
-        return self.observe(), reward, self.time == 5, False, {}
+        ended, cut = self.time == 5, self.kind == "cut"
+        return self.observe(), reward, ended and not cut, ended and cut, {}
 
     def render(self):
         frame = np.zeros((100, 50, 3), np.uint8)
@@ -90,7 +91,7 @@ class Mine(gymnasium.Env):
 
 gymnasium.register("Mine-v0", Mine)
 """
-KINDS = ("plain", "unbounded", "discrete", "image", "dict", "hangs", "dies", "raises", "nan")
+KINDS = ("plain", "cut", "unbounded", "discrete", "image", "dict", "hangs", "dies", "raises", "nan")
 WRONG = ("two eyes", "gray", "unbuildable", "unmakeable", "short", "long", "floating")
 
 
@@ -133,6 +134,14 @@ def test_termination_inside_a_repeat(module: str) -> None:
     assert [bool(row.is_terminal[0]) for row in rows] == [False, False, False, True, False, False]
     assert [float(row.reward[0]) for row in rows] == [0, 2, 2, 1, 0, 2]
     assert rows[0].obs["vector"][0, 1] != rows[4].obs["vector"][0, 1]  # another seed
+
+
+def test_an_episode_that_is_cut_does_not_terminate(module: str) -> None:
+    with make("gym:Cut-v0", module=module, repeat=2) as env:
+        rows, frames = walk(env, 5)
+    assert [int(count[0]) for count in frames] == [0, 2, 2, 1, 0, 2]
+    assert [bool(row.is_first[0]) for row in rows] == [True, False, False, False, True, False]
+    assert not any(row.is_terminal[0] for row in rows)
 
 
 @pytest.mark.parametrize("workers", [False, True])

@@ -7,11 +7,11 @@ gradients, too, can be compared.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
-from tiny import VECTOR, agent_config, random_batch, world_config
+from tiny import VECTOR, agent_config, random_batch, recorded, world_config
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -25,7 +25,7 @@ from latentplan.types import Latent, Rollout, StepNoise, Timestep
 
 HORIZON, SIZE, COUNT = 5, 2, 2  # of rollouts and their windows: one step is left over
 GAMMA, LAM, ALPHA, BETA, THRESHOLD = 0.8, 0.7, 0.3, 0.6, 1.5
-TAU, DISTILL, REPLAY, TARGET = 0.4, 0.7, 0.4, -1.5
+TAU, DISTILL, REPLAY, TARGET, PULL = 0.4, 0.7, 0.4, -1.5, 0.3
 CANDIDATES = 3
 CASES = [("per_step", 1), ("shared", 1), ("shared", CANDIDATES)]
 EARLY, LATER = slice(None, -1), slice(1, None)
@@ -44,6 +44,7 @@ def settings(policies: str, candidates: int, adaptive: bool) -> Config:
         std_max=0.4,
         target_entropy=TARGET,
         replay_scale=REPLAY,
+        slow_scale=PULL,
     )
     return replace(
         config,
@@ -95,18 +96,6 @@ class Scene(NamedTuple):
 
     def slow(self, latent: Latent) -> Tensor:
         return self.agent.critic.slow(self.agent.world.features(latent)).mean()
-
-
-def recorded(patch: pytest.MonkeyPatch, owner: object, name: str) -> list:
-    """What every call of ``owner.name`` returns."""
-    real, found = getattr(owner, name), []
-
-    def call(*args: Any, **more: Any) -> Any:
-        found.append(real(*args, **more))
-        return found[-1]
-
-    patch.setattr(owner, name, call)
-    return found
 
 
 def scene(policies: str, candidates: int = 1, adaptive: bool = True) -> Scene:
@@ -287,7 +276,7 @@ def test_the_temperature_answers_to_the_entropy_of_the_first_policy() -> None:
 def likelihood(s: Scene, latent: Latent, returns: Tensor, weight: Tensor) -> Tensor:
     """() The critic's loss at latents (...), whose returns and weights are (...)."""
     dist = s.agent.critic(s.agent.world.features(latent))
-    return -(weight * (dist.log_prob(returns) + dist.log_prob(s.slow(latent)))).mean()
+    return -(weight * (dist.log_prob(returns) + PULL * dist.log_prob(s.slow(latent)))).mean()
 
 
 @pytest.mark.parametrize(("policies", "candidates"), CASES)
@@ -311,3 +300,16 @@ def test_the_critic_learns_from_rows_that_the_policy_led(policies: str, candidat
     found = lambda_returns(paid, value, GAMMA * ~s.batch.is_terminal[:, LATER], LAM).detach()
     expected = REPLAY * likelihood(s, rows, found, torch.ones_like(found))
     torch.testing.assert_close(s.losses["repval"], expected)
+
+
+@pytest.mark.parametrize(("policies", "candidates"), CASES)
+def test_no_other_loss_moves_the_actor(policies: str, candidates: int) -> None:
+    s = scene(policies, candidates)
+    weights = [*s.agent.actor.parameters(), *s.agent.world.parameters()]
+    for name in {"value", "repval", "temperature"}:
+        found = torch.autograd.grad(s.losses[name], weights, allow_unused=True, retain_graph=True)
+        assert not any(x is not None for x in found), name
+    alpha = torch.autograd.grad(
+        s.losses["policy"], s.agent.temperature.log_alpha, allow_unused=True
+    )
+    assert alpha == (None,)

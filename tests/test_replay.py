@@ -54,6 +54,17 @@ def windows(replay: Replay, length: int, draws: int = 400) -> set[tuple[int, int
     return {(int(e), int(s)) for e, s in zip(env[:, 0], steps[:, 0], strict=True)}
 
 
+def test_windows_of_one_episode_each(tmp_path: Path) -> None:
+    replay = Replay(tmp_path, SPEC, capacity=40, envs=1)
+    fill(replay, range(40), 1)  # episodes of five rows
+    rows = replay.sample_within_episodes(20, 3, np.random.default_rng(0))
+    steps = rows.obs["vector"][..., 1].astype(int)
+    assert steps.shape == (20, 3) and (steps // 5 == steps[:, :1] // 5).all()
+    assert set((steps[:, 0] % 5).tolist()) == {0, 1, 2}
+    assert len(replay.sample_within_episodes(20, 6, np.random.default_rng(0)).reward) == 0
+    replay.close()
+
+
 def test_windows_against_brute_force(tmp_path: Path) -> None:
     """Random sizes: exactly the windows of the last rows of each environment are drawn."""
     rng = np.random.default_rng(1)

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
 import pytest
 from environments import ROOT
 
@@ -20,9 +19,8 @@ from latentplan.cli import main
 from latentplan.config import flatten, load, preset_folder
 from latentplan.study.curves import Curve, mean_curve, read_curve
 from latentplan.study.matrix import jobs, read_study, table
-from latentplan.study.mechanisms import coverage, first_reward, points, since
 from latentplan.train import train
-from latentplan.types import Timestep, UserError
+from latentplan.types import UserError
 
 STUDY = """
 tasks: [dummy:pixels]
@@ -265,35 +263,6 @@ def test_a_mean_is_of_frames_that_all_runs_have() -> None:
         for points in ([(10, 1.0), (20, 2.0), (25, 9.0)], [(10, 3.0), (20, 6.0)])
     ]
     assert mean_curve(curves) == ([10, 20], [2.0, 4.0])
-
-
-def history(reward: list[float], first: list[bool]) -> Timestep:
-    n = len(reward)
-    return Timestep(
-        {"vector": np.zeros((1, n, 2), np.float32)},
-        np.zeros((1, n, 1), np.float32),
-        np.array([reward], np.float32),
-        np.array([first]),
-        np.zeros((1, n), bool),
-    )
-
-
-def test_frames_to_the_first_reward_are_frames_of_the_environment() -> None:
-    """Two decisions of 4 frames, an end and a reset that costs nothing, then a rewarded one."""
-    met = history([0, 0, 0.1, 0, 3], [True, False, False, True, False])
-    assert first_reward(met, 4) == 8
-    assert first_reward(met._replace(reward=met.reward / 10), 4) is None
-    assert first_reward(since(met, 2), 4) == 0  # the random decisions are left out
-    assert since(met, 3).reward.shape == (1, 0)
-
-
-def test_coverage_counts_cells_of_the_common_range() -> None:
-    line = np.linspace(0, 1, 50, dtype=np.float32).reshape(1, 50, 1)
-    assert coverage([points({"v": x}) for x in (line, line * 0.2, line * 0)]) == [4, 1, 1]
-    pictures = np.zeros((1, 3, 64, 64, 3), np.uint8)
-    pictures[0, 1, :16, :16] = 255
-    pictures[0, 2, 48:] = 255
-    assert coverage([points({"image": pictures})]) == [3]
 
 
 def test_a_run_that_fails_is_named(tmp_path: Path) -> None:

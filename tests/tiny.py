@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from latentplan.config import load
@@ -105,6 +106,18 @@ def run_config(folder: Path, *overrides: str) -> Config:
         "eval.episodes=1",
     ]
     return load([], [*items, *overrides])
+
+
+def recorded(patch: pytest.MonkeyPatch, owner: object, name: str) -> list:
+    """What every call of ``owner.name`` returns."""
+    real, found = getattr(owner, name), []
+
+    def call(*args: Any, **more: Any) -> Any:
+        found.append(real(*args, **more))
+        return found[-1]
+
+    patch.setattr(owner, name, call)
+    return found
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
