@@ -2,7 +2,7 @@
 
 Later sources win: defaults of the dataclasses, ``configs/default.yaml``, ``configs/task/<task or
 domain>.yaml``, ``configs/size/<size>.yaml``, ``configs/ablation/<ablation>.yaml``, files named on
-the command line, overrides. The result is frozen; a module receives its own section.
+the command line, overrides. The result is frozen.
 """
 
 from __future__ import annotations

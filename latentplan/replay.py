@@ -86,7 +86,11 @@ class Replay:
         return max(self._touched, self._cursor, self._rows) - self._rows
 
     def add(self, row: Timestep, episode: np.ndarray) -> None:
-        """Append one row ``(N, ...)`` per environment, and the number of the episode it is of."""
+        """Append one row ``(N, ...)`` per environment, and the number of the episode it is of.
+
+        Raises:
+            ValueError: a field has another shape than the replay's.
+        """
         slot = self._cursor % self._rows
         values = _flatten(row, episode)
         for name, ring in self._rings.items():
@@ -112,6 +116,9 @@ class Replay:
         A window is what one environment met in ``length`` consecutive rows, across ends of episodes
         (``is_first`` marks them) but never across the write head. Returns rows ``(B, T, ...)``, in
         memory of their own, and the number of each row's episode ``(B, T)`` int64.
+
+        Raises:
+            ValueError: there is no such window yet (:meth:`ready`).
         """
         if not self.ready(length):
             raise ValueError(f"no window of {length} rows among {len(self)}")

@@ -30,14 +30,14 @@ def judged_by(uncertainty: str) -> str:
 
 @dataclass(frozen=True)
 class WorldConfig:
-    deter: int = 2048
+    deter: int = 2048  # recurrent state D
     stoch: int = 32  # groups S
     classes: int = 16  # classes C of each group
     hidden: int = 256  # width inside the recurrent core and the posterior
     blocks: int = 8  # of the block-diagonal recurrent core
     units: int = 256  # width of the heads' and vector coders' MLPs
     layers: int = 1  # hidden layers of reward and continue heads
-    vector_layers: int = 3  # hidden layers of the vector encoder and decoder
+    vector_layers: int = 3  # layers of the vector encoder, hidden layers of the decoder
     depth: int = 16  # channels after the first halving of the picture; they double at each halving
     members: int = 5  # ensemble members M
     member_hidden: int = 256  # width of each prior head
@@ -49,14 +49,14 @@ class WorldConfig:
     unimix: float = 0.01  # share of the uniform in every categorical
     soft_updates: int = 0  # states pass from probabilities to samples over these first updates
     bins: int = 255  # of the two-hot reward
-    free_nats: float = 1.0
+    free_nats: float = 1.0  # below which neither posterior nor core is pulled to the prior
     representation: str = "decoder"  # decoder | barlow: what makes states tell what was seen
-    barlow_scale: float = 0.05
+    barlow_scale: float = 0.05  # weight of its loss
     recon_scale: float = 1.0  # of the squared errors of pixels and vectors
-    dyn_scale: float = 1.0
-    rep_scale: float = 0.1
+    dyn_scale: float = 1.0  # of the priors' KL from the posterior
+    rep_scale: float = 0.1  # of the posterior's from the priors
     coder: str = "strided"  # strided | patch: how pictures lose and regain their first factor 4
-    norm: str = "rms"  # rms | layer
+    norm: str = "rms"  # rms | layer; ensembles always have layer
     decode_fraction: float = 1.0  # share of the batch's frames that are reconstructed
 
     @property
@@ -76,15 +76,15 @@ class BehaviorConfig:
     target_entropy: float | None = (
         None  # nats per action dimension to tune the bonus to; null: none
     )
-    units: int = 256
-    layers: int = 3
-    std_min: float = 0.1
-    std_max: float = 1.0
+    units: int = 256  # width of actor and critic
+    layers: int = 3  # hidden layers of both
+    std_min: float = 0.1  # of an action in [-1, 1]
+    std_max: float = 1.0  # of the same
     bins: int = 255  # of the two-hot value
     slow_rate: float = 0.02  # of the slow critic, per update
     slow_scale: float = 1.0  # pull of the critic towards the slow one
     replay_scale: float = 0.3  # weight of the value loss on replayed rows
-    scale_rate: float = 0.01  # of the running 5-95 percentile range
+    scale_rate: float = 0.01  # of the running scales: of returns, and of the uncertainty
     starts_fraction: float = 1.0  # share of the batch's rows that imagination starts from
 
     @property
@@ -127,14 +127,14 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    world_lr: float = 4e-5
-    actor_lr: float = 4e-5
-    critic_lr: float = 4e-5
+    world_lr: float = 4e-5  # of the world model
+    actor_lr: float = 4e-5  # of the actor
+    critic_lr: float = 4e-5  # of the critic
     temperature_lr: float = 0.01  # of its logarithm, which has far to go in few updates
-    warmup: int = 1000  # updates
+    warmup: int = 1000  # updates over which rates rise; twice as many the uncertainty's scale falls
     clip: float = 0.3  # adaptive gradient clipping, relative to the weights' norms
-    beta1: float = 0.9
-    beta2: float = 0.999
+    beta1: float = 0.9  # of LaProp: momentum
+    beta2: float = 0.999  # of LaProp: squared gradients
 
 
 @dataclass(frozen=True)
@@ -145,32 +145,32 @@ class TrainConfig:
     prefill: int = 1000  # decisions by a random policy before the first update
     minutes: float = 0.0  # stop after this much wall clock; 0: no limit
     compile: str = "auto"  # auto (cell on CUDA, else full) | off | cell | full: compiling.py
-    precision: str = "auto"  # auto | float32 | bfloat16 (convolutions, heads, imagination)
+    precision: str = "auto"  # auto (bfloat16 where the hardware multiplies it) | float32 | bfloat16
     threads: int = 0  # of torch; 0: all cores
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    every: int = 10_000  # frames
-    episodes: int = 5
+    every: int = 10_000  # frames; 0: at the end only
+    episodes: int = 5  # each time
     video: bool = True  # film the first evaluation episode
 
 
 @dataclass(frozen=True)
 class LogConfig:
     every: int = 1000  # frames between rows of metrics
-    checkpoint_seconds: float = 300.0  # between checkpoints; the first comes within a minute
-    inspect_every: int = 20_000  # frames between films and plan fans
+    checkpoint_seconds: float = 300.0  # between checkpoints, the first after 30; 0: at the end only
+    inspect_every: int = 20_000  # frames between films and plan fans; 0: never
     inspect_context: int = 5  # rows that the model sees before it is on its own
 
 
 @dataclass(frozen=True)
 class Config:
-    task: str = "dmc:cartpole_swingup"
+    task: str = "dmc:cartpole_swingup"  # also gym:ID and dummy:pixels
     obs: str = "pixels"  # pixels | state | both
     size: str = "auto"  # a file of configs/size; auto: 12m with CUDA, else cpu
     ablation: str = "none"  # a file of configs/ablation
-    seed: int = 0
+    seed: int = 0  # of everything; evaluation has its own
     steps: int = 1_000_000  # environment frames
     run_dir: str = ""  # empty: runs/<task>-<obs>-<size>[-<ablation>]-s<seed>
     device: str = "auto"  # auto | cpu | cuda | cuda:N

@@ -104,7 +104,7 @@ class Latent(NamedTuple):
     """The state of the world model."""
 
     deter: Tensor  # (..., D)
-    stoch: Tensor  # (..., S, C) one-hot samples (straight-through)
+    stoch: Tensor  # (..., S, C) one-hot samples (straight-through); softer by world.soft_updates
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Latent:
         """Both parts through ``f``."""

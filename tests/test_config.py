@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -364,3 +365,17 @@ def test_every_field_is_read_somewhere() -> None:
     files = Path(latentplan.__file__).parent.rglob("*.py")
     read = {key for path in files for key in reads(ast.parse(path.read_text()))}
     assert {key if "." in key else f".{key}" for key, _ in schema_fields()} - read == set()
+
+
+def test_the_schema_explains_every_key() -> None:
+    source = Path(inspect.getsourcefile(Config)).read_text()
+    tree, lines = ast.parse(source), source.splitlines()
+    keys = [
+        (node.target.id, lines[node.lineno - 1])
+        for owner in ast.walk(tree)
+        if isinstance(owner, ast.ClassDef)
+        for node in owner.body
+        if isinstance(node, ast.AnnAssign) and "default_factory" not in ast.unparse(node)
+    ]
+    assert len(keys) == len(flatten(asdict(Config())))
+    assert [name for name, line in keys if "  # " not in line and not line.endswith("(")] == []

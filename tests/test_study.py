@@ -86,6 +86,15 @@ def test_the_table_says_where_runs_are(tmp_path: Path) -> None:
     assert "done 7" in text and "running 0%" in text and text.count("waiting") == 2
 
 
+@pytest.mark.parametrize("action", ["run", "status"])
+@pytest.mark.parametrize("option", ["--out", "--also"])
+def test_what_only_a_report_takes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str, option: str
+) -> None:
+    assert main(["study", action, str(write(tmp_path)), option, "x"]) == 2
+    assert "study report" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("action", ["run", "status", "report"])
 def test_a_run_with_other_settings_is_not_the_studys(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str

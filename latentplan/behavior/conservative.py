@@ -9,7 +9,8 @@ scores well, and following it widens the policy even where nothing is gained. Wh
 - through the chosen action the return may move the mean, not the deviation.
 
 The critic learns the returns of these rollouts: where all rows are planned at every step, the value
-of the *planner*; otherwise that of what acted, a mixture of planner and policy.
+of the *planner*; otherwise that of what acted, a mixture of planner and policy. With MPDP it learns
+from the other rows, those of the policy.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def learn_from_plans(
 
     Args:
         dist: (N, H) the policy at the states of the rollout.
-        value: latent (R, S, K) -> (R, S, K), of the state after a candidate's last step.
+        value: latent (R, L, K) -> (R, L, K), of the state after the last step of each candidate of
+            L plans.
         scale: () of returns. discount: per step.
         lam: with the pathwise gradient, that of the returns; None with the score function. The
             pathwise loss counts an action at h once in every return before it, sum_{j<=h} lam^j

@@ -61,8 +61,10 @@ def actor_loss(
 
     Args:
         dist: the policy at the states left, (N, H), on detached features.
+        target: its returns carry the gradient that ``pathwise`` climbs.
         baseline: (N, H) critic's value of the states left.
-        scale: () return scale S, in whose units ``config.entropy`` is paid.
+        scale: () return scale S, in whose units entropy is paid.
+        alpha: () what a nat of it earns.
         planned: where a planner chose among samples of the policy (``conservative.py``).
     """
     if config.gradient == "reinforce":

@@ -37,6 +37,8 @@ def _add_study(commands: Commands) -> None:
 def _study(args: argparse.Namespace) -> int:
     from latentplan.study import report, runner
 
+    if args.action != "report" and (args.out or args.also):
+        raise UserError("--out and --also are of study report.")
     if args.action == "run":
         return runner.run(args.file)
     if args.action == "report":

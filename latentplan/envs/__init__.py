@@ -1,6 +1,6 @@
 """Environments: a task's name in, rows of experience out.
 
-Workers import this package, so it never imports torch, and dm_control only inside a simulator.
+Workers import this package, so it does not import torch, and dm_control only inside a simulator.
 """
 
 from __future__ import annotations

@@ -93,7 +93,11 @@ class VectorEnv:
         ), np.zeros(self.count, np.int64)
 
     def step_async(self, action: np.ndarray) -> None:
-        """Hand out actions (N, A) in [-1, 1]; the workers go on while the caller does too."""
+        """Hand out actions (N, A) in [-1, 1]; the workers go on while the caller does too.
+
+        Raises:
+            ValueError: they are not finite, or of another shape.
+        """
         action = np.asarray(action, np.float32)
         shape = (self.count, self.spec.action_dim)
         if action.shape != shape or not np.isfinite(action).all():
@@ -104,7 +108,12 @@ class VectorEnv:
                 self._env.step_async(self._pending)
 
     def step_wait(self) -> tuple[Timestep, np.ndarray]:
-        """The rows that the actions handed out led to, and the frames (N,) used."""
+        """The rows that the actions handed out led to, and the frames (N,) used.
+
+        Raises:
+            RuntimeError: none were handed out.
+            UserError: an environment failed.
+        """
         if self._pending is None:
             raise RuntimeError("step_wait without step_async")
         with self._trouble():

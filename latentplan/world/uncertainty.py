@@ -31,7 +31,7 @@ def jsd(p: Tensor) -> Tensor:
 
 
 def member_std(p: Tensor) -> Tensor:
-    """Standard deviation over members, averaged over all other dimensions: (M, ..., X) -> (...).
+    """Standard deviation over members, averaged over all others: (M, N, ...) -> (N,).
 
     By hand: ``torch.std`` over a leading dimension is 30 times slower on a CPU.
     """
@@ -40,7 +40,8 @@ def member_std(p: Tensor) -> Tensor:
 
 
 def kl_rest(p: Tensor) -> Tensor:
-    """One-versus-rest disagreement of MPDP, mean over groups: sum_m KL[p_m || mean of others]."""
+    """One-versus-rest disagreement of MPDP: sum_m KL[p_m || mean of others], mean over groups; its
+    arguments are those of :func:`jsd`."""
     rest = (p.sum(0) - p) / (p.shape[0] - 1)
     return (p * (p.log() - rest.log())).sum(-1).sum(0).mean(-1)
 
