@@ -18,15 +18,20 @@ from latentplan.types import EnvSpec
 PACKAGES = ("torch", "torchvision", "mujoco", "dm_control", "gymnasium", "numpy", "omegaconf")
 
 
-def describe(spec: EnvSpec, renderer: Renderer | None) -> dict[str, Any]:
-    """What a reader of the results must know besides the configuration."""
+def describe(spec: EnvSpec, renderer: Renderer | None, bfloat16: bool) -> dict[str, Any]:
+    """What a reader of the results must know besides the configuration.
+
+    Args:
+        bfloat16: whether the agent's large products are rounded to it.
+    """
     return {
         "latentplan": __version__,
         "commit": commit(),
         "command": sys.argv,
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
-        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "cuda": _cuda()},
+        "machine": {"cores": os.cpu_count(), "processor": processor(), "cuda": _cuda()},
+        "precision": "bfloat16" if bfloat16 else "float32",  # of products; auto asks the hardware
         "renderer": renderer.description if renderer else "none",
         # What was chosen for this session, not what was asked for: pictures depend on it.
         "render_backend": renderer.backend if renderer else None,
@@ -39,6 +44,16 @@ def _cuda() -> str | None:
     import torch  # the doctor asks for versions where it may be missing
 
     return torch.cuda.get_device_name() if has_cuda() else None
+
+
+def processor() -> str:
+    """The model of the CPU, or its architecture where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def version(package: str) -> str | None:

@@ -90,7 +90,8 @@ class Trainer:
         self.env = make_train_env(config, renderer, saved["episodes"] if saved else None)
         try:
             self._build(saved)
-            run_folder.write(folder, config, describe(self.env.spec, renderer))
+            bfloat16 = self.agent.world.bfloat16
+            run_folder.write(folder, config, describe(self.env.spec, renderer, bfloat16))
             self.monitor = Monitor(
                 config,
                 folder,

@@ -47,5 +47,13 @@ def test_an_image_says_it_by_its_environment(module: Path, monkeypatch: pytest.M
     assert provenance.commit() is None
 
 
+def test_the_processor_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "processor\t: 0\nmodel name\t: Some CPU @ 3 GHz\nmodel name\t: Another\n"
+    monkeypatch.setattr(Path, "read_text", lambda path: told)
+    assert provenance.processor() == "Some CPU @ 3 GHz"
+    monkeypatch.setattr(Path, "read_text", lambda path: "nothing\n")
+    assert provenance.processor()  # at least its architecture
+
+
 def test_versions_of_what_is_installed() -> None:
     assert provenance.version("torch") and provenance.version("no-such-package") is None

@@ -130,6 +130,7 @@ def test_the_run_folder_is_complete(run: Path) -> None:
     (session,) = json.loads((run / "run.json").read_text())["sessions"]
     assert session["packages"]["torch"] and session["renderer"] == "none"
     assert session["render_backend"] is session["render_quality"] is None
+    assert session["precision"] == "float32" and session["machine"]["processor"]
     assert session["spec"]["obs"] == {"image": [[16, 16, 3], "uint8"], "vector": [[2], "float32"]}
     assert {"latentplan", "commit", "command", "python", "machine"} <= session.keys()
 

@@ -6,7 +6,6 @@ Repetitions are interleaved (all parts once, then all again), because a machine 
 from __future__ import annotations
 
 import logging
-import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from latentplan.compiling import make_agent
 from latentplan.config import load
 from latentplan.envs import VectorEnv, make_train_env, pick_renderer
 from latentplan.envs.rendering import BACKENDS, probe
-from latentplan.provenance import commit
+from latentplan.provenance import commit, processor
 from latentplan.replay import Replay
 from latentplan.run_folder import pick_device
 from latentplan.schema import Config
@@ -155,7 +154,7 @@ def measure(
         "compiled": compiled,
         "torch": torch.__version__,
         "commit": commit(),
-        "processor": platform.machine(),
+        "processor": processor(),
         "load_before": busy,
         "allocator_keeps_memory": kept,
         "repeats": repeats,

@@ -31,7 +31,7 @@ figcaption { max-width: 44rem; color: #555 }
 img, video { max-width: 100% } pre { background: #f4f4f4; padding: .6rem; overflow: auto }
 """
 DESCRIBED = (
-    *("latentplan", "python", "machine", "packages"),
+    *("latentplan", "python", "machine", "precision", "packages"),
     *("renderer", "render_backend", "render_quality"),
 )
 TYPES = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
