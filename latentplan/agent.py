@@ -26,7 +26,7 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
         return precision == "bfloat16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Either unit multiplies it several times as fast as float32 (docs/performance.md).
+    # Whichever unit it is: updates take as long or less (docs/performance.md).
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 

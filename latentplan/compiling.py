@@ -26,10 +26,6 @@ RECOMPILES = 256
 def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> tuple[Agent, str]:
     """A new agent of the configuration's seed, and how it is compiled (:func:`compile_agent`)."""
     torch.manual_seed(config.seed)
-    if device.type == "cuda":  # outside bfloat16: TensorFloat32, unless every bit is asked for
-        exact = config.train.precision == "float32"
-        torch.set_float32_matmul_precision("highest" if exact else "high")
-        torch.backends.cudnn.allow_tf32 = not exact
     agent = Agent(spec, config, device)
     return agent, compile_agent(agent, config.train.compile)
 

@@ -86,9 +86,7 @@ def _devices(chosen: Probe | None) -> tuple[list[str], list[str]]:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         lines = [f"  CUDA {torch.version.cuda}: {', '.join(names)}"]
         if not has_cuda():
-            warnings.append(
-                f"  torch {torch.__version__} has no kernels for the GPU: training runs on the CPU"
-            )
+            warnings.append(f"  torch {torch.__version__} is too new for {names[0]}: not used")
         if chosen is not None and chosen.software:
             warnings.append(
                 "  pictures are drawn in software beside a GPU; in Docker NVIDIA's EGL needs "

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 
 log = logging.getLogger("latentplan")
 
 
 @functools.cache
 def has_cuda() -> bool:
-    """Whether there is a CUDA GPU that this build of torch has kernels for; a GPU that is too old
-    for it is named in a warning."""
+    """Whether there is a CUDA GPU, and the first one is not too old for this build of torch: such a
+    one is named in a warning. Nothing runs on it: whoever asks may have no use for it."""
     import torch
 
     if not torch.cuda.is_available():
         return False
-    try:
-        torch.zeros(1, device="cuda").add_(1)
-    except RuntimeError as error:
-        log.warning("the GPU cannot be used: %s", str(error).strip().splitlines()[0])
-        return False
-    return True
+    capability = torch.cuda.get_device_capability(0)
+    if any(_runs_on(arch, capability) for arch in torch.cuda.get_arch_list()):
+        return True
+    log.warning(
+        "%s is not used: torch %s has nothing for its compute capability %d.%d",
+        *(torch.cuda.get_device_name(0), torch.__version__, *capability),
+    )
+    return False
+
+
+def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
+    """Whether what was compiled for ``arch`` runs there: ``sm_86`` on later GPUs of its generation,
+    ``compute_90`` on all later ones."""
+    kind, _, number = arch.partition("_")
+    major, minor = divmod(int(re.sub(r"\D", "", number)), 10)
+    if kind == "compute":
+        return (major, minor) <= capability
+    return major == capability[0] and minor <= capability[1]

@@ -12,7 +12,6 @@ from typing import Any
 
 from latentplan import __version__
 from latentplan.envs import Renderer
-from latentplan.hardware import has_cuda
 from latentplan.types import EnvSpec
 
 PACKAGES = ("torch", "torchvision", "mujoco", "dm_control", "gymnasium", "numpy", "omegaconf")
@@ -43,7 +42,7 @@ def describe(spec: EnvSpec, renderer: Renderer | None, bfloat16: bool) -> dict[s
 def _cuda() -> str | None:
     import torch  # the doctor asks for versions where it may be missing
 
-    return torch.cuda.get_device_name() if has_cuda() else None
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def processor() -> str:

@@ -21,7 +21,7 @@ import torch
 from latentplan import checkpoint, disk
 from latentplan.agent import Agent
 from latentplan.config import flatten, load_resolved, to_yaml
-from latentplan.envs import parse_task
+from latentplan.envs import needs_renderer, parse_task
 from latentplan.hardware import has_cuda
 from latentplan.replay import Replay
 from latentplan.schema import Config
@@ -89,7 +89,10 @@ def _record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
         # Runs of earlier versions do not tell: better to refuse one that has nothing to lose.
-        return {"saved": record.get("saved", True), "sessions": list(record["sessions"])}
+        return {
+            "saved": record.get("saved", True),
+            "sessions": [dict(x) for x in record["sessions"]],
+        }
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -164,11 +167,25 @@ def as_drawn(folder: Path, config: Config) -> Config:
     Raises:
         UserError: run.json is damaged.
     """
-    if config.env.render_quality != "auto":
-        return config
-    drawn = (session.get("render_quality") for session in _record(folder)["sessions"])
-    quality = next(filter(None, drawn), "auto")
+    quality = config.env.render_quality
+    if quality == "auto" and needs_renderer(config.task, config.obs):
+        quality = _begun(folder, "render_quality")
     return replace(config, env=replace(config.env, render_quality=quality))
+
+
+def as_trained(folder: Path, config: Config) -> Config:
+    """As :func:`as_drawn`, and with the run's ``train.precision``: for a run that goes on."""
+    precision = config.train.precision
+    if precision == "auto":
+        precision = _begun(folder, "precision")
+    return as_drawn(folder, replace(config, train=replace(config.train, precision=precision)))
+
+
+def _begun(folder: Path, key: str) -> str:
+    """What a run chose in its first session, if it has saved anything; else ``auto``."""
+    record = _record(folder)
+    chosen = record["sessions"][0].get(key) if record["saved"] and record["sessions"] else None
+    return chosen or "auto"
 
 
 def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
@@ -261,7 +278,7 @@ def open_replay(folder: Path) -> Iterator[Replay]:
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` takes CUDA where there is any. One that is named becomes torch's current device.
+    """``auto`` takes CUDA where there is any.
 
     Raises:
         UserError: the device does not exist here.
@@ -272,7 +289,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).add_(1)  # with a kernel, which torch may not have for it
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"There is no device {name!r} here that torch can use.") from error
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # what names no device means this one: clocks, memory, names
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise UserError(
+            f"There is no device {name!r} that torch can use here: {reason}."
+        ) from error
     return device

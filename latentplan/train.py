@@ -47,6 +47,11 @@ def train(config: Config) -> Path:
     try:
         with stop_on_signal() as stop:
             trainer.run(stop)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{trainer.device} has no memory left. A smaller train.batch, behavior.starts_fraction "
+            "or plan.imagine_share, or another size, takes less, in a run_dir of its own."
+        ) from error
     finally:
         trainer.close()
     return folder
@@ -82,11 +87,13 @@ class Trainer:
 
     def __init__(self, config: Config, folder: Path):
         self.begin = time.monotonic()
-        self.config, self.folder = config, folder
+        self.config, self.folder = run_folder.as_trained(folder, config), folder
         self.device = run_folder.pick_device(config.device)
+        if self.device.type == "cuda" and self.device.index is not None:
+            torch.cuda.set_device(self.device)  # whose memory is logged, whose name is recorded
         path = run_folder.checkpoint_path(folder)
         saved = checkpoint.load(path) if path.exists() else None
-        renderer = pick_renderer(run_folder.as_drawn(folder, config))
+        renderer = pick_renderer(self.config)
         self.env = make_train_env(config, renderer, saved["episodes"] if saved else None)
         try:
             self._build(saved)
@@ -225,12 +232,6 @@ class Trainer:
                     metrics = self.agent.update(batch, episode)
                 except NonFiniteLossError as error:
                     raise UserError(self._dump(batch, error)) from error
-                except torch.OutOfMemoryError as error:
-                    raise UserError(
-                        f"{self.device} has no memory left for an update: a smaller train.batch, "
-                        "behavior.starts_fraction or plan.imagine_share, or another size, takes "
-                        "less. The last checkpoint stays."
-                    ) from error
                 except RuntimeError as error:
                     # A terminal's Ctrl-C also kills the compiler that an update waits for; it
                     # compiles for the losses and their gradients, before any weight is moved.

@@ -8,8 +8,6 @@ import pytest
 import torch
 from tiny import EPISODE, run_config
 
-from latentplan.train import train
-
 torch.set_num_threads(1)  # tests are small: threads cost more than they give
 
 
@@ -24,5 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run from pixels and state; tests that write into it take a copy."""
+    from latentplan.train import train  # what is broken there is not to break every test
+
     folder = tmp_path_factory.mktemp("run") / "finished"
     return train(run_config(folder, "obs=both", f"steps={4 * EPISODE}", "log.inspect_every=128"))

@@ -7,24 +7,40 @@ import logging
 import pytest
 import torch
 
+from latentplan.agent import use_bfloat16
 from latentplan.hardware import has_cuda
 
+BUILT = ["sm_75", "sm_80", "sm_86", "sm_90a", "compute_90"]
 
-@pytest.mark.parametrize("kernels", [True, False])
+
+@pytest.mark.parametrize(
+    ("capability", "usable"),
+    [
+        ((6, 1), False),
+        ((7, 0), False),
+        ((7, 5), True),
+        ((8, 0), True),
+        ((8, 9), True),
+        ((9, 0), True),
+        ((12, 0), True),
+    ],
+)
 def test_a_gpu_counts_where_torch_can_use_it(
-    kernels: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    capability: tuple[int, int],
+    usable: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def zeros(n: int, device: str) -> torch.Tensor:
-        if not kernels:
-            raise RuntimeError("CUDA error: no kernel image is available\nmore lines")
-        return torch.ones(n)
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch, "zeros", zeros)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: BUILT)
     with caplog.at_level(logging.WARNING, "latentplan"):
-        assert has_cuda.__wrapped__() == kernels
-    said = "the GPU cannot be used: CUDA error: no kernel image is available"
-    assert caplog.messages == ([] if kernels else [said])
+        assert has_cuda.__wrapped__() == usable
+    assert len(caplog.messages) == (not usable)
+    if not usable:
+        major, minor = capability
+        assert "Some GPU is not used" in caplog.text and f"{major}.{minor}" in caplog.text
 
 
 def test_no_gpu_is_no_reason_to_warn(
@@ -32,3 +48,15 @@ def test_no_gpu_is_no_reason_to_warn(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert not has_cuda.__wrapped__() and not caplog.messages
+
+
+@pytest.mark.parametrize("amx", [True, False])
+@pytest.mark.parametrize("avx512", [True, False])
+def test_bfloat16_where_the_hardware_multiplies_it(
+    amx: bool, avx512: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    cpu = torch.device("cpu")
+    assert use_bfloat16("auto", cpu) == (amx or avx512)
+    assert use_bfloat16("bfloat16", cpu) and not use_bfloat16("float32", cpu)

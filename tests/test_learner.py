@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from tiny import VECTOR, agent_config, random_batch, recorded, world_config
+from tiny import VECTOR, agent_config, few_units, random_batch, recorded, world_config
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -63,8 +63,7 @@ def awaken(agent: Agent) -> None:
         for x in (*agent.world.parameters(), *agent.critic.parameters(), *agent.actor.parameters()):
             x.add_(0.4 * torch.randn_like(x))
         agent.world.cont.output.bias.fill_(1.0)
-        for net in (agent.world.reward, agent.critic.net, agent.critic.slow_net):
-            net.output.bias.sub_(torch.linspace(-20, 20, len(net.output.bias)).square() / 2)
+    few_units(agent.world.reward, agent.critic.net, agent.critic.slow_net)
     agent.scale.range.fill_(3.0)
     agent.scale.count.fill_(10_000)
     agent.novelty_scale.largest.fill_(0.097)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from latentplan import provenance
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that passes for the package's, in a folder of its own."""
+    for name in [key for key in os.environ if key.startswith("GIT_")]:  # of a hook, say
+        monkeypatch.delenv(name)
     monkeypatch.delenv("LATENTPLAN_COMMIT", raising=False)
     path = tmp_path / "package" / "provenance.py"
     path.parent.mkdir()
@@ -22,8 +25,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def git(folder: Path, *words: str) -> str:
-    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    command = ["git", "-C", str(folder), *who, *words]
+    own = {"user.name": "a", "user.email": "a@example.org", "commit.gpgsign": "false"}
+    settings = [word for key, value in own.items() for word in ("-c", f"{key}={value}")]
+    command = ["git", "-C", str(folder), *settings, *words]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 

@@ -138,6 +138,7 @@ def test_the_run_folder_is_complete(run: Path) -> None:
 def test_what_drew_a_session_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was chosen, where the configuration says auto."""
     drawn, asked = Renderer("osmesa", "fast", True, "llvmpipe"), []
+    monkeypatch.setattr("latentplan.run_folder.needs_renderer", lambda task, obs: True)
 
     def pick(config: Config) -> Renderer:
         asked.append(config.env.render_quality)
@@ -157,6 +158,24 @@ def test_what_drew_a_session_is_recorded(tmp_path: Path, monkeypatch: pytest.Mon
     assert run_folder.as_drawn(tmp_path / "run", asked_for) == asked_for
 
 
+def test_a_run_keeps_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the machine on which it goes on would choose."""
+    rounded = []
+    for steps, here in ((16, False), (32, True)):
+        monkeypatch.setattr(
+            "latentplan.agent.use_bfloat16",
+            lambda asked, _, here=here: (
+                rounded.append(asked) or here if asked == "auto" else asked == "bfloat16"
+            ),
+        )
+        few = ("eval.every=0", "log.inspect_every=0", "train.precision=auto")
+        train(run_config(tmp_path / "run", f"steps={steps}", *few))
+    sessions = json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]
+    assert [session["precision"] for session in sessions] == ["float32", "float32"]
+    assert rounded == ["auto"]
+    assert load_resolved(tmp_path / "run" / "config.yaml").train.precision == "auto"
+
+
 def test_an_update_without_memory_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +183,7 @@ def test_an_update_without_memory_is_one_sentence(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
     monkeypatch.setattr(Agent, "update", update)
-    with pytest.raises(UserError, match=r"no memory left for an update: .* train\.batch"):
+    with pytest.raises(UserError, match=r"cpu has no memory left. .* train\.batch"):
         train(run_config(tmp_path / "run", "log.inspect_every=0"))
 
 

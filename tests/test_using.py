@@ -44,8 +44,11 @@ def test_a_video_that_cannot_be_is_refused_before_anything_is_played(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_any_run_can_be_planned_with(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["eval", str(run), "--episodes", "1", "--policy"]
+def test_any_run_can_be_planned_with(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film = str(tmp_path / "film.gif")
+    command = ["eval", str(run), "--episodes", "1", "--video", film, "--policy"]
     scores = []
     for policy in (["mean"], ["planner", "--plan", "candidates=3", "horizon=2"]):
         assert main([*command, *policy]) == 0

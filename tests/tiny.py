@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from latentplan.config import load
 from latentplan.schema import BehaviorConfig, Config, OptimConfig, TrainConfig, WorldConfig
@@ -49,6 +50,13 @@ def agent_config(world: WorldConfig = WORLD, **behavior: Any) -> Config:
         optim=OPTIM,
         train=TrainConfig(precision="float32"),
     )
+
+
+@torch.no_grad()
+def few_units(*heads: nn.Module) -> None:
+    """Let awakened two-hot heads say a few units: their outermost bins are at 5e8."""
+    for head in heads:
+        head.output.bias.sub_(torch.linspace(-20, 20, len(head.output.bias)).square() / 2)
 
 
 def random_batch(

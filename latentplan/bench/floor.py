@@ -10,6 +10,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class FlopCount(TorchDispatchMode):
 
 def peak_rates(device: torch.device) -> dict[str, float]:
     """Operations per second of large square products, by dtype; the best of a few tries."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))

@@ -9,6 +9,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -162,7 +163,7 @@ def time_parts(
     parts: Mapping[str, Part], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Seconds of every part, ``repeats`` interleaved times after warming up."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for repeat in range(WARM_UPS + repeats):
         for name, part in parts.items():
