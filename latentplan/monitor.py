@@ -149,7 +149,8 @@ class Monitor:
         text = ", ".join(f"{k} {v:.3g}" for k, v in shown.items() if v is not None)
         self._bar.set_postfix_str(text)
         if self._bar.disable:
-            if frames > frames_then:
+            # Random decisions are quicker than learning, the first updates, being compiled, slower.
+            if frames > frames_then and updates > updates_then > 0:
                 left = (self.config.steps - frames) / rates["fps/env"]
                 text += f", {left / 60:.0f} min left"
             log.info("frame %d/%d: %s", frames, self.config.steps, text)

@@ -90,6 +90,17 @@ def test_resuming_says_so_and_counts_on(tmp_path: Path, caplog: pytest.LogCaptur
     assert len(json.loads((folder / "run.json").read_text())["sessions"]) == 2
 
 
+def test_the_time_left_is_told_once_updates_have_their_pace(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "latentplan"):
+        train(run_config(tmp_path / "run", "train.prefill=24", "log.inspect_every=0"))
+    lines = [x for x in caplog.messages if x.startswith("frame ")]
+    told = [x.partition("/")[0] for x in lines if "min left" in x]
+    assert [x.partition("/")[0] for x in lines] == [f"frame {n}" for n in (64, 128, 192, 256)]
+    assert told == ["frame 192", "frame 256"]
+
+
 def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train(run_config(folder, "steps=128"))
