@@ -30,8 +30,10 @@ def has_cuda() -> bool:
 def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
     """Whether what was compiled for ``arch`` runs there: ``sm_86`` on later GPUs of its generation,
     ``compute_90`` on all later ones."""
-    kind, _, number = arch.partition("_")
-    major, minor = divmod(int(re.sub(r"\D", "", number)), 10)
-    if kind == "compute":
+    found = re.fullmatch(r"(sm|compute)_(\d+)[a-z]?", arch)
+    if found is None:  # no CUDA: what ROCm calls its GPUs
+        return True
+    major, minor = divmod(int(found[2]), 10)
+    if found[1] == "compute":
         return (major, minor) <= capability
     return major == capability[0] and minor <= capability[1]

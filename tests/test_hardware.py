@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from latentplan.agent import use_bfloat16
-from latentplan.hardware import has_cuda
+from latentplan.hardware import _runs_on, has_cuda
 
 BUILT = ["sm_75", "sm_80", "sm_86", "sm_90a", "compute_90"]
 
@@ -41,6 +41,14 @@ def test_a_gpu_counts_where_torch_can_use_it(
     if not usable:
         major, minor = capability
         assert "Some GPU is not used" in caplog.text and f"{major}.{minor}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arch", "runs"),
+    [("sm_80", True), ("sm_86", True), ("sm_89", False), ("sm_75", False), ("gfx90a", True)],
+)
+def test_what_a_name_of_an_architecture_means(arch: str, runs: bool) -> None:
+    assert _runs_on(arch, (8, 6)) == runs
 
 
 def test_no_gpu_is_no_reason_to_warn(
