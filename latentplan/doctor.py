@@ -53,12 +53,12 @@ def diagnose(folder: str | Path = ".") -> tuple[str, bool]:
 def _versions() -> tuple[list[str], list[str]]:
     found = {package: version(package) for package in _PACKAGES}
     lines = [f"  python {platform.python_version()} on {platform.platform()}"]
-    lines.append("  " + ", ".join(f"{name} {version}" for name, version in found.items()))
-    warnings = [f"  {name} is not installed" for name, version in found.items() if not version]
+    lines.append("  " + ", ".join(f"{name} {number}" for name, number in found.items()))
+    warnings = [f"  {name} is not installed" for name, number in found.items() if not number]
     untested = {name: found[name] for name in TESTED if found[name] != TESTED[name]}
     if all(found[name] for name in TESTED) and untested:
         pair = " with ".join(f"{name} {found[name]}" for name in TESTED)
-        tested = " with ".join(f"{name} {version}" for name, version in TESTED.items())
+        tested = " with ".join(f"{name} {number}" for name, number in TESTED.items())
         warnings.append(f"  {pair} is an untested pair; {tested} is known to work")
     return lines, warnings
 
@@ -99,8 +99,9 @@ def _devices(chosen: Probe | None) -> tuple[list[str], list[str]]:
                 f"  there is an NVIDIA driver, but torch {torch.__version__} sees no CUDA device"
             )
     from latentplan.compiling import missing
+    from latentplan.run_folder import pick_device
 
-    trouble = missing(torch.device("cuda" if has_cuda() else "cpu"))
+    trouble = missing(pick_device("auto"))
     if trouble is None:
         lines.append("  torch.compile works")
     else:

@@ -217,7 +217,8 @@ def load(
         module: ``env.module``, where it is not what it was in training.
 
     Raises:
-        UserError: the folder holds no run, its checkpoint is damaged, or there is no such key.
+        UserError: the folder holds no run, its checkpoint or run.json is damaged, or there is no
+            such key.
     """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.yaml.")

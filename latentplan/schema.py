@@ -159,9 +159,7 @@ class EvalConfig:
 @dataclass(frozen=True)
 class LogConfig:
     every: int = 1000  # frames between rows of metrics
-    checkpoint_seconds: float = (
-        300.0  # between checkpoints, a new run's first after 30; 0: at the end only
-    )
+    checkpoint_seconds: float = 300.0  # a new run's first comes after 30; 0: at the end only
     inspect_every: int = 20_000  # frames between films and plan fans; 0: never
     inspect_context: int = 5  # rows that the model sees before it is on its own
 

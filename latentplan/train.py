@@ -147,8 +147,7 @@ class Trainer:
         log.info("agent: %s weights on %s", f"{weights:,}", self.device)
         if renderer:
             log.info(
-                *("pictures: %s, %s (%s)", renderer.backend, renderer.quality),
-                renderer.description,
+                "pictures: %s, %s (%s)", renderer.backend, renderer.quality, renderer.description
             )
         log.info(
             "train ratio %g: each decision is replayed %g times, one update (%d rows) per "

@@ -12,6 +12,7 @@ from tiny import (
     VECTOR,
     WORLD,
     agent_config,
+    awaken,
     differences,
     leaves,
     part,
@@ -36,12 +37,6 @@ def make_agent(spec: EnvSpec = VECTOR, seed: int = 0, **behavior: Any) -> Agent:
 def sharpen(agent: Agent) -> None:
     """Make the state depend on what is seen; at initialization it hardly does."""
     nn.init.normal_(agent.world.rssm.posterior_out.weight, std=5.0)
-
-
-def awaken(agent: Agent) -> None:
-    """Give the heads that start at zero something to say."""
-    for net in (agent.world.reward, agent.critic.net, agent.critic.slow_net):
-        nn.init.normal_(net.output.weight, std=0.3)
 
 
 # --- acting ---------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import VECTOR, agent_config, random_batch, world_config
+from tiny import VECTOR, agent_config, awaken, random_batch, world_config
 from torch import Tensor, nn
 
 from latentplan.agent import Agent
@@ -17,12 +17,6 @@ from latentplan.types import Choice, EnvSpec, Latent, Prediction, Rollout, StepN
 def make_agent(**behavior: Any) -> Agent:
     torch.manual_seed(0)
     return Agent(VECTOR, agent_config(**behavior))
-
-
-def awaken(agent: Agent) -> None:
-    """Give the heads that start at zero something to say."""
-    for net in (agent.world.reward, agent.critic.net, agent.critic.slow_net):
-        nn.init.normal_(net.output.weight, std=0.3)
 
 
 # --- imagination ----------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import VECTOR, agent_config, few_units, part, random_batch
+from tiny import VECTOR, agent_config, few_units, part, random_batch, stir
 from torch import Tensor
 
 from latentplan.agent import Agent
@@ -278,7 +278,7 @@ def test_plans_teach_by_the_returns_that_the_policy_climbs(
 )
 def test_a_plan_is_scored_in_the_units_asked_for(changes: dict[str, bool]) -> None:
     learner = agent(telling(horizon=2, **changes))
-    awaken(learner)
+    stir(learner.parameters(), 0.5)
     few_units(learner.world.reward, learner.critic.slow_net)  # or uncertainty would not be seen
     learner.scale.range.fill_(3.0)
     learner.scale.count.fill_(10_000)
@@ -296,16 +296,9 @@ def test_a_plan_is_scored_in_the_units_asked_for(changes: dict[str, bool]) -> No
     torch.testing.assert_close(found.score, gain / scale - doubt)
 
 
-def awaken(learner: Agent) -> None:
-    """Heads start at zero, where no candidate is better than another."""
-    with torch.no_grad():
-        for x in learner.parameters():
-            x.add_(0.5 * torch.randn_like(x))
-
-
 def weights_after_three(settings: Config) -> dict[str, Tensor]:
     learner = agent(settings)
-    awaken(learner)
+    stir(learner.parameters(), 0.5)
     torch.manual_seed(1)
     for seed in range(3):
         learner.update(*random_batch(8, 6, seed=seed))
@@ -380,7 +373,7 @@ def test_coplanner_without_rates_and_value_is_best_of_k_by_reward() -> None:
     asked = ["ablation=coplanner", "plan.explore_rate=0", "plan.imagine_rate=0", "plan.value=false"]
     settings = load([], ["size=tiny", *asked]).plan
     learner = agent(replace(agent_config(), plan=settings))
-    awaken(learner)
+    stir(learner.parameters(), 0.5)
     latent = Latent(torch.randn(40, 16).tanh(), torch.rand(40, 3, 4))
     for rate in (settings.explore_rate, -settings.imagine_rate):
         found = learner.behavior.plan(latent, rate)

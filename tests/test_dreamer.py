@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import VECTOR, agent_config, few_units, random_batch, recorded
+from tiny import VECTOR, agent_config, few_units, random_batch, recorded, stir
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -55,9 +55,8 @@ def settings(gradient: str) -> Config:
 def awakened(gradient: str) -> Agent:
     torch.manual_seed(0)
     agent = Agent(VECTOR, settings(gradient))
-    with torch.no_grad():
-        for x in (*agent.world.parameters(), *agent.critic.parameters(), *agent.actor.parameters()):
-            x.add_(0.4 * torch.randn_like(x))
+    parts = (agent.world, agent.critic, agent.actor)
+    stir([x for part in parts for x in part.parameters()], 0.4)
     few_units(agent.world.reward, agent.critic.net, agent.critic.slow_net)
     agent.scale.range.fill_(SCALE)
     agent.scale.count.fill_(10_000)

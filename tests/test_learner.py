@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from tiny import VECTOR, agent_config, few_units, random_batch, recorded, world_config
+from tiny import VECTOR, agent_config, few_units, random_batch, recorded, stir, world_config
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -59,10 +59,9 @@ def awaken(agent: Agent) -> None:
     """Heads start at zero. Rewards and values of a few units, ends that are not certain, and U such
     that the threshold cuts about half of the windows."""
     torch.manual_seed(3)
-    with torch.no_grad():
-        for x in (*agent.world.parameters(), *agent.critic.parameters(), *agent.actor.parameters()):
-            x.add_(0.4 * torch.randn_like(x))
-        agent.world.cont.output.bias.fill_(1.0)
+    parts = (agent.world, agent.critic, agent.actor)
+    stir([x for part in parts for x in part.parameters()], 0.4)
+    agent.world.cont.output.bias.data.fill_(1.0)
     few_units(agent.world.reward, agent.critic.net, agent.critic.slow_net)
     agent.scale.range.fill_(3.0)
     agent.scale.count.fill_(10_000)

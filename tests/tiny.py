@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,6 +14,9 @@ from torch import nn
 from latentplan.config import load
 from latentplan.schema import BehaviorConfig, Config, OptimConfig, TrainConfig, WorldConfig
 from latentplan.types import EnvSpec, Timestep
+
+if TYPE_CHECKING:  # conftest imports this file: what is broken in agents is not to break all
+    from latentplan.agent import Agent
 
 VECTOR = EnvSpec({"vector": ((3,), "float32")}, 2, 2)
 BOTH = EnvSpec({"image": ((16, 16, 3), "uint8"), "vector": ((3,), "float32")}, 2, 2)
@@ -52,9 +55,22 @@ def agent_config(world: WorldConfig = WORLD, **behavior: Any) -> Config:
     )
 
 
+def awaken(agent: Agent) -> None:
+    """Give the heads that start at zero something to say."""
+    for net in (agent.world.reward, agent.critic.net, agent.critic.slow_net):
+        nn.init.normal_(net.output.weight, std=0.3)
+
+
+@torch.no_grad()
+def stir(weights: Iterable[nn.Parameter], std: float) -> None:
+    """Noise on every weight: heads start at zero, where nothing is worth more than another."""
+    for x in weights:
+        x.add_(std * torch.randn_like(x))
+
+
 @torch.no_grad()
 def few_units(*heads: nn.Module) -> None:
-    """Let awakened two-hot heads say a few units: their outermost bins are at 5e8."""
+    """Let stirred two-hot heads say a few units: their outermost bins are at 5e8."""
     for head in heads:
         head.output.bias.sub_(torch.linspace(-20, 20, len(head.output.bias)).square() / 2)
 

@@ -10,14 +10,13 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from latentplan.bench.parts import Part
+from latentplan.bench.parts import Part, waiting_for
 
 SIDE = 2048  # of the square matrices that the peak is measured with
 TRIES = 5
@@ -44,7 +43,7 @@ class FlopCount(TorchDispatchMode):
 
 def peak_rates(device: torch.device) -> dict[str, float]:
     """Operations per second of large square products, by dtype; the best of a few tries."""
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait = waiting_for(device)
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))

@@ -159,11 +159,16 @@ def random_rows(
     return Timestep(obs, action, reward, is_first, torch.zeros_like(is_first)), episode
 
 
+def waiting_for(device: torch.device) -> Callable[[], None]:
+    """What returns when the device has done its work."""
+    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+
+
 def time_parts(
     parts: Mapping[str, Part], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Seconds of every part, ``repeats`` interleaved times after warming up."""
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait = waiting_for(device)
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for repeat in range(WARM_UPS + repeats):
         for name, part in parts.items():
