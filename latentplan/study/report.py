@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from latentplan.config import load
+from latentplan.study.aggregate import COVERED, Estimate, aggregate
 from latentplan.study.curves import (
     Curve,
     draw_curves,
@@ -25,6 +26,7 @@ from latentplan.study.mechanisms import (
     read_mechanisms,
     write_mechanisms,
 )
+from latentplan.task_names import parse_task
 from latentplan.types import UserError
 
 HEAD = (
@@ -53,6 +55,9 @@ class Result(NamedTuple):
     done: bool
 
 
+Panels = dict[str, dict[str, list[Result]]]  # task, ablation
+
+
 def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
     """Write ``out``.csv and .json (curves), ``out``_mechanisms.csv and ``out``.png.
 
@@ -62,7 +67,7 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
     Of a run whose replay is gone, or has forgotten its first rows, the mechanisms are left blank.
 
     Returns:
-        A Markdown table, a row per task and ablation.
+        Two Markdown tables: a row per task and ablation, and a row per ablation over all tasks.
 
     Raises:
         UserError: no run of the study has been evaluated yet, a run is damaged or has other
@@ -80,7 +85,7 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
         result.curve.what["ablation"] = job.ablation
     write_curves([result.curve for result in results.values()], out)
     write_mechanisms({job: result.mechanisms for job, result in results.items()}, out)
-    panels: dict[str, dict[str, list[Result]]] = {}
+    panels: Panels = {}
     for job, result in results.items():
         panels.setdefault(job.task, {}).setdefault(job.ablation, []).append(result)
     curves = {
@@ -93,8 +98,7 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
         for task, groups in panels.items()
         for ablation, group in groups.items()
     ]
-    lines = [HEAD, ["---"] * len(HEAD), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n\n".join([_table(HEAD, rows), *_over_tasks(panels)])
 
 
 def _of_folders(matrix: Sequence[Job]) -> dict[Job, Result]:
@@ -127,9 +131,9 @@ def _of_report(matrix: Sequence[Job], earlier: Path) -> dict[Job, Result]:
 
 
 def _row(task: str, ablation: str, group: Sequence[Result]) -> list[str]:
-    final = [result.curve.rows[-1]["mean"] for result in group]
+    final = [*map(_final, group)]
     planner = [result.curve.rows[-1]["planner"] for result in group]
-    means = [np.mean([row["mean"] for row in result.curve.rows]) for result in group]
+    means = [*map(_mean_of_curve, group)]
     known = [result.mechanisms for result in group if result.mechanisms != UNKNOWN]
     first, *rest = zip(*(known or [UNKNOWN]), strict=True)
     never = "never" if known and all(x is None for x in first) else _average(first, 0)
@@ -138,13 +142,64 @@ def _row(task: str, ablation: str, group: Sequence[Result]) -> list[str]:
     digits = (0, 3, 3, 2, 2, 2, 2, 0)
     return [
         task,
-        ablation if all(result.done for result in group) else f"{ablation} (unfinished)",
+        _label(ablation, group),
         f"{np.mean(final):.0f} ({', '.join(f'{x:.0f}' for x in final)})",
         _average(means, 0),
         _average(planner, 0),
         never,
         *(_average(values, d) for values, d in zip(rest, digits, strict=True)),
     ]
+
+
+def _over_tasks(panels: Panels) -> list[str]:
+    """The table of ablations over the tasks that all of them have runs of; none where there is
+    nothing to put together."""
+    names = list(dict.fromkeys(name for groups in panels.values() for name in groups))
+    shared = {task: groups for task, groups in panels.items() if len(groups) == len(names)}
+    if len(shared) < 2 or len(names) < 2:
+        return []
+    found = [
+        aggregate(
+            {
+                task: {name: [*map(score, groups[name])] for name in names}
+                for task, groups in shared.items()
+            }
+        )
+        for score in (_final, _mean_of_curve)
+    ]
+    of_dmc = all(parse_task(task)[0] == "dmc" for task in shared)  # returns from 0 to 1000, all
+    head = [f"over {len(shared)} tasks"]
+    for title in ("final return", "mean of the curve"):
+        head += [f"{title}: mean", "interquartile mean", f"better than {names[0]}"]
+    rows = []
+    for name in names:
+        row = [_label(name, [run for groups in shared.values() for run in groups[name]])]
+        for mean, iqm, better in (aggregates[name] for aggregates in found):
+            row += [_interval(x, 0) if of_dmc else "" for x in (mean, iqm)]
+            row.append(_interval(better, 2) if better else "")
+        rows.append(row)
+    return [_table(head, rows), f"[{COVERED} % of stratified bootstrap draws]"]
+
+
+def _label(ablation: str, group: Sequence[Result]) -> str:
+    return ablation if all(result.done for result in group) else f"{ablation} (unfinished)"
+
+
+def _final(result: Result) -> float:
+    return result.curve.rows[-1]["mean"]
+
+
+def _mean_of_curve(result: Result) -> float:
+    return float(np.mean([row["mean"] for row in result.curve.rows]))
+
+
+def _interval(x: Estimate, digits: int) -> str:
+    return f"{x.value:.{digits}f} [{x.low:.{digits}f}, {x.high:.{digits}f}]"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def _average(values: Sequence[float | None], digits: int) -> str:
