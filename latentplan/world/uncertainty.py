@@ -6,6 +6,8 @@ member agrees on counts as nothing: epistemic uncertainty only.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,8 +44,9 @@ def member_std(p: Tensor) -> Tensor:
 def kl_rest(p: Tensor) -> Tensor:
     """One-versus-rest disagreement of MPDP: sum_m KL[p_m || mean of others], mean over groups; its
     arguments are those of :func:`jsd`."""
-    rest = (p.sum(0) - p) / (p.shape[0] - 1)
-    return (p * (p.log() - rest.log())).sum(-1).sum(0).mean(-1)
+    rest = p.sum(0) - p  # M - 1 times the mean of the others: one logarithm then does for both
+    ratio = (p * (p / rest).log()).flatten(-2).sum(-1).sum(0) / p.shape[-2]
+    return ratio + p.shape[0] * math.log(p.shape[0] - 1)
 
 
 MEASURES = {"jsd": jsd, "std": member_std, "kl_rest": kl_rest}
