@@ -1,8 +1,9 @@
 """All tasks of a study in one line per ablation, with how sure that is (Agarwal et al. 2021).
 
 Runs are few and far apart, so a mean alone says little. Intervals are of a stratified bootstrap:
-runs are drawn anew, with replacement, within every task of every ablation. With three runs in each
-they are too narrow rather than too wide, and say nothing of tasks that are not in the study.
+runs are drawn anew, with replacement, within every task of every ablation. Of three runs on each
+of four tasks they cover less than they say (a mean's 86 % instead of 95, were returns normal), and
+they say nothing of tasks that are not in the study.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import trim_mean
 
-DRAWS = 10_000
-COVERED = 95  # percent of the draws lie in an interval
+RESAMPLES = 10_000
+CONFIDENCE = 95  # percent of the resamples lie in an interval
 
 Scores = Mapping[str, Mapping[str, Sequence[float]]]  # task, ablation -> a score per run
-Drawn = Sequence[NDArray[np.float64]]  # of every task, (DRAWS, runs)
+Samples = Sequence[NDArray[np.float64]]  # of every task (S, runs): S resamples, or the runs alone
 
 
 class Estimate(NamedTuple):
@@ -33,60 +34,56 @@ class Aggregate(NamedTuple):
     """Of one ablation over all tasks."""
 
     mean: Estimate  # of the tasks' means
-    iqm: Estimate  # interquartile mean: that of the middle half of all runs
-    better: Estimate | None  # than the first ablation, see :func:`_better`; None of itself
+    iqm: Estimate  # interquartile mean, of the middle half of all runs
+    improvement: Estimate | None  # probability of improvement on the baseline, which has None
 
 
-def aggregate(scores: Scores) -> dict[str, Aggregate]:
-    """Every ablation over all tasks, and against the first of them.
+def aggregate(scores: Scores, baseline: str) -> dict[str, Aggregate]:
+    """Every ablation over all tasks, and against the baseline.
 
     Args:
-        scores: every task has the same ablations, and a run at least of each.
-
-    Returns:
-        An aggregate per ablation. The same runs give the same intervals.
+        scores: every task has the same ablations, and two runs at least of each.
+        baseline: one of the ablations.
     """
+    rng = np.random.default_rng(0)
     tasks = list(scores.values())
-    ablations = list(tasks[0])
-    draw = np.random.default_rng(0)
-    kept, drawn = {}, {}
-    for name in ablations:
-        kept[name] = [np.asarray(of_task[name], float)[None] for of_task in tasks]
-        again = [draw.integers(runs.size, size=(DRAWS, runs.size)) for runs in kept[name]]
-        drawn[name] = [runs[0, rows] for runs, rows in zip(kept[name], again, strict=True)]
-    first = ablations[0]
-    return {
-        name: Aggregate(
-            _estimate(_mean(kept[name]), _mean(drawn[name])),
-            _estimate(_iqm(kept[name]), _iqm(drawn[name])),
-            _estimate(_better(kept[name], kept[first]), _better(drawn[name], drawn[first]))
-            if name != first
-            else None,
-        )
-        for name in ablations
-    }
+    runs, resampled = {}, {}
+    for name in tasks[0]:
+        runs[name] = [np.asarray(of_task[name], float)[None] for of_task in tasks]
+        resampled[name] = [x[0, rng.integers(x.size, size=(RESAMPLES, x.size))] for x in runs[name]]
+    found = {}
+    for name in runs:
+        improvement = None
+        if name != baseline:
+            improvement = _estimate(
+                _improvement(runs[name], runs[baseline]),
+                _improvement(resampled[name], resampled[baseline]),
+            )
+        mean = _estimate(_mean(runs[name]), _mean(resampled[name]))
+        iqm = _estimate(_iqm(runs[name]), _iqm(resampled[name]))
+        found[name] = Aggregate(mean, iqm, improvement)
+    return found
 
 
-def _estimate(value: NDArray, draws: NDArray) -> Estimate:
-    outside = (100 - COVERED) / 2
-    low, high = np.percentile(draws, [outside, 100 - outside])
+def _estimate(value: NDArray, resampled: NDArray) -> Estimate:
+    outside = (100 - CONFIDENCE) / 2
+    low, high = np.percentile(resampled, [outside, 100 - outside])
     return Estimate(float(value[0]), float(low), float(high))
 
 
-def _mean(tasks: Drawn) -> NDArray:
-    """Every task counts the same, however many runs it has."""
+def _mean(tasks: Samples) -> NDArray:
+    """(S,) Every task counts the same, however many runs it has."""
     return np.mean([runs.mean(1) for runs in tasks], 0)
 
 
-def _iqm(tasks: Drawn) -> NDArray:
+def _iqm(tasks: Samples) -> NDArray:
+    """(S,) Every run counts the same; of three runs or fewer in all, it is their mean."""
     return trim_mean(np.concatenate(tasks, 1), 0.25, axis=1)
 
 
-def _better(tasks: Drawn, others: Drawn) -> NDArray:
-    """How often a run is above one of the others on the same task, of all pairs; a tie is half.
-
-    One half says nothing; units do not matter. Their "probability of improvement".
-    """
+def _improvement(tasks: Samples, others: Samples) -> NDArray:
+    """(S,) How often a run is above one of the others on the same task, of all pairs; a tie is
+    half. One half says nothing; units do not matter."""
     shares = []
     for runs, other in zip(tasks, others, strict=True):
         gap = np.sign(runs[:, :, None] - other[:, None, :])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from latentplan.config import load
-from latentplan.study.aggregate import COVERED, Estimate, aggregate
+from latentplan.study.aggregate import CONFIDENCE, Estimate, aggregate
 from latentplan.study.curves import (
     Curve,
     draw_curves,
@@ -67,7 +67,8 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
     Of a run whose replay is gone, or has forgotten its first rows, the mechanisms are left blank.
 
     Returns:
-        Two Markdown tables: a row per task and ablation, and a row per ablation over all tasks.
+        A Markdown table, a row per task and ablation; and where there are several of both, with
+        several runs each, another, a row per ablation.
 
     Raises:
         UserError: no run of the study has been evaluated yet, a run is damaged or has other
@@ -98,7 +99,9 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
         for task, groups in panels.items()
         for ablation, group in groups.items()
     ]
-    return "\n\n".join([_table(HEAD, rows), *_over_tasks(panels)])
+    known = {name for groups in panels.values() for name in groups}
+    ablations = [name for name in dict.fromkeys(job.ablation for job in matrix) if name in known]
+    return "\n\n".join([_table(HEAD, rows), *_over_tasks(panels, ablations)])
 
 
 def _of_folders(matrix: Sequence[Job]) -> dict[Job, Result]:
@@ -151,34 +154,42 @@ def _row(task: str, ablation: str, group: Sequence[Result]) -> list[str]:
     ]
 
 
-def _over_tasks(panels: Panels) -> list[str]:
-    """The table of ablations over the tasks that all of them have runs of; none where there is
-    nothing to put together."""
-    names = list(dict.fromkeys(name for groups in panels.values() for name in groups))
-    shared = {task: groups for task, groups in panels.items() if len(groups) == len(names)}
-    if len(shared) < 2 or len(names) < 2:
+def _over_tasks(panels: Panels, ablations: Sequence[str]) -> list[str]:
+    """The table of ablations over the tasks that all of them have several runs of, against the
+    first; none where there is nothing to put together."""
+    shared = {
+        task: groups
+        for task, groups in panels.items()
+        if all(len(groups.get(name, ())) > 1 for name in ablations)
+    }
+    if len(shared) < 2 or len(ablations) < 2:
         return []
+    baseline = ablations[0]
     found = [
         aggregate(
             {
-                task: {name: [*map(score, groups[name])] for name in names}
+                task: {name: [*map(score, groups[name])] for name in ablations}
                 for task, groups in shared.items()
-            }
+            },
+            baseline,
         )
         for score in (_final, _mean_of_curve)
     ]
-    of_dmc = all(parse_task(task)[0] == "dmc" for task in shared)  # returns from 0 to 1000, all
+    # Returns of the Control Suite are of one unit (from 0 to 1000, but for lqr).
+    means = all(parse_task(task)[0] == "dmc" for task in shared)
     head = [f"over {len(shared)} tasks"]
     for title in ("final return", "mean of the curve"):
-        head += [f"{title}: mean", "interquartile mean", f"better than {names[0]}"]
+        head += [f"{title}: mean", "interquartile mean"] if means else []
+        head.append(f"better than {baseline}" if means else f"{title}: better than {baseline}")
     rows = []
-    for name in names:
+    for name in ablations:
         row = [_label(name, [run for groups in shared.values() for run in groups[name]])]
-        for mean, iqm, better in (aggregates[name] for aggregates in found):
-            row += [_interval(x, 0) if of_dmc else "" for x in (mean, iqm)]
-            row.append(_interval(better, 2) if better else "")
+        for mean, iqm, improvement in (aggregates[name] for aggregates in found):
+            row += [_interval(x, 0) for x in (mean, iqm)] if means else []
+            row.append(_interval(improvement, 2) if improvement else "")
         rows.append(row)
-    return [_table(head, rows), f"[{COVERED} % of stratified bootstrap draws]"]
+    names = ", ".join(shared)
+    return [_table(head, rows), f"[{CONFIDENCE} % of stratified bootstrap samples; {names}]"]
 
 
 def _label(ablation: str, group: Sequence[Result]) -> str:

@@ -44,7 +44,9 @@ def member_std(p: Tensor) -> Tensor:
 def kl_rest(p: Tensor) -> Tensor:
     """One-versus-rest disagreement of MPDP: sum_m KL[p_m || mean of others], mean over groups; its
     arguments are those of :func:`jsd`."""
-    rest = p.sum(0) - p  # M - 1 times the mean of the others: one logarithm then does for both
+    # M - 1 times the mean of the others. One logarithm then does for both, and as every p sums to
+    # one, the factor comes back as a constant.
+    rest = p.sum(0) - p
     ratio = (p * (p / rest).log()).flatten(-2).sum(-1).sum(0) / p.shape[-2]
     return ratio + p.shape[0] * math.log(p.shape[0] - 1)
 
