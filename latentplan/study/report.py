@@ -99,7 +99,7 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
         for task, groups in panels.items()
         for ablation, group in groups.items()
     ]
-    known = {name for groups in panels.values() for name in groups}
+    known = {job.ablation for job in results}
     ablations = [name for name in dict.fromkeys(job.ablation for job in matrix) if name in known]
     return "\n\n".join([_table(HEAD, rows), *_over_tasks(panels, ablations)])
 
@@ -176,16 +176,16 @@ def _over_tasks(panels: Panels, ablations: Sequence[str]) -> list[str]:
         for score in (_final, _mean_of_curve)
     ]
     # Returns of the Control Suite are of one unit (from 0 to 1000, but for lqr).
-    means = all(parse_task(task)[0] == "dmc" for task in shared)
+    one_unit = all(parse_task(task)[0] == "dmc" for task in shared)
     head = [f"over {len(shared)} tasks"]
     for title in ("final return", "mean of the curve"):
-        head += [f"{title}: mean", "interquartile mean"] if means else []
-        head.append(f"better than {baseline}" if means else f"{title}: better than {baseline}")
+        head += [f"{title}: mean", "interquartile mean"] if one_unit else []
+        head.append(f"better than {baseline}" if one_unit else f"{title}: better than {baseline}")
     rows = []
     for name in ablations:
         row = [_label(name, [run for groups in shared.values() for run in groups[name]])]
         for mean, iqm, improvement in (aggregates[name] for aggregates in found):
-            row += [_interval(x, 0) for x in (mean, iqm)] if means else []
+            row += [_interval(x, 0) for x in (mean, iqm)] if one_unit else []
             row.append(_interval(improvement, 2) if improvement else "")
         rows.append(row)
     names = ", ".join(shared)
