@@ -2,7 +2,7 @@
 
 Functions are compiled, never modules: names in checkpoints stay as they are, and what is not named
 here runs as written. ``cell``: one step of the model, of filtering, of the policy. ``full``: also
-what runs once per update over all rows (coders, divergences, the critic's values).
+what runs once per update over all rows (coders, divergences, heads, the critic).
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def compile_agent(agent: Agent, mode: str) -> str:
         *((behavior, "policy"), (behavior, "value")),
     ]
     if mode == "full":
-        named += [(world, "encode"), (world, "_decode"), (world, "_divergence")]
+        named += [(world, "cut"), (world, "_encode"), (world, "_errors"), (world, "_divergence")]
+        named += [(world, "_outcome_losses"), (agent.learner, "_value_loss")]
     for owner, name in named:
         setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False))
     return mode

@@ -7,6 +7,7 @@ from tiny import random_batch, world_config
 from latentplan.types import EnvSpec, UserError
 from latentplan.world.decoder import ConvDecoder, Decoder
 from latentplan.world.encoder import ConvEncoder, Encoder
+from latentplan.world.pictures import PATCH, Pictures
 
 CODERS = pytest.mark.parametrize("coder", ["strided", "patch"])
 MANY = EnvSpec(
@@ -25,8 +26,14 @@ def features(n: int, size: int = 20) -> torch.Tensor:
     return torch.randn(n, size, generator=torch.Generator().manual_seed(0))
 
 
-def as_floats(obs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: x.float() / 255 if name in MANY.images else x for name, x in obs.items()}
+def as_seen(obs: dict[str, torch.Tensor], coder: str = "strided") -> dict[str, torch.Tensor]:
+    """Pictures cut, as floats."""
+    return {
+        name: Pictures(MANY.obs[name][0], PATCH[coder]).cut(x).float() / 255
+        if name in MANY.images
+        else x
+        for name, x in obs.items()
+    }
 
 
 @CODERS
@@ -35,20 +42,20 @@ def test_any_mix_of_pictures_and_vectors_goes_in_and_comes_out(coder: str, norm:
     config = world_config(coder=coder, norm=norm)
     batch = random_batch(2, 3, MANY)[0]
     encoder, decoder = Encoder(MANY, config), Decoder(MANY, 20, config)
-    embed = encoder(as_floats(batch.obs))
+    embed = encoder(as_seen(batch.obs, coder))
     assert embed.shape == (2, 3, encoder.size)
     # Four halvings to 1 x 2 and 2 x 2 positions, the channels doubling from 2 to 16.
     assert encoder.size == 16 * 2 + 16 * 4 + 8
     decoded = decoder(features(5))
-    assert {name: tuple(x.shape) for name, x in decoded.items()} == {
-        name: (5, *shape) for name, (shape, _) in MANY.obs.items()
+    assert {name: x.shape for name, x in decoded.items()} == {
+        name: (5, *x.shape[2:]) for name, x in as_seen(batch.obs, coder).items()
     }
 
 
 def test_every_observation_is_seen() -> None:
     torch.manual_seed(0)
     encoder = Encoder(MANY, world_config())
-    obs = as_floats(random_batch(2, 1, MANY)[0].obs)
+    obs = as_seen(random_batch(2, 1, MANY)[0].obs)
     for name in obs:
         changed = {k: x.clone() for k, x in obs.items()}
         changed[name] = changed[name] + 3
@@ -70,7 +77,7 @@ def test_the_encoder_keeps_places_apart(coder: str) -> None:
     torch.manual_seed(0)
     encoder = ConvEncoder((64, 64, 3), world_config(coder=coder))
     image = torch.rand(1, 64, 64, 3, requires_grad=True)
-    grid = encoder(image).view(4, 4, -1)
+    grid = encoder(Pictures((64, 64, 3), PATCH[coder]).cut(image)).view(4, 4, -1)
     grid[0, 3].square().sum().backward()
     touched = image.grad[0].abs().sum(-1)
     assert touched[:16, 48:].any()
@@ -83,7 +90,7 @@ def test_the_decoder_keeps_places_apart(coder: str) -> None:
     decoder = ConvDecoder(20, (64, 64, 3), world_config(coder=coder))
     seen = []
     decoder.input.register_forward_hook(lambda module, inputs, out: seen.append(out))
-    picture = decoder(features(1))
+    picture = Pictures((64, 64, 3), PATCH[coder]).paste(decoder(features(1)))
     for y, x, row, column in ((0, 63, 0, 3), (63, 0, 3, 0), (20, 44, 1, 2)):
         (gradient,) = torch.autograd.grad(picture[0, y, x].sum(), seen[0], retain_graph=True)
         strength = gradient.view(4, 4, -1).abs().sum(-1)

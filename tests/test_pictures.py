@@ -8,7 +8,7 @@ from latentplan.agent import Agent
 from latentplan.nn import cache
 from latentplan.nn.dists import symlog
 from latentplan.world.model import WorldModel
-from latentplan.world.pictures import FITTED, PictureScale
+from latentplan.world.pictures import FITTED, Pictures
 
 SHAPE = (4, 6, 3)
 
@@ -24,11 +24,11 @@ def scenes(n: int, seed: int = 0) -> torch.Tensor:
 
 def test_before_anything_was_seen_pictures_are_only_centered() -> None:
     image = scenes(3)
-    torch.testing.assert_close(PictureScale(SHAPE).normalize(image), image / 255 - 0.5)
+    torch.testing.assert_close(Pictures(SHAPE, 1).normalize(image), image / 255 - 0.5)
 
 
 def test_what_stands_still_is_zero_and_what_moves_is_large() -> None:
-    scale = PictureScale(SHAPE)
+    scale = Pictures(SHAPE, 1)
     for seed in range(5):
         scale.fit(scenes(32, seed).unflatten(0, (4, 8)))
     x = scale.normalize(scenes(64, 77))
@@ -39,7 +39,7 @@ def test_what_stands_still_is_zero_and_what_moves_is_large() -> None:
 
 
 def test_the_statistics_are_those_of_all_fitted_batches() -> None:
-    scale = PictureScale(SHAPE)
+    scale = Pictures(SHAPE, 1)
     batches = [scenes(8, seed) for seed in range(3)]
     for batch in batches:
         scale.fit(batch)
@@ -47,11 +47,11 @@ def test_the_statistics_are_those_of_all_fitted_batches() -> None:
     torch.testing.assert_close(scale.mean, x.mean(0))
     variance = x.var(0, correction=0).mean(-1, keepdim=True)
     expected = variance.sqrt() + 0.3 * variance.mean().sqrt() + 1e-3
-    torch.testing.assert_close(scale.spread, expected)
+    torch.testing.assert_close(scale.spread, expected.expand(SHAPE))
 
 
 def test_they_are_frozen_after_the_first_batches() -> None:
-    scale = PictureScale(SHAPE)
+    scale = Pictures(SHAPE, 1)
     for seed in range(FITTED):
         scale.fit(scenes(2, seed))
     before = {k: x.clone() for k, x in scale.state_dict().items()}
@@ -61,7 +61,7 @@ def test_they_are_frozen_after_the_first_batches() -> None:
 
 
 def test_restore_undoes_normalize() -> None:
-    scale, image = PictureScale(SHAPE), scenes(4)
+    scale, image = Pictures(SHAPE, 1), scenes(4)
     scale.fit(image)
     torch.testing.assert_close(scale.restore(scale.normalize(image)), image / 255)
 
@@ -75,20 +75,45 @@ def test_an_update_fits_them_and_a_copy_of_the_weights_carries_them() -> None:
     assert torch.equal(other.world.pictures["image"].spread, fitted.spread)
 
 
-def test_reconstruction_counts_squares_in_picture_units() -> None:
+@pytest.mark.parametrize("coder", ["strided", "patch"])
+def test_reconstruction_counts_squares_in_picture_units(coder: str) -> None:
     """Whatever the statistics are, an error of the restored picture costs the same."""
     torch.manual_seed(0)
-    world = WorldModel(BOTH, world_config(recon_scale=2.0))
+    world = WorldModel(BOTH, world_config(recon_scale=2.0, coder=coder))
     obs = {name: x[:, 0] for name, x in random_batch(4, 1, BOTH)[0].obs.items()}
     world.fit_pictures({name: x[:, None] for name, x in random_batch(8, 1, BOTH)[0].obs.items()})
     features = torch.randn(4, world.feature_size)
     raw = world.decoder(features)
     restored = world.pictures["image"].restore(raw["image"])
-    terms = world._reconstruction(features, obs)
+    terms = world._reconstruction(features, world.cut(obs))
     image = (restored - obs["image"] / 255).square().sum((1, 2, 3)).mean()
     vector = (raw["vector"] - symlog(obs["vector"])).square().sum(1).mean()
     torch.testing.assert_close(terms["image"], 2 * image)
     torch.testing.assert_close(terms["vector"], 2 * vector)
+
+
+def test_a_patch_is_a_square_of_the_picture() -> None:
+    pictures = Pictures((8, 12, 3), 4)
+    image = torch.randint(256, (2, 5, 8, 12, 3)).byte()
+    cut = pictures.cut(image)
+    assert cut.shape == (2, 5, 2, 3, 48) and cut.dtype == torch.uint8 and cut.is_contiguous()
+    for row, column in ((0, 0), (1, 0), (0, 2)):
+        square = image[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+        assert torch.equal(cut[:, :, row, column], square.flatten(2))
+    assert torch.equal(pictures.paste(cut), image)
+
+
+def test_statistics_are_of_pixels_however_pictures_are_cut() -> None:
+    whole, patches = Pictures((8, 8, 3), 1), Pictures((8, 8, 3), 4)
+    image, x = torch.randint(256, (6, 8, 8, 3)).byte(), torch.randn(6, 8, 8, 3)
+    for pictures in (whole, patches):
+        pictures.fit(image)
+    torch.testing.assert_close(
+        patches.paste(patches.normalize(patches.cut(image))), whole.normalize(image)
+    )
+    torch.testing.assert_close(patches.restore(patches.cut(x)), whole.restore(x))
+    errors = patches.squared_error(patches.cut(x), patches.cut(image))
+    torch.testing.assert_close(errors, whole.squared_error(x, image))
 
 
 @pytest.mark.parametrize("numbers", [1, 3 * 72, 2**18])  # a picture at a time, three, all
@@ -98,7 +123,7 @@ def test_what_works_in_pieces_is_what_works_in_one(
 ) -> None:
     monkeypatch.setattr(cache, "NUMBERS", numbers)
     torch.manual_seed(0)
-    scale, image = PictureScale(SHAPE), scenes(7)
+    scale, image = Pictures(SHAPE, 1), scenes(7)
     scale.fit(scenes(4))
     # Both are rounded once, at the end.
     plain = ((image / 255 - scale.mean) / scale.spread).to(dtype)

@@ -66,8 +66,8 @@ class Learner:
             planned = self._learn_from_plans(dream)
             # MPDP needs the policy's own value: of what a planner chose, the critic learns nothing.
             valued = planned.own if b.mpdp and planned else torch.ones_like(slow)
-            critic, baseline = critic_loss(
-                b.critic, features, target.returns, target.weight * valued, slow, c.slow_scale
+            critic, baseline = self._value_loss(
+                features, target.returns, target.weight * valued, slow
             )
         losses = {"value": critic}
         metrics = {}
@@ -106,12 +106,12 @@ class Learner:
         grad = c.gradient == "pathwise" and not b.apart
         with frozen(b.world), torch.set_grad_enabled(grad):
             rollout, acting = b.imagine(start, c.horizon)
-            features = b.world.features(rollout.latent)
             with b.world.autocast():
-                slow = b.critic.slow(features).mean()
-        left = features[:, :-1]
+                slow = b.value(rollout.latent)
+            latent = rollout.latent.map(lambda x: x[:, :-1])
+            left = b.world.features(latent)
         with b.world.autocast():
-            dist = b.actor(left.detach())
+            dist = b.policy(latent)
         paid = rollout._replace(reward=rollout.reward + self._entropy_bonus(dist))
         target = make_target(paid, slow[:, 1:], alive, c.discount, c.lam)
         return Dream(rollout, acting, left, slow, dist, target)
@@ -141,7 +141,7 @@ class Learner:
             noise = b.world.draw_noise(weight.shape[0], m.horizon)
             with frozen(b.world), b.world.autocast():
                 rollout, entropy = roll_out(b.step, policy, start, m.horizon, step_noise=noise)
-                value = b.critic.slow(b.world.features(rollout.latent)[:, 1:]).mean()
+                value = b.value(rollout.latent.map(lambda x: x[:, 1:]))
         else:
             whole = dream.rollout
             doubt = whole.uncertainty
@@ -215,18 +215,22 @@ class Learner:
     ) -> Tensor:
         """Ground the critic in real rewards; rows are valued by what was imagined from them."""
         c, b = self.config.behavior, self.behavior
-        features = b.world.features(latent)
+        before = latent.map(lambda x: x[:, :-1])
         with torch.no_grad():
-            slow = b.critic.slow(features).mean()
+            slow = b.value(latent)
             bootstrap = slow.flatten().index_copy(0, chosen, imagined).view_as(slow)
-            bonus = self._entropy_bonus(b.actor(features[:, :-1])) if b.mpdp else 0.0
+            bonus = self._entropy_bonus(b.policy(before)) if b.mpdp else 0.0
         reward = batch.reward.clone()
         reward[:, 1:] += bonus
         returns, weight = replay_returns(reward, bootstrap, batch.is_first, batch.is_terminal, c)
-        loss, _ = critic_loss(
-            b.critic, features[:, :-1], returns, weight, slow[:, :-1], c.slow_scale
-        )
-        return loss
+        return self._value_loss(b.world.features(before), returns, weight, slow[:, :-1])[0]
+
+    def _value_loss(
+        self, features: Tensor, returns: Tensor, weight: Tensor, slow: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The critic's, and what it says."""
+        scale = self.config.behavior.slow_scale
+        return critic_loss(self.behavior.critic, features, returns, weight, slow, scale)
 
     def _metrics(self, dream: Dream, baseline: Tensor) -> dict[str, Tensor]:
         b = self.behavior

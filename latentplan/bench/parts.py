@@ -17,7 +17,6 @@ from torch import Tensor
 
 from latentplan.agent import Agent
 from latentplan.behavior.behavior import frozen
-from latentplan.behavior.learner import Learner
 from latentplan.types import EnvSpec, Latent, Rollout, Timestep
 
 FULL = "full update"
@@ -58,7 +57,7 @@ class UpdateParts:
             self.start = flat.map(lambda x: x[chosen])
             imagined = agent.behavior.imagine(self.start, self.horizon)
             rollout = imagined[0]
-        self.rows = {name: x.flatten(0, 1) for name, x in batch.obs.items()}
+        self.rows = {name: x.flatten(0, 1) for name, x in world.cut(batch.obs).items()}
         self.features = world.features(flat).requires_grad_()
         inputs = [embed, logits, *(x.clone() for x in latent)]
         self.leaves = [self.features, *(x.requires_grad_() for x in inputs)]
@@ -66,8 +65,11 @@ class UpdateParts:
             self.leaves += [x.requires_grad_() for x in _outcome(rollout)]
         self.observer = recorded(world, encode=embed)
         seen = Latent(*inputs[2:]), logits
-        self.heads_only = recorded(world, encode=embed, observe=seen, _reconstruction={})
-        self.learner = Learner(recorded(agent.behavior, imagine=imagined))
+        self.heads_only = recorded(
+            world, cut=batch.obs, _encode=embed, observe=seen, _reconstruction={}
+        )
+        self.learner = copy.copy(agent.learner)
+        self.learner.behavior = recorded(agent.behavior, imagine=imagined)
 
     def parts(self) -> dict[str, Part]:
         """In the order of an update, and last the update itself."""

@@ -7,38 +7,39 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentplan.nn.convolution import DoublingConv
 from latentplan.nn.layers import MLP, ChannelNorm, Linear, init_weight
 from latentplan.schema import WorldConfig
 from latentplan.types import EnvSpec
 from latentplan.world.encoder import LEVELS
+from latentplan.world.pictures import PATCH
 
 
 class ConvDecoder(nn.Module):
-    """(N, F) -> (N, height, width, 3), normalized.
+    """(N, F) -> a picture, cut and normalized as the encoder's: (N, h, w, C).
 
     ``strided``: transposed convolutions. ``patch``: the last two doublings are one 3x3 convolution
-    to 4 x 4 pixels per position (pixel shuffle), a third of the work at full size.
+    to patches of 4 x 4 pixels, a third of the work at full size.
     """
 
     def __init__(self, features: int, shape: tuple[int, int, int], config: WorldConfig):
         super().__init__()
         height, width, channels = shape
-        norm, self.patch = config.norm, config.coder == "patch"
+        norm, patch = config.norm, PATCH[config.coder]
         self.start = (height // 2**LEVELS, width // 2**LEVELS)
         wide = config.depth * 2 ** (LEVELS - 1)
         self.input = Linear(features, self.start[0] * self.start[1] * wide)
         self.input_norm = ChannelNorm(norm, wide)
-        doublings = LEVELS - (2 if self.patch else 1)
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
-        for _ in range(doublings):
+        while wide > config.depth * max(1, patch // 2):
             # Before a norm a bias is worth little, and its gradient costs as much as the weight's.
-            conv = nn.ConvTranspose2d(wide, wide // 2, 4, stride=2, padding=1, bias=False)
+            conv = DoublingConv(wide, wide // 2)
             init_weight(conv.weight, wide * 4)  # 4 of the 16 taps meet each output pixel
             wide //= 2
             self.convs.append(conv)
             self.norms.append(ChannelNorm(norm, wide))
-        if self.patch:
-            self.output: nn.Module = nn.Conv2d(wide, channels * 16, 3, padding=1)
+        if patch > 1:
+            self.output: nn.Module = nn.Conv2d(wide, channels * patch**2, 3, padding=1)
             init_weight(self.output.weight, wide * 9)
         else:
             self.output = nn.ConvTranspose2d(wide, channels, 4, stride=2, padding=1)
@@ -53,17 +54,12 @@ class ConvDecoder(nn.Module):
         x = F.silu(self.input_norm(x))
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.silu(norm(conv(x)))
-        x = self.output(x)
-        if self.patch:
-            x = rearrange(x, "n (i j c) h w -> n (h i) (w j) c", i=4, j=4)
-        else:
-            x = rearrange(x, "n c h w -> n h w c")
-        return x
+        return rearrange(self.output(x), "n c h w -> n h w c")
 
 
 class Decoder(nn.Module):
-    """(N, F) -> {name: (N, *shape)}: images normalized, in the precision of the convolutions, and
-    vectors in symlog units."""
+    """(N, F) -> {name: (N, ...)}: images cut and normalized, in the precision of the convolutions,
+    and vectors in symlog units."""
 
     def __init__(self, spec: EnvSpec, features: int, config: WorldConfig):
         super().__init__()

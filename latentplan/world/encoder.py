@@ -7,19 +7,22 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentplan.nn.convolution import HalvingConv
 from latentplan.nn.dists import symlog
 from latentplan.nn.layers import MLP, ChannelNorm, init_weight
 from latentplan.schema import WorldConfig
 from latentplan.types import EnvSpec, UserError
+from latentplan.world.pictures import PATCH
 
 LEVELS = 4  # halvings between the picture and the smallest feature map
 
 
 class ConvEncoder(nn.Module):
-    """(N, height, width, 3) normalized -> (N, X): four halvings, channels doubling from ``depth``.
+    """A picture, cut and normalized (``pictures.py``), (N, h, w, C) -> (N, X): channels double from
+    ``depth`` at half of its size to 8 ``depth`` at a sixteenth.
 
-    ``strided``: four 4x4 convolutions of stride 2. ``patch``: the first two halvings are one 4x4
-    convolution of stride 4, which skips the widest feature map and with it half of the time.
+    ``strided``: four 4x4 convolutions of stride 2. ``patch``: the first two halvings are a product
+    with patches of 4 x 4, which skips the widest feature map and with it half of the time.
     """
 
     def __init__(self, shape: tuple[int, int, int], config: WorldConfig):
@@ -30,20 +33,24 @@ class ConvEncoder(nn.Module):
                 f"A picture of {height} x {width} cannot be halved {LEVELS} times: "
                 f"choose env.image_size divisible by {2**LEVELS}."
             )
-        strides = [4, 2, 2] if config.coder == "patch" else [2, 2, 2, 2]
+        scale = PATCH[config.coder]
+        channels *= scale**2
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
-        scale = 1
-        for stride in strides:
-            scale *= stride
-            wide = config.depth * scale // 2
-            conv = nn.Conv2d(channels, wide, 4, stride=stride, padding=1 if stride == 2 else 0)
-            init_weight(conv.weight, channels * 16)
-            nn.init.zeros_(conv.bias)
-            self.convs.append(conv)
-            self.norms.append(ChannelNorm(config.norm, wide))
-            channels = wide
+        if scale > 1:
+            self._add(nn.Conv2d(channels, config.depth * scale // 2, 1), config.norm)
+            channels = config.depth * scale // 2
+        while scale < 2**LEVELS:
+            scale *= 2
+            self._add(HalvingConv(channels, config.depth * scale // 2), config.norm)
+            channels = config.depth * scale // 2
         self.size = channels * (height // scale) * (width // scale)
         self.to(memory_format=torch.channels_last)
+
+    def _add(self, conv: nn.Conv2d, norm: str) -> None:
+        init_weight(conv.weight, conv.weight[0].numel())
+        nn.init.zeros_(conv.bias)
+        self.convs.append(conv)
+        self.norms.append(ChannelNorm(norm, conv.out_channels))
 
     def forward(self, image: Tensor) -> Tensor:
         # Swapping the axes of an NHWC picture *is* channels-last memory: no copy.
@@ -56,8 +63,8 @@ class ConvEncoder(nn.Module):
 class Encoder(nn.Module):
     """All observations of a row to one embedding: {name: (..., shape)} -> (..., X) float32.
 
-    Pictures come normalized (:class:`latentplan.world.pictures.PictureScale`); vectors are squashed
-    by symlog first, so that their units do not matter.
+    Pictures come cut and normalized (:class:`latentplan.world.pictures.Pictures`); vectors are
+    squashed by symlog first, so that their units do not matter.
     """
 
     def __init__(self, spec: EnvSpec, config: WorldConfig):

@@ -22,7 +22,7 @@ from latentplan.types import EnvSpec, Latent, Prediction, StepNoise, Timestep, W
 from latentplan.world.barlow import Barlow
 from latentplan.world.decoder import Decoder
 from latentplan.world.encoder import Encoder
-from latentplan.world.pictures import PictureScale
+from latentplan.world.pictures import PATCH, Pictures
 from latentplan.world.rssm import RSSM, bound_action
 from latentplan.world.uncertainty import MEASURES, Probes
 
@@ -41,7 +41,9 @@ class WorldModel(nn.Module):
         super().__init__()
         self.spec, self.config, self.bfloat16 = spec, config, bfloat16
         self.feature_size = config.deter + config.stoch * config.classes
-        self.pictures = nn.ModuleDict({k: PictureScale(spec.obs[k][0]) for k in spec.images})
+        self.pictures = nn.ModuleDict(
+            {name: Pictures(spec.obs[name][0], PATCH[config.coder]) for name in spec.images}
+        )
         self.encoder = Encoder(spec, config)
         self.decoder = Decoder(spec, self.feature_size, config)
         self.rssm = RSSM(config, spec.action_dim, self.encoder.size)
@@ -77,8 +79,16 @@ class WorldModel(nn.Module):
     def initial(self, n: int) -> Latent:
         return self.rssm.initial(n)
 
+    def cut(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{name: (..., *shape)}, pictures as the coders read and write them."""
+        return obs | {name: x.cut(obs[name]) for name, x in self.pictures.items()}
+
     def encode(self, obs: dict[str, Tensor]) -> Tensor:
         """{name: (..., *shape)} -> (..., X) float32."""
+        return self._encode(self.cut(obs))
+
+    def _encode(self, obs: dict[str, Tensor]) -> Tensor:
+        """Of observations that were cut."""
         dtype = torch.bfloat16 if self.bfloat16 else torch.float32
         pictures = {name: x.normalize(obs[name], dtype) for name, x in self.pictures.items()}
         with self.autocast():
@@ -176,7 +186,7 @@ class WorldModel(nn.Module):
         return decoded | restored
 
     def _decode(self, features: Tensor) -> dict[str, Tensor]:
-        """As :meth:`decode`, but pictures normalized and in the precision of the convolutions."""
+        """As :meth:`decode`, but pictures cut, normalized, in the precision of the convolutions."""
         with self.autocast():
             return self.decoder(features)
 
@@ -189,7 +199,8 @@ class WorldModel(nn.Module):
             batch: (B, T) rows.
             episode: (B, T) int64, which episode each row belongs to (for the bootstrap).
         """
-        embed = self.encode(batch.obs)
+        obs = self.cut(batch.obs)
+        embed = self._encode(obs)
         latent, logits = self.observe(batch, embed=embed)
         flat = latent.map(lambda x: rearrange(x, "b t ... -> (b t) ..."))
         rows = batch.map(lambda x: rearrange(x, "b t ... -> (b t) ..."))
@@ -198,15 +209,13 @@ class WorldModel(nn.Module):
         features = self.features(flat)
         logits = rearrange(logits, "b t s c -> (b t) s c")
         terms, metrics, uncertainty = self._divergence(flat.deter, logits, mask)
-        terms.update(self._reconstruction(features, rows.obs))
-        with self.autocast():
-            if self.barlow is not None:
-                seen = rearrange(embed, "b t x -> (b t) x")
+        obs = {name: rearrange(x, "b t ... -> (b t) ...") for name, x in obs.items()}
+        terms.update(self._reconstruction(features, obs))
+        if self.barlow is not None:
+            seen = rearrange(embed, "b t x -> (b t) x")
+            with self.autocast():
                 terms["barlow"] = self.config.barlow_scale * self.barlow(features, seen)
-            reward_logits, cont_logits = self.reward(features), self.cont(features)
-        terms["rew"] = -TwoHot(reward_logits, self.bins).log_prob(rows.reward).mean()
-        cont = bernoulli_log_prob(cont_logits.squeeze(-1), ~rows.is_terminal)
-        terms["con"] = -cont.mean()
+        terms.update(self._outcome_losses(features, rows.reward, ~rows.is_terminal))
         if self.probes is not None:
             terms["probes"], uncertainty = self._probe_loss(
                 latent, batch, owned(self.config.probe_members)
@@ -228,7 +237,8 @@ class WorldModel(nn.Module):
         self.rssm.updates += 1
 
     def _reconstruction(self, features: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Squared errors per row, summed over pixels (in [0, 1]) or entries (symlog).
+        """Squared errors per row, summed over pixels (in [0, 1]) or entries (symlog), of
+        observations (N) that were cut.
 
         Without it as a representation the decoder is a probe: it learns to show the states, and
         leaves them as they are.
@@ -240,14 +250,25 @@ class WorldModel(nn.Module):
             n = features.shape[0]
             chosen = torch.randperm(n, device=features.device)[: max(1, round(share * n))]
             features, obs = features[chosen], {name: x[chosen] for name, x in obs.items()}
-        terms = {}
-        for name, prediction in self._decode(features).items():
-            if name in self.pictures:
-                error = self.pictures[name].squared_error(prediction, obs[name])
-            else:
-                error = (prediction - symlog(obs[name])).square().sum(-1)
-            terms[name] = self.config.recon_scale * error.mean()
-        return terms
+        errors = self._errors(features, obs)
+        return {name: self.config.recon_scale * error.mean() for name, error in errors.items()}
+
+    def _errors(self, features: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{name: (N,)} of every row."""
+        return {
+            name: self.pictures[name].squared_error(prediction, obs[name])
+            if name in self.pictures
+            else (prediction - symlog(obs[name])).square().sum(-1)
+            for name, prediction in self._decode(features).items()
+        }
+
+    def _outcome_losses(self, features: Tensor, reward: Tensor, alive: Tensor) -> dict[str, Tensor]:
+        """Of rows (N): what arriving there earned, and whether it went on."""
+        with self.autocast():
+            reward_logits, cont_logits = self.reward(features), self.cont(features)
+        likelihood = TwoHot(reward_logits, self.bins).log_prob(reward)
+        cont = bernoulli_log_prob(cont_logits.squeeze(-1), alive)
+        return {"rew": -likelihood.mean(), "con": -cont.mean()}
 
     def _divergence(
         self, deter: Tensor, logits: Tensor, mask: Tensor

@@ -1,66 +1,88 @@
-"""Pictures in units in which what moves is large and what stands still is zero."""
+"""Pictures as the model works on them: cut into the patches that its coders read and write, and in
+units in which what moves is large and what stands still is zero."""
 
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from latentplan.nn.cache import cached_rows
 
+PATCH = {"strided": 1, "patch": 4}  # side of the patches, by ``world.coder``
 FITTED = 100  # batches that the statistics are taken from
 FLOOR = 0.3  # of the picture's typical spread: a pixel that never changed yet may change later
 
 
-class PictureScale(nn.Module):
-    """Mean and spread of every pixel over the first batches, frozen after them.
+class Pictures(nn.Module):
+    """Mean and spread of every pixel over the first batches, frozen after them; and how pictures
+    (..., height, width, 3) are cut into patches (..., height / p, width / p, 3 p p).
 
-    Most of a rendered scene is background. Without this the coders spend hundreds of updates on
-    painting it, and a thin moving part is lost in the encoder's input; measured in
+    Most of a rendered scene is background. Without the statistics the coders spend hundreds of
+    updates on painting it, and a thin moving part is lost in the encoder's input; measured in
     docs/results.md. The loss stays in picture units: only its parametrization changes.
+
+    They are cut once, as bytes, so that whatever is then done to them runs along memory.
     """
 
-    def __init__(self, shape: tuple[int, int, int]):
+    def __init__(self, shape: tuple[int, int, int], patch: int):
         super().__init__()
+        self.patch = patch
+        height, width, self.channels = shape
+        size = height // patch, width // patch, self.channels * patch**2
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("mean", torch.full(shape, 0.5))
-        self.register_buffer("variance", torch.zeros(shape))
-        self.register_buffer("spread", torch.ones(*shape[:2], 1))
+        self.register_buffer("mean", torch.full(size, 0.5))
+        self.register_buffer("variance", torch.zeros(size))
+        self.register_buffer("spread", torch.ones(size))
 
     @torch.no_grad()
     def fit(self, image: Tensor) -> None:
         """Take in a batch (..., height, width, 3) uint8, if it is one of the first."""
         if self.batches >= FITTED:
             return
-        x = image.flatten(0, -4).float() / 255.0
+        x = self.cut(image).flatten(0, -4).float() / 255.0
         self.batches += 1
         share = 1 / self.batches.float()
         # Combined batch by batch (Chan et al.): E[x^2] - E[x]^2 would round away small variances.
         within, shift = x.var(0, correction=0), x.mean(0) - self.mean
         self.variance.lerp_(within + (1 - share) * shift.square(), share)
         self.mean.lerp_(x.mean(0), share)
-        spread = self.variance.mean(-1, keepdim=True).sqrt()
-        self.spread.copy_(spread + FLOOR * spread.square().mean().sqrt() + 1e-3)
+        pixels = self.variance.unflatten(-1, (-1, self.channels))
+        spread = pixels.mean(-1, keepdim=True).sqrt()
+        spread = spread + FLOOR * spread.square().mean().sqrt() + 1e-3
+        self.spread.copy_(spread.expand_as(pixels).flatten(-2))
+
+    def cut(self, image: Tensor) -> Tensor:
+        """(..., height, width, 3) -> (..., h, w, C), patches."""
+        p = self.patch
+        return rearrange(image, "... (h i) (w j) c -> ... h w (i j c)", i=p, j=p).contiguous()
+
+    def paste(self, x: Tensor) -> Tensor:
+        """The inverse of :meth:`cut`."""
+        p = self.patch
+        return rearrange(x, "... h w (i j c) -> ... (h i) (w j) c", i=p, j=p)
 
     def normalize(self, image: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(..., height, width, 3) uint8 -> ``dtype``, rounded once, at the end."""
+        """(..., h, w, C) uint8, cut -> ``dtype``, rounded once, at the end."""
         mean, factor = 255.0 * self.mean, 1 / (255.0 * self.spread)
         out = torch.empty(image.shape, dtype=dtype, device=image.device)
         rows = cached_rows(self.mean.numel(), image.device)
-        flat = (x.view(-1, *self.mean.shape).split(rows) for x in (out, image.contiguous()))
+        flat = (x.view(-1, *self.mean.shape).split(rows) for x in (out, image))
         for to, x in zip(*flat, strict=True):
             to.copy_((x - mean).mul_(factor))
         return out
 
     def restore(self, x: Tensor) -> Tensor:
-        """The inverse of :meth:`normalize`, with pictures in [0, 1] (not clamped)."""
-        return self.mean + self.spread * x
+        """Normalized patches (..., h, w, C) -> pictures (..., height, width, 3) in [0, 1], but not
+        clamped."""
+        return self.paste(self.mean + self.spread * x)
 
     def squared_error(self, x: Tensor, image: Tensor) -> Tensor:
         """Of restored pictures, summed over their numbers.
 
         Args:
-            x: (N, height, width, 3), normalized. image: the same, uint8.
+            x: (N, h, w, C), normalized. image: the same, uint8, cut.
 
         Returns:
             (N,) float32.

@@ -1,0 +1,72 @@
+"""Convolutions done another way are convolutions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from latentplan.nn import convolution
+from latentplan.nn.convolution import DoublingConv, HalvingConv
+
+LAYERS = {
+    "halving": (HalvingConv, lambda x, m: F.conv2d(x, m.weight, m.bias, stride=2, padding=1)),
+    "doubling": (
+        DoublingConv,
+        lambda x, m: F.conv_transpose2d(x, m.weight, m.bias, stride=2, padding=1),
+    ),
+}
+
+
+def gradients(out: torch.Tensor, x: torch.Tensor, layer: nn.Module) -> list[torch.Tensor]:
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    return list(torch.autograd.grad((out.float() * weight).sum(), [x, *layer.parameters()]))
+
+
+@pytest.mark.parametrize(("make", "plain"), LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("shape", [(8, 8), (8, 4), (4, 4)])
+def test_values_and_gradients_are_those_of_the_convolution(
+    make: type, plain: object, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 some are computed otherwise: as close to float32 as torch's own."""
+    torch.manual_seed(0)
+    layer = make(5, 6).to(memory_format=torch.channels_last)
+    if layer.bias is not None:
+        nn.init.normal_(layer.bias)
+    x = torch.randn(3, 5, *shape).to(memory_format=torch.channels_last).requires_grad_()
+    exact = plain(x, layer)
+    wanted = [exact, *gradients(exact, x, layer)]
+    out = layer(x)
+    torch.testing.assert_close([out, *gradients(out, x, layer)], wanted, rtol=1e-4, atol=1e-4)
+    calls = []
+    product = convolution._weight_gradient
+    monkeypatch.setattr(
+        convolution, "_weight_gradient", lambda *given: calls.append(1) or product(*given)
+    )
+    half = x.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(half)
+    found = [out, *gradients(out, half, layer)]
+    small = {"halving": shape[0] * shape[1] // 4, "doubling": shape[0] * shape[1]}
+    name = next(name for name, (kind, _) in LAYERS.items() if kind is make)
+    assert len(calls) == (name in small and small[name] <= convolution.SMALL)
+    for a, b in zip(found, wanted, strict=True):
+        assert (a.float() - b).norm() < 0.01 * b.norm()
+        assert a.shape == b.shape
+
+
+def test_the_weights_gradient_is_an_operator_that_compiles() -> None:
+    large, small = (
+        torch.randn(2, channels, side, side).to(memory_format=torch.channels_last)
+        for channels, side in ((3, 8), (5, 4))
+    )
+    torch.library.opcheck(torch.ops.latentplan.halving_weight_gradient, (large, small))
+
+
+def test_without_a_gradient_to_the_input_none_is_made() -> None:
+    layer = HalvingConv(3, 4).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 8, 8).bfloat16().to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x).float().sum().backward()
+    assert x.grad is None and layer.weight.grad is not None
