@@ -52,10 +52,10 @@ def compile_agent(agent: Agent, mode: str) -> str:
     torch._dynamo.config.recompile_limit = RECOMPILES
     # A compiler that fails later, killed by the Ctrl-C that asks a run to save, say: as written.
     torch._dynamo.config.suppress_errors = True
-    world, behavior = agent.world, agent.behavior
+    world = agent.world
     named: list[tuple[Any, str]] = [
         *((world, "_step"), (world.rssm, "_filter")),
-        *((behavior, "policy"), (behavior, "value")),
+        *((agent.actor, "forward"), (agent.critic, "slow_value")),
     ]
     if mode == "full":
         named += [(world, "cut"), (world, "_encode"), (world, "_errors"), (world, "_divergence")]

@@ -61,6 +61,14 @@ def test_every_weight_is_learned_in_exactly_the_parts_that_own_it(gradient: str)
     assert set.union(*seen.values()) == learned
 
 
+def test_an_update_is_timed_as_nearly_all_are() -> None:
+    """The first ones also take the statistics of pictures."""
+    agent, parts = tiny_parts("reinforce")
+    mean = agent.world.pictures["image"].mean.clone()
+    parts.full()
+    assert torch.equal(agent.world.pictures["image"].mean, mean)
+
+
 def test_actor_and_critic_are_timed_without_imagination(monkeypatch: pytest.MonkeyPatch) -> None:
     _, parts = tiny_parts("reinforce")
     monkeypatch.setattr("latentplan.behavior.behavior.imagine", None)

@@ -79,7 +79,7 @@ def test_the_losses_of_an_agent(gradient: str, monkeypatch: pytest.MonkeyPatch) 
     assert acting is None
 
     features = world.features(rollout.latent)
-    slow, left = critic.slow(features).mean(), features[:, :-1].detach()
+    slow, left = critic.slow_value(features), features[:, :-1].detach()
     returns, after = [], slow[:, -1]
     for h in reversed(range(HORIZON)):
         value = (1 - LAM) * slow[:, h + 1] + LAM * after

@@ -93,7 +93,7 @@ class Scene(NamedTuple):
         return self.agent.actor(self.agent.world.features(self.left(h)))
 
     def slow(self, latent: Latent) -> Tensor:
-        return self.agent.critic.slow(self.agent.world.features(latent)).mean()
+        return self.agent.critic.slow_value(self.agent.world.features(latent))
 
 
 def scene(policies: str, candidates: int = 1, adaptive: bool = True) -> Scene:

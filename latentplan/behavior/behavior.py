@@ -71,7 +71,7 @@ class Behavior:
 
     def value(self, latent: Latent) -> Tensor:
         """What the slow critic says of latents (...): (...)."""
-        return self.critic.slow(self.world.features(latent)).mean()
+        return self.critic.slow_value(self.world.features(latent))
 
     def plan(
         self,

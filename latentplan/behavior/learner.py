@@ -106,12 +106,12 @@ class Learner:
         grad = c.gradient == "pathwise" and not b.apart
         with frozen(b.world), torch.set_grad_enabled(grad):
             rollout, acting = b.imagine(start, c.horizon)
+            features = b.world.features(rollout.latent)
             with b.world.autocast():
-                slow = b.value(rollout.latent)
-            latent = rollout.latent.map(lambda x: x[:, :-1])
-            left = b.world.features(latent)
+                slow = b.critic.slow_value(features)
+        left = features[:, :-1]
         with b.world.autocast():
-            dist = b.policy(latent)
+            dist = b.actor(left.detach())
         paid = rollout._replace(reward=rollout.reward + self._entropy_bonus(dist))
         target = make_target(paid, slow[:, 1:], alive, c.discount, c.lam)
         return Dream(rollout, acting, left, slow, dist, target)
@@ -141,7 +141,7 @@ class Learner:
             noise = b.world.draw_noise(weight.shape[0], m.horizon)
             with frozen(b.world), b.world.autocast():
                 rollout, entropy = roll_out(b.step, policy, start, m.horizon, step_noise=noise)
-                value = b.value(rollout.latent.map(lambda x: x[:, 1:]))
+                value = b.critic.slow_value(b.world.features(rollout.latent)[:, 1:])
         else:
             whole = dream.rollout
             doubt = whole.uncertainty
@@ -215,15 +215,15 @@ class Learner:
     ) -> Tensor:
         """Ground the critic in real rewards; rows are valued by what was imagined from them."""
         c, b = self.config.behavior, self.behavior
-        before = latent.map(lambda x: x[:, :-1])
+        features = b.world.features(latent)
         with torch.no_grad():
-            slow = b.value(latent)
+            slow = b.critic.slow_value(features)
             bootstrap = slow.flatten().index_copy(0, chosen, imagined).view_as(slow)
-            bonus = self._entropy_bonus(b.policy(before)) if b.mpdp else 0.0
+            bonus = self._entropy_bonus(b.actor(features[:, :-1])) if b.mpdp else 0.0
         reward = batch.reward.clone()
         reward[:, 1:] += bonus
         returns, weight = replay_returns(reward, bootstrap, batch.is_first, batch.is_terminal, c)
-        return self._value_loss(b.world.features(before), returns, weight, slow[:, :-1])[0]
+        return self._value_loss(features[:, :-1], returns, weight, slow[:, :-1])[0]
 
     def _value_loss(
         self, features: Tensor, returns: Tensor, weight: Tensor, slow: Tensor

@@ -51,8 +51,9 @@ class Critic(nn.Module):
     def forward(self, features: Tensor) -> TwoHot:
         return TwoHot(self.net(features), self.bins)
 
-    def slow(self, features: Tensor) -> TwoHot:
-        return TwoHot(self.slow_net(features), self.bins)
+    def slow_value(self, features: Tensor) -> Tensor:
+        """What the slow copy expects: (..., F) -> (...)."""
+        return TwoHot(self.slow_net(features), self.bins).mean()
 
     @torch.no_grad()
     def follow(self) -> None:

@@ -45,6 +45,7 @@ class UpdateParts:
         self.agent, self.batch, self.episode = agent, batch, episode
         self.horizon = agent.config.behavior.horizon
         self.pathwise = agent.config.behavior.gradient == "pathwise"
+        settle(agent)
         agent.update(batch, episode)
         self.grads = [None if p.grad is None else p.grad.clone() for p in agent.parameters()]
         world = agent.world
@@ -126,6 +127,12 @@ class UpdateParts:
 
     def full(self) -> None:
         self.agent.update(self.batch, self.episode)
+
+
+def settle(agent: Agent) -> None:
+    """Put what only the first updates do behind it: they take the statistics of pictures, too."""
+    for pictures in agent.world.pictures.values():
+        pictures.freeze()
 
 
 def _outcome(rollout: Rollout) -> list[Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from latentplan.agent import Agent
-from latentplan.bench.parts import Part, UpdateParts, random_rows, summary, time_parts
+from latentplan.bench.parts import Part, UpdateParts, random_rows, settle, summary, time_parts
 from latentplan.compiling import make_agent
 from latentplan.config import flatten
 from latentplan.limits import check
@@ -45,6 +45,7 @@ def planning_cost(
         changed = replace(config, plan=plan)
         check(flatten(asdict(changed)))  # MPDP does not go with every plan
         agent, _ = make_agent(changed, spec, device)
+        settle(agent)
         agents[name] = agent
         parts[name] = Part(lambda agent=agent: agent.update(batch, episode), lambda: None)
         imagination[name] = UpdateParts(agent, batch, episode).parts()["imagination"]

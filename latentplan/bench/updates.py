@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from latentplan.allocator import keep_memory
-from latentplan.bench.parts import Part, random_rows, summary, time_parts
+from latentplan.bench.parts import Part, random_rows, settle, summary, time_parts
 from latentplan.compiling import make_agent
 from latentplan.config import load
 from latentplan.envs import make_train_env, pick_renderer
@@ -34,6 +34,7 @@ def time_updates(
     parts = {}
     for name, config in configs.items():
         agent, _ = make_agent(config, spec, device)
+        settle(agent)
         rows = random_rows(spec, config.train.batch, config.train.length, device)
         parts[name] = Part(lambda agent=agent, rows=rows: agent.update(*rows), lambda: None)
     return {name: summary(times) for name, times in time_parts(parts, repeats, device).items()}

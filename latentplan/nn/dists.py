@@ -4,7 +4,6 @@ in loops over imagined steps."""
 from __future__ import annotations
 
 import math
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -100,6 +99,7 @@ class TwoHot:
     def __init__(self, logits: Tensor, bins: Tensor):
         self.logits = logits.float()
         self.bins = bins
+        self._log_probs: Tensor | None = None
 
     def mean(self) -> Tensor:
         """Expected value. What all bins have in common is taken off first: symmetric bins cancel
@@ -110,10 +110,12 @@ class TwoHot:
         common = probs.detach().amin(-1, keepdim=True)
         return ((probs - common) * self.bins).sum(-1)
 
-    @cached_property
+    @property
     def log_probs(self) -> Tensor:
-        """(..., bins)"""
-        return torch.log_softmax(self.logits, -1)
+        """(..., bins), made once. (``functools.cached_property`` locks, which is not compiled.)"""
+        if self._log_probs is None:
+            self._log_probs = torch.log_softmax(self.logits, -1)
+        return self._log_probs
 
     def log_prob(self, target: Tensor) -> Tensor:
         """Log likelihood of ``target (...)``, two-hot encoded; values past the ends clamp."""

@@ -53,6 +53,10 @@ class Pictures(nn.Module):
         spread = spread + FLOOR * spread.square().mean().sqrt() + 1e-3
         self.spread.copy_(spread.expand_as(pixels).flatten(-2))
 
+    def freeze(self) -> None:
+        """Take the statistics of no more batches."""
+        self.batches.fill_(FITTED)
+
     def cut(self, image: Tensor) -> Tensor:
         """(..., height, width, 3) -> (..., h, w, C), patches."""
         p = self.patch
