@@ -9,7 +9,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 KERNEL, STRIDE, PADDING = 4, 2, 1
-SMALL = 16  # positions of the smaller map
 
 
 class HalvingConv(nn.Conv2d):
@@ -19,7 +18,7 @@ class HalvingConv(nn.Conv2d):
         super().__init__(inputs, outputs, KERNEL, stride=STRIDE, padding=PADDING)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _by_product(x, x.shape[-2] * x.shape[-1] // STRIDE**2):
+        if not _by_product(x, x.shape[-2:].numel() // STRIDE**2, self.in_channels):
             return super().forward(x)
         out = _Convolution.apply(x, self.weight.to(x.dtype), False)
         return out + self.bias.to(x.dtype).view(-1, 1, 1)
@@ -32,14 +31,16 @@ class DoublingConv(nn.ConvTranspose2d):
         super().__init__(inputs, outputs, KERNEL, stride=STRIDE, padding=PADDING, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _by_product(x, x.shape[-2] * x.shape[-1]):
+        if not _by_product(x, x.shape[-2:].numel(), self.out_channels):
             return super().forward(x)
         return _Convolution.apply(x, self.weight.to(x.dtype), True)
 
 
-def _by_product(x: Tensor, positions: int) -> bool:
-    """Whether the weight's gradient is quicker as one: on a CPU in bfloat16, of small maps."""
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and positions <= SMALL
+def _by_product(x: Tensor, positions: int, channels: int) -> bool:
+    """Whether the weight's gradient is quicker as a product: on a CPU in bfloat16, where the
+    smaller map has no more positions than the larger one has channels. (Of both ways' times the
+    ratio is 0.4 to 0.7 there, and 1 with half as many channels.)"""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and positions <= channels
 
 
 class _Convolution(torch.autograd.Function):
