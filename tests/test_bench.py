@@ -16,6 +16,7 @@ from latentplan.behavior.planner import Plan
 from latentplan.bench import floor, growth, loop, measure, planning, updates, words
 from latentplan.bench.parts import FULL, Part, UpdateParts
 from latentplan.config import load
+from latentplan.nn.convolution import DoublingConv, HalvingConv
 from latentplan.types import Latent, UserError
 
 TINY = [
@@ -177,6 +178,19 @@ def test_operations_are_counted_forward_and_backward() -> None:
     with floor.FlopCount() as count:
         torch.randn(2, 2).bfloat16() @ torch.randn(2, 2).bfloat16()
     assert count.flops == {"bfloat16": 16}
+
+
+@pytest.mark.parametrize("make", [HalvingConv, DoublingConv])
+def test_a_gradient_made_otherwise_counts_as_the_convolutions(make: type) -> None:
+    """In bfloat16 that of the weight is an operator of our own."""
+    layer = make(8, 8)
+    x = torch.randn(2, 8, 4, 4, requires_grad=True)
+    counts = []
+    for dtype in (torch.float32, torch.bfloat16):
+        with floor.FlopCount() as count, torch.autocast("cpu", dtype, dtype == torch.bfloat16):
+            layer(x.to(dtype)).float().sum().backward()
+        counts.append(count.flops)
+    assert list(counts[0].values()) == list(counts[1].values()) and counts[0].keys() != counts[1]
 
 
 def test_the_loop_is_trained_for_a_while() -> None:

@@ -14,12 +14,19 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+import latentplan.nn.convolution  # noqa: F401 - makes its operator known
 from latentplan.bench.parts import Part, waiting_for
 
 SIDE = 2048  # of the square matrices that the peak is measured with
 TRIES = 5
+
+
+@register_flop_formula(torch.ops.latentplan.halving_weight_gradient)
+def _(large: torch.Size, small: torch.Size, *, out_shape: torch.Size, **_kwargs: Any) -> int:
+    """As many as the convolution itself: every number of the small map times every weight."""
+    return 2 * small.numel() // small[1] * out_shape.numel()
 
 
 class FlopCount(TorchDispatchMode):

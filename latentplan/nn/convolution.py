@@ -60,7 +60,7 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, weight = ctx.saved_tensors
-        own = _weight_gradient(*(grad, x) if ctx.transposed else (x, grad))
+        own = weight_gradient(*(grad, x) if ctx.transposed else (x, grad))
         own = rearrange(own, "o (i j c) -> o c i j", i=KERNEL, j=KERNEL)
         # The adjoint of a convolution is the transposed one with the same weight.
         given = _convolve(grad, weight, not ctx.transposed) if ctx.needs_input_grad[0] else None
@@ -74,7 +74,7 @@ def _convolve(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
 
 # An operator of its own, which a compiler leaves alone: code made for copying windows is slower.
 @torch.library.custom_op("latentplan::halving_weight_gradient", mutates_args=())
-def _weight_gradient(large: Tensor, small: Tensor) -> Tensor:
+def weight_gradient(large: Tensor, small: Tensor) -> Tensor:
     """(N, C, H, W) and (N, O, H / 2, W / 2), channels last -> (O, 4 * 4 * C)."""
     x = F.pad(large.permute(0, 2, 3, 1), (0, 0, *[PADDING] * 4))
     n, height, width, channels = x.shape
@@ -85,6 +85,6 @@ def _weight_gradient(large: Tensor, small: Tensor) -> Tensor:
     return rearrange(small, "n o h w -> (n h w) o").T @ windows
 
 
-@_weight_gradient.register_fake
+@weight_gradient.register_fake
 def _(large: Tensor, small: Tensor) -> Tensor:
     return large.new_empty(small.shape[1], KERNEL**2 * large.shape[1])
