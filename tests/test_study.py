@@ -235,9 +235,18 @@ def test_a_report_needs_no_replay(
     rows = list(csv.reader((tmp_path / "lr0.1_mechanisms.csv").open()))
     assert all(rows[1][4:6]) and rows[2] == ["dummy:pixels", "short", "1", *[""] * 9]
 
+    saved = checkpoint.load(full.folder / "checkpoint.pt")
+    saved["agent"].popitem()
+    checkpoint.save(full.folder / "checkpoint.pt", saved)
+    assert main(["study", "report", str(path), "--out", str(also)]) == 0
+    (warning,) = (x for x in caplog.messages if "no errors of" in x)
+    assert full.folder.name in warning and "another architecture" in warning
+    (older, *_) = list(csv.reader((tmp_path / "lr0.2_mechanisms.csv").open()))[1:]
+    assert older == [*rows[1][:5], *[""] * 4, *rows[1][9:]]
+
     shutil.rmtree(full.folder / "replay")
     assert main(["study", "report", str(path), "--out", str(also)]) == 0
-    assert caplog.text.count("no mechanisms of") == 3
+    assert caplog.text.count("no mechanisms of") == 4
     assert (tmp_path / "lr0.2.csv").read_text() == (tmp_path / "lr0.1.csv").read_text()
 
     shutil.rmtree(full.folder.parent)  # and both are found again by such a name

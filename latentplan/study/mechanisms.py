@@ -88,14 +88,15 @@ class _Experience(NamedTuple):
 
 def measure(runs: Sequence[Path], seeds: Sequence[int]) -> list[Mechanisms]:
     """Mechanisms of the runs of one task; cells and held-out rows are common to all of them. A run
-    whose replay cannot be read, or has forgotten its first rows, is UNKNOWN, with a warning.
+    whose replay cannot be read, or has forgotten its first rows, is UNKNOWN, with a warning; one
+    whose checkpoint is of another architecture (an earlier commit's) has no errors and ranks.
 
     Args:
         runs: folders. seeds: of each run; a run is tested on rows of runs of *other* seeds, or on
             all rows where there are none.
 
     Raises:
-        UserError: a folder holds no run, or its agent is of another architecture.
+        UserError: a folder holds no run.
     """
     known = {}
     for run in runs:
@@ -185,7 +186,11 @@ def _held_out(run: Path, rows: Timestep) -> tuple[float | None, ...]:
     """Errors of reward and latent, and the uncertainty's rank correlation with them."""
     if not len(rows.reward):
         return (None,) * 4  # no episode lasts as long as a window
-    agent, *_ = run_folder.load_agent(run)
+    try:
+        agent, *_ = run_folder.load_agent(run)
+    except UserError as error:
+        log.warning("no errors of %s: %s", run.name, error)
+        return (None,) * 4
     torch.manual_seed(0)
     result = k_step(agent, rows.to(agent.device), CONTEXT, decode=False)
     ranks = rank_correlations(result)
