@@ -53,7 +53,7 @@ def test_intervals_of_three_runs_on_four_tasks_cover_what_the_docstring_says() -
     assert 0.80 < inside / trials < 0.92  # 0.86, give or take 2.5 standard errors
 
 
-@pytest.mark.parametrize("name", ["planner_state", "distilled_state"])
+@pytest.mark.parametrize("name", ["planner_state", "distilled_state", "parity_state"])
 def test_documents_show_what_the_report_prints(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
