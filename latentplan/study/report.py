@@ -64,8 +64,8 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
     Args:
         also: earlier reports (their ``out``), for runs of the study whose folders are not here.
 
-    Of a run whose replay is gone, or has forgotten its first rows, the mechanisms are left blank; of
-    one whose checkpoint is of another architecture, those that need the model.
+    Of a run whose replay is gone, or has forgotten its first rows, the mechanisms are left blank;
+    of one whose checkpoint is of another architecture, those that need the model.
 
     Returns:
         A Markdown table, a row per task and ablation; and where there are several of both, with
