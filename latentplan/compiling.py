@@ -58,8 +58,10 @@ def compile_agent(agent: Agent, mode: str) -> str:
         *((agent.actor, "forward"), (agent.critic, "slow_value")),
     ]
     if mode == "full":
-        named += [(world, "cut"), (world, "_encode"), (world, "_errors"), (world, "_divergence")]
-        named += [(world, "_outcome_losses"), (agent.learner, "_value_loss")]
+        named += [
+            *((world, name) for name in ("cut", "_encode", "_errors", "_divergence")),
+            *((world, "_outcome_losses"), (agent.learner, "_value_loss")),
+        ]
     for owner, name in named:
         setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False))
     return mode

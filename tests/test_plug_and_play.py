@@ -29,6 +29,7 @@ from latentplan.types import EnvSpec, Latent, Prediction, StepNoise, Timestep, W
 from latentplan.world.uncertainty import member_std
 
 EPISODES, LENGTH, PREFILL = 12, 30, 60
+GOAL = 0.8  # the policy alone finds it late in half of the runs: planning has something to add
 
 
 class Corridor(gymnasium.Env):
@@ -49,7 +50,7 @@ class Corridor(gymnasium.Env):
     def step(self, action: np.ndarray):
         self.place = float(np.clip(self.place + 0.15 * action[0], -1, 1))
         self.steps += 1
-        return self._see(), float(self.place > 0.5), False, self.steps >= LENGTH, {}
+        return self._see(), float(self.place > GOAL), False, self.steps >= LENGTH, {}
 
     def _see(self) -> np.ndarray:
         return np.array([self.place], np.float32)
@@ -166,9 +167,10 @@ def test_planning_helps_another_model_to_learn(tmp_path: Path) -> None:
     plain = PlanConfig(candidates=1)
     planned = replace(plain, candidates=4, horizon=4, replan_every=2)
     scores = {
-        name: [learn(tmp_path / f"{name}{seed}", seed, plan) for seed in range(3)]
+        name: [learn(tmp_path / f"{name}{seed}", seed, plan) for seed in range(5)]
         for name, plan in (("plain", plain), ("planned", planned))
     }
     means = {name: np.mean(x, 0) for name, x in scores.items()}
-    assert means["planned"][0] >= means["plain"][0], scores
-    assert means["planned"][1] > 20, scores
+    assert means["planned"][0] > means["plain"][0], scores
+    # A run that never meets the reward learns nothing, whatever it plans: two in ten do not.
+    assert sum(last > 20 for _, last in scores["planned"]) >= 2, scores

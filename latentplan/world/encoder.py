@@ -37,20 +37,20 @@ class ConvEncoder(nn.Module):
         channels *= scale**2
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         if scale > 1:
-            self._add(nn.Conv2d(channels, config.depth * scale // 2, 1), config.norm)
-            channels = config.depth * scale // 2
+            channels = self._add(nn.Conv2d(channels, config.depth * scale // 2, 1), config.norm)
         while scale < 2**LEVELS:
             scale *= 2
-            self._add(HalvingConv(channels, config.depth * scale // 2), config.norm)
-            channels = config.depth * scale // 2
+            channels = self._add(HalvingConv(channels, config.depth * scale // 2), config.norm)
         self.size = channels * (height // scale) * (width // scale)
         self.to(memory_format=torch.channels_last)
 
-    def _add(self, conv: nn.Conv2d, norm: str) -> None:
+    def _add(self, conv: nn.Conv2d, norm: str) -> int:
+        """Its channels."""
         init_weight(conv.weight, conv.weight[0].numel())
         nn.init.zeros_(conv.bias)
         self.convs.append(conv)
         self.norms.append(ChannelNorm(norm, conv.out_channels))
+        return conv.out_channels
 
     def forward(self, image: Tensor) -> Tensor:
         # Swapping the axes of an NHWC picture *is* channels-last memory: no copy.

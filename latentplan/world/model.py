@@ -203,7 +203,6 @@ class WorldModel(nn.Module):
         embed = self._encode(obs)
         latent, logits = self.observe(batch, embed=embed)
         flat = latent.map(lambda x: rearrange(x, "b t ... -> (b t) ..."))
-        rows = batch.map(lambda x: rearrange(x, "b t ... -> (b t) ..."))
         owned = lambda members: bootstrap_mask(episode, members, self.config.bootstrap)  # noqa: E731
         mask = rearrange(owned(self.config.members), "m b t -> m (b t)")
         features = self.features(flat)
@@ -215,7 +214,8 @@ class WorldModel(nn.Module):
             seen = rearrange(embed, "b t x -> (b t) x")
             with self.autocast():
                 terms["barlow"] = self.config.barlow_scale * self.barlow(features, seen)
-        terms.update(self._outcome_losses(features, rows.reward, ~rows.is_terminal))
+        reward, alive = batch.reward.flatten(), ~batch.is_terminal.flatten()
+        terms.update(self._outcome_losses(features, reward, alive))
         if self.probes is not None:
             terms["probes"], uncertainty = self._probe_loss(
                 latent, batch, owned(self.config.probe_members)
