@@ -27,10 +27,11 @@ def gradients(out: torch.Tensor, x: torch.Tensor, layer: nn.Module) -> list[torc
 @pytest.mark.parametrize(
     ("name", "shape", "by_product"),
     [
-        ("halving", (8, 8), False),  # 16 positions, 10 channels of the larger map
-        ("halving", (8, 2), True),
-        ("doubling", (4, 4), False),  # 16 positions, 12 channels
-        ("doubling", (2, 6), True),
+        ("halving", (12, 8), False),  # 24 positions, 10 channels of the larger map
+        ("halving", (8, 8), True),  # 16
+        ("halving", (6, 2), True),  # rows that do not make eight pieces
+        ("doubling", (5, 5), False),  # 25 positions, 12 channels
+        ("doubling", (4, 6), True),
     ],
 )
 def test_values_and_gradients_are_those_of_the_convolution(

@@ -89,4 +89,5 @@ class ChannelNorm(nn.Module):
         self.norm = make_norm(kind, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        pixels = x.permute(0, 2, 3, 1)
+        return self.norm(pixels.flatten(0, 2)).view(pixels.shape).permute(0, 3, 1, 2)
