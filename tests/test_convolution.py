@@ -29,7 +29,7 @@ def gradients(out: torch.Tensor, x: torch.Tensor, layer: nn.Module) -> list[torc
     [
         ("halving", (12, 8), False),  # 24 positions, 10 channels of the larger map
         ("halving", (8, 8), True),  # 16
-        ("halving", (6, 2), True),  # rows that do not make eight pieces
+        ("halving", (6, 2), True),  # 3: nine rows, which do not make two pieces
         ("doubling", (5, 5), False),  # 25 positions, 12 channels
         ("doubling", (4, 6), True),
     ],
@@ -53,6 +53,8 @@ def test_values_and_gradients_are_those_of_the_convolution(
     monkeypatch.setattr(
         convolution, "weight_gradient", lambda *given: calls.append(1) or product(*given)
     )
+    # Rounds of two maps of 8 x 8 and the third; of all smaller ones; of one each that is doubled.
+    monkeypatch.setattr(convolution, "WINDOWS", 2 * 16 * 160)
     half = x.detach().bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         out = layer(half)
