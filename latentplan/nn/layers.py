@@ -90,4 +90,5 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.permute(0, 2, 3, 1)
+        # As rows: of four axes inductor swaps height and width, which is slow backward.
         return self.norm(pixels.flatten(0, 2)).view(pixels.shape).permute(0, 3, 1, 2)
