@@ -58,10 +58,8 @@ def compile_agent(agent: Agent, mode: str) -> str:
         *((agent.actor, "forward"), (agent.critic, "slow_value")),
     ]
     if mode == "full":
-        named += [
-            *((world, name) for name in ("cut", "_encode", "_errors", "_divergence")),
-            *((world, "_outcome_losses"), (agent.learner, "_value_loss")),
-        ]
+        over_rows = ("cut", "_encode", "_errors", "_divergence", "_outcome_losses")
+        named += [*((world, name) for name in over_rows), (agent.learner, "_value_loss")]
     for owner, name in named:
         setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False))
     return mode

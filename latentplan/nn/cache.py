@@ -9,9 +9,10 @@ import torch
 NUMBERS = 2**18  # float32: 1 MiB, which with its temporaries stays in a CPU core's cache
 
 
-def cached_rows(row: int, device: torch.device) -> int:
-    """How many rows of ``row`` numbers each to take at a time: on a CPU those that stay in its
-    cache from one operation to the next. On a GPU, and for a compiler, which fuses: all."""
+def cached_rows(row: int, device: torch.device, numbers: int = NUMBERS) -> int:
+    """How many rows of ``row`` numbers each, ``numbers`` in all, to take at a time: on a CPU those
+    that stay in its cache from one operation to the next. On a GPU, and for a compiler, which
+    fuses: all."""
     if device.type != "cpu" or torch.compiler.is_compiling():
         return sys.maxsize
-    return max(1, NUMBERS // row)
+    return max(1, numbers // row)

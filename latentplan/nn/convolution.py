@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from latentplan.nn.cache import cached_rows
+
 KERNEL, STRIDE, PADDING = 4, 2, 1
 WINDOWS = 2**21  # numbers of windows copied out at a time: 4 MiB, which stay in a CPU's cache
 PIECES = 2  # that their product is made of: one over all rows is slower
@@ -84,7 +86,7 @@ def weight_gradient(large: Tensor, small: Tensor) -> Tensor:
     large, small = (x.permute(0, 2, 3, 1) for x in (large, small))
     (_, height, width, outputs), channels = small.shape, large.shape[-1]
     size = KERNEL**2 * channels
-    maps = min(len(large), max(1, WINDOWS // (height * width * size)))
+    maps = min(len(large), cached_rows(height * width * size, large.device, WINDOWS))
     padded = large.new_zeros(maps, *(STRIDE * x + 2 * PADDING for x in (height, width)), channels)
     inside = padded[:, PADDING:-PADDING, PADDING:-PADDING]
     each, row, column, _ = padded.stride()

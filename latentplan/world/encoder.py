@@ -45,7 +45,7 @@ class ConvEncoder(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def _add(self, conv: nn.Conv2d, norm: str) -> int:
-        """Its channels."""
+        """Initialize and append; how many channels it gives."""
         init_weight(conv.weight, conv.weight[0].numel())
         nn.init.zeros_(conv.bias)
         self.convs.append(conv)
