@@ -24,10 +24,8 @@ ENV LATENTPLAN_VENV=/opt/venv \
     PIP_NO_CACHE_DIR=1
 COPY setup.cfg pyproject.toml constraints.txt LICENSE ./
 COPY tools/install-python tools/
-COPY configs configs
 COPY latentplan/__init__.py latentplan/
-RUN cd latentplan && mkdir behavior bench commands envs inspection nn study world && cd .. \
-    && tools/install-python plot,video
+RUN tools/install-python plot,video
 COPY . .
 
 # The image also runs as any other user (docker run --user): home, caches and /runs are open to

@@ -69,8 +69,8 @@ SETTINGS = [
 
 def main() -> None:
     import latentplan
-    from latentplan.config import load
-    from latentplan.train import train
+    from latentplan.config.loading import load
+    from latentplan.training.loop import train
 
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     run = train(load(overrides=[*SETTINGS, *sys.argv[1:]]))

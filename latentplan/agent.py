@@ -6,12 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from latentplan.behavior.behavior import Behavior
+from latentplan.behavior.dreamer import DreamerObjective
 from latentplan.behavior.learner import Learner
-from latentplan.behavior.nets import Actor, Critic, Temperature
+from latentplan.behavior.mpdp import PerStepMpdp, SharedMpdp
+from latentplan.behavior.networks import Actor, Critic, Temperature
+from latentplan.behavior.objective import Objective
 from latentplan.behavior.planner import Plan, plan_metrics
-from latentplan.behavior.returns import NoveltyScale, ReturnScale
-from latentplan.nn.optim import LaProp
-from latentplan.schema import Config
+from latentplan.behavior.returns import ReturnScale, UncertaintyScale
+from latentplan.config.schema import Config
+from latentplan.nn.optimizer import LaProp
 from latentplan.types import EnvSpec, Latent, Timestep
 from latentplan.world.model import WorldModel
 
@@ -30,12 +33,19 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
+def choose_objective(config: Config) -> type[Objective]:
+    """What the actor improves, by ``behavior.improvement`` and ``mpdp.policies``."""
+    if config.behavior.improvement == "dreamer":
+        return DreamerObjective
+    return PerStepMpdp if config.mpdp.policies == "per_step" else SharedMpdp
+
+
 class Agent(nn.Module):
     """A Dreamer agent with an ensemble of dynamics heads.
 
     ``world`` may be any model that has what is used here of :class:`WorldModel`: ``spec`` and
     ``feature_size``; initial, filter, features, step, step_unmeasured, draw_noise, autocast,
-    fit_pictures, loss, updated. ``config.world`` must say its number of ``members``.
+    fit_image_normalizers, loss, updated. ``config.world`` must say its number of ``members``.
     ``tests/test_plug_and_play.py`` has another model.
 
     State that belongs to an environment is an argument and a return value (``carry``), so that
@@ -56,15 +66,17 @@ class Agent(nn.Module):
             spec, config.world, bfloat16=use_bfloat16(config.train.precision, device)
         )
         features, norm = self.world.feature_size, config.world.norm
-        mpdp = config.behavior.improvement == "mpdp"
-        steps = config.mpdp.horizon if mpdp and config.mpdp.policies == "per_step" else 1
-        self.actor = Actor(features, spec.action_dim, config.behavior, norm, steps)
+        objective = choose_objective(config)
+        policies = objective.num_policies(config)
+        self.actor = Actor(features, spec.action_dim, config.behavior, norm, policies)
         self.critic = Critic(features, config.behavior, norm)
-        self.scale = ReturnScale(config.behavior.scale_rate)
-        self.novelty_scale = NoveltyScale(config.behavior.scale_rate, 2 * config.optim.warmup)
+        self.return_scale = ReturnScale(config.behavior.scale_rate)
+        self.uncertainty_scale = UncertaintyScale(
+            config.behavior.scale_rate, 2 * config.optim.warmup
+        )
         target = config.behavior.target_entropy
         self.temperature = Temperature(
-            config.behavior.entropy * (config.mpdp.entropy_share if mpdp else 1.0),
+            objective.entropy_bonus(config),
             None if target is None else target * spec.action_dim,
         )
         self.to(device)
@@ -72,12 +84,12 @@ class Agent(nn.Module):
             self.world,
             self.actor,
             self.critic,
-            self.scale,
-            self.novelty_scale,
+            self.return_scale,
+            self.uncertainty_scale,
             self.temperature,
             config,
         )
-        self.learner = Learner(self.behavior)
+        self.learner = Learner(self.behavior, objective(self.behavior))
         o = config.optim
         self.optimizer = LaProp(
             [
@@ -174,7 +186,7 @@ class Agent(nn.Module):
             NonFiniteLossError: naming the terms; the weights are as before.
         """
         self.optimizer.zero_grad()
-        self.world.fit_pictures(batch.obs)
+        self.world.fit_image_normalizers(batch.obs)
         terms, latent, high_uncertainty, seen = self.world.loss(batch, episode)
         sum(terms.values()).backward()
         start = latent.map(lambda x: x.detach())
@@ -185,7 +197,7 @@ class Agent(nn.Module):
         self.optimizer.step()
         self.world.updated()
         self.critic.follow()
-        self.novelty_scale.update(high_uncertainty)
+        self.uncertainty_scale.update(high_uncertainty)
         return {f"train/loss/{k}": v.detach() for k, v in terms.items()} | seen | metrics
 
     def _require_finite(self, terms: dict[str, Tensor]) -> None:

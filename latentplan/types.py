@@ -53,14 +53,14 @@ class EnvSpec(NamedTuple):
     action_low: tuple[float, ...] = ()  # what -1 and 1 stand for in the environment, (A,) each;
     action_high: tuple[float, ...] = ()  # empty where that is not known
 
-    def plain(self) -> dict[str, Any]:
-        """For a file; :meth:`of` reads it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a file; :meth:`from_dict` reads them."""
         obs = {name: [list(shape), dtype] for name, (shape, dtype) in self.obs.items()}
         return self._asdict() | {"obs": obs}
 
     @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> EnvSpec:
-        """From :meth:`plain`, of any version."""
+    def from_dict(cls, plain: Mapping[str, Any]) -> EnvSpec:
+        """Read what :meth:`to_dict` of this or an earlier version wrote."""
         obs = {name: (tuple(shape), dtype) for name, (shape, dtype) in plain["obs"].items()}
         bounds = {k: tuple(plain.get(k, ())) for k in ("action_low", "action_high")}
         return cls(**{**plain, "obs": obs, **bounds})
@@ -104,7 +104,9 @@ class Latent(NamedTuple):
     """The state of the world model."""
 
     deter: Tensor  # (..., D)
-    stoch: Tensor  # (..., S, C) one-hot samples (straight-through); softer by world.soft_updates
+    stoch: (
+        Tensor  # (..., S, C) one-hot samples (straight-through); softer during world.anneal_updates
+    )
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Latent:
         """Both parts through ``f``."""

@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run from pixels and state; tests that write into it take a copy."""
-    from latentplan.train import train  # what is broken there is not to break every test
+    from latentplan.training.loop import train  # what is broken there is not to break every test
 
     folder = tmp_path_factory.mktemp("run") / "finished"
     return train(run_config(folder, "obs=both", f"steps={4 * EPISODE}", "log.inspect_every=128"))

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from latentplan.config.schema import EnvConfig
 from latentplan.envs import VectorEnv, make_vector
 from latentplan.envs.rendering import Renderer
-from latentplan.schema import EnvConfig
 from latentplan.types import Timestep
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +23,7 @@ def make(
     task: str,
     obs: str = "state",
     *,
-    count: int = 1,
+    num_envs: int = 1,
     seed: int = 0,
     mode: str = "train",
     renderer: Renderer | None = None,
@@ -36,7 +36,7 @@ def make(
         task,
         obs,
         env,
-        count=count,
+        num_envs=num_envs,
         seed=seed,
         mode=mode,
         renderer=renderer,
@@ -50,7 +50,7 @@ def walk(env: VectorEnv, steps: int, seed: int = 0) -> tuple[list[Timestep], lis
     row, frames = env.reset()
     rows, counts = [row], [frames]
     for _ in range(steps):
-        row, frames = env.step(rng.uniform(-1, 1, (env.count, env.spec.action_dim)))
+        row, frames = env.step(rng.uniform(-1, 1, (env.num_envs, env.spec.action_dim)))
         rows.append(row)
         counts.append(frames)
     return rows, counts

@@ -11,7 +11,7 @@ from tiny import agent_config
 from torch import Tensor, nn
 
 from latentplan.agent import Agent
-from latentplan.schema import PlanConfig
+from latentplan.config.schema import PlanConfig
 from latentplan.types import EnvSpec, Latent, Prediction, StepNoise, Timestep
 
 SIZE = 8

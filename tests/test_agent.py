@@ -21,11 +21,11 @@ from tiny import (
 )
 from torch import nn
 
-from latentplan import checkpoint
 from latentplan.agent import Agent, NonFiniteLossError
+from latentplan.config.schema import OptimConfig, PlanConfig
 from latentplan.inspection.open_loop import open_loop
-from latentplan.nn.dists import TwoHot, categorical_kl
-from latentplan.schema import OptimConfig, PlanConfig
+from latentplan.nn.distributions import TwoHot, categorical_kl
+from latentplan.runs import checkpoint
 from latentplan.types import EnvSpec, Timestep, WorldLoss
 
 
@@ -151,7 +151,7 @@ def test_a_bad_number_stops_before_the_weights_are_touched(field: str, terms: li
     assert all(term in str(caught.value) for term in terms)
     after = snapshot(agent)
     changed = {path.split("/")[2] for path in differences(before, after) if "agent" in path}
-    assert {name for name in changed if not name.startswith("scale.")} == set()
+    assert {name for name in changed if not name.startswith("return_scale.")} == set()
     assert [path for path in differences(before, after) if "optimizer" in path] == []
 
 
@@ -178,7 +178,7 @@ def test_an_infinite_gradient_of_a_finite_loss_leaves_the_weights(
 
 def test_states_harden_over_the_first_updates() -> None:
     torch.manual_seed(0)
-    agent = Agent(VECTOR, agent_config(replace(WORLD, soft_updates=4)))
+    agent = Agent(VECTOR, agent_config(replace(WORLD, anneal_updates=4)))
     batch, episode = random_batch(4, 4)
     seen = []
     for _ in range(6):
@@ -187,7 +187,7 @@ def test_states_harden_over_the_first_updates() -> None:
     assert seen == [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     latent, _ = agent.world.observe(batch)
     assert set(latent.stoch.unique().tolist()) == {0.0, 1.0}
-    soft = Agent(VECTOR, agent_config(replace(WORLD, soft_updates=4)))
+    soft = Agent(VECTOR, agent_config(replace(WORLD, anneal_updates=4)))
     latent, _ = soft.world.observe(batch)
     assert 0.0 < latent.stoch.max() < 1.0
     soft.load_state_dict(agent.state_dict())  # a resumed run does not soften again
@@ -209,8 +209,8 @@ def test_half_precision_learns_as_well() -> None:
 def test_half_precision_says_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to two roundings of 2^-8, and none where the bits are needed. States are probabilities
     here: a rounding may turn one sample into another."""
-    plan = PlanConfig(candidates=3, imagine_share=0.0)  # in imagination a choice may jump, too
-    full = replace(agent_config(world_config(soft_updates=4)), plan=plan)
+    plan = PlanConfig(candidates=3, imagine_fraction=0.0)  # in imagination a choice may jump, too
+    full = replace(agent_config(world_config(anneal_updates=4)), plan=plan)
     half = replace(full, train=replace(full.train, precision="bfloat16"))
     seen: dict[str, set[torch.dtype]] = {"kl": set(), "two-hot": set()}
 
@@ -295,8 +295,8 @@ def test_starts_may_be_a_share_of_the_rows() -> None:
 def test_any_row_may_come_first() -> None:
     """Members are dealt out to blocks of rows: one order would give each the same rows for good."""
     config = agent_config(starts_fraction=0.5)
-    agent = Agent(VECTOR, replace(config, plan=PlanConfig(candidates=3, imagine_share=0.5)))
-    for choose in (agent.learner.choose_starts, agent.behavior._planned_rows):
+    agent = Agent(VECTOR, replace(config, plan=PlanConfig(candidates=3, imagine_fraction=0.5)))
+    for choose in (agent.learner.choose_starts, agent.behavior.choose_planned):
         assert {int(choose(24)[0]) for _ in range(400)} == set(range(24))
 
 
@@ -313,7 +313,7 @@ def test_every_part_learns_at_its_own_rate() -> None:
     for group in groups:
         assert (group["warmup"], group["clip"]) == (7, 0.2)
         assert (group["beta1"], group["beta2"]) == (0.8, 0.95)
-    assert agent.novelty_scale.warmup == 14
+    assert agent.uncertainty_scale.warmup == 14
 
 
 # --- looking --------------------------------------------------------------------------------

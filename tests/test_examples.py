@@ -14,8 +14,8 @@ import pytest
 from tiny import run_config
 
 from latentplan import load
-from latentplan.cli import main
-from latentplan.train import train
+from latentplan.cli.main import main
+from latentplan.training.loop import train
 from latentplan.types import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,62 +18,33 @@ MODULES = {
         ".__init__"
     ): path
     for path in sorted(PACKAGE.rglob("*.py"))
-    if "configs" not in path.parts
 }
-# A module may import from lower layers and from its own group, never from another of its layer.
-LAYERS = [
-    {
-        "types": "types",
-        "schema": "schema",
-        "limits": "limits",
-        "config": "config",
-        "task_names": "task_names",
-        "torchvision_compat": "tv",
-        **{name: name for name in ("allocator", "cores", "disk", "hardware")},
-    },
-    {name: name for name in ("envs", "replay", "logger", "checkpoint", "clock")},
-    {"nn": "nn"},
-    {"world": "world", "behavior": "behavior"},
-    {"agent": "agent", "inspection": "inspection"},
-    {
-        name: "run"
-        for name in (
-            "run_folder",
-            "evaluate",
-            "batches",
-            "calibrate",
-            "compiling",
-            "imagine",
-            "board",
-            "monitor",
-            "provenance",
-            "train",
-            "bench",
-            "deploy",
-            "doctor",
-            "export",
-        )
-    },
-    {"study": "study"},
-    {"commands": "commands"},
-    {"cli": "cli"},
-]
-# Between modules of one layer: schemas may use the shared nouns, and looking sees the agent.
-SIDEWAYS = {
-    *((name, "types") for name in ("config", "limits", "task_names", "disk")),
-    *((name, "schema") for name in ("config", "limits")),
-    *(("config", name) for name in ("limits", "task_names", "hardware")),
-    ("inspection", "agent"),
+# Each folder (or module of the package itself), and what it may import besides itself.
+ALLOWED = {
+    "types": "",
+    "runtime": "types",
+    "config": "types runtime",
+    "nn": "",
+    "envs": "types runtime config",
+    "data": "types runtime",
+    "world": "types config nn",
+    "behavior": "types config nn",
+    "agent": "types config nn world behavior",
+    "runs": "types runtime config envs data agent",
+    "deploy": "types runtime config envs agent runs",
+    "evaluation": "types runtime config envs agent runs",
+    "inspection": "types runtime config nn envs behavior agent runs evaluation",
+    "training": "types runtime config envs data agent runs evaluation inspection",
+    "study": "types config runs inspection",
+    "bench": "types runtime config nn envs data world behavior agent runs inspection training",
+    "cli": "types runtime config envs runs deploy evaluation inspection training study bench",
+    "__main__": "cli",
 }
 
 
-def place(module: str) -> tuple[int, str]:
-    """The layer and group of a module of the package."""
-    top = module.split(".")[1]
-    for layer, groups in enumerate(LAYERS):
-        if top in groups:
-            return layer, groups[top]
-    raise LookupError(f"{module} has no layer: give it one here and in docs/architecture.md")
+def folder(module: str) -> str:
+    """The folder of a module of the package, or its own name where it lies in none."""
+    return module.split(".")[1]
 
 
 def imports(source: str, module: str, known: set[str]) -> Iterator[str]:
@@ -89,16 +60,21 @@ def imports(source: str, module: str, known: set[str]) -> Iterator[str]:
 
 
 def wrong_imports(module: str, source: str) -> list[str]:
-    layer, group = place(module)
-    wrong = []
-    for target in imports(source, module, set(MODULES)):
-        if not target.startswith("latentplan."):
-            continue
-        below, other = place(target)
-        sideways = below == layer and other != group and (group, other) not in SIDEWAYS
-        if below > layer or sideways:
-            wrong.append(f"{module} imports {target}")
-    return wrong
+    """The imports of ``source`` that its folder is not allowed."""
+    own = folder(module)
+    return [
+        f"{module} imports {target}"
+        for target in imports(source, module, set(MODULES))
+        if target.startswith("latentplan.") and folder(target) not in (own, *ALLOWED[own].split())
+    ]
+
+
+def test_every_folder_is_listed_and_imports_only_from_those_above_it() -> None:
+    assert {folder(module) for module in MODULES if module != "latentplan"} == set(ALLOWED)
+    listed: set[str] = set()
+    for name, allowed in ALLOWED.items():
+        assert set(allowed.split()) <= listed, name
+        listed.add(name)
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "latentplan"])
@@ -106,16 +82,28 @@ def test_imports_go_one_way(module: str) -> None:
     assert wrong_imports(module, MODULES[module].read_text()) == []
 
 
+def test_every_allowed_import_exists() -> None:
+    used: dict[str, set[str]] = {name: set() for name in ALLOWED}
+    for module, path in MODULES.items():
+        if module != "latentplan":
+            targets = imports(path.read_text(), module, set(MODULES))
+            used[folder(module)] |= {
+                folder(target) for target in targets if target.startswith("latentplan.")
+            }
+    for name, allowed in ALLOWED.items():
+        assert set(allowed.split()) == used[name] - {name}, name
+
+
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("latentplan.world.rssm", "from latentplan.behavior.nets import Actor"),
+        ("latentplan.world.rssm", "from latentplan.behavior.networks import Actor"),
         ("latentplan.behavior.losses", "def f():\n    import latentplan.world.model"),
-        ("latentplan.replay", "from latentplan import checkpoint"),
-        ("latentplan.envs.dmc", "from latentplan.clock import Every"),
-        ("latentplan.nn.dists", "from latentplan.world import rssm"),
+        ("latentplan.data.replay", "from latentplan.runs import checkpoint"),
+        ("latentplan.envs.dmc", "from latentplan.data.replay import Replay"),
+        ("latentplan.nn.distributions", "from latentplan.world import rssm"),
         ("latentplan.agent", "from latentplan.inspection.film import film"),
-        ("latentplan.train", "from latentplan import cli"),
+        ("latentplan.training.loop", "from latentplan.cli import main"),
     ],
 )
 def test_a_wrong_import_is_noticed(module: str, source: str) -> None:
@@ -135,7 +123,7 @@ def test_environments_never_name_torch(module: str) -> None:
     assert not {name for name in named if name.split(".")[0] in ("torch", "torchvision")}
 
 
-LIGHT = ["envs", "types", "config", "cli", "commands", "replay", "clock"]
+LIGHT = ["envs", "types", "config.loading", "cli.main", "data.replay", "runtime.clock"]
 
 
 @pytest.mark.parametrize("module", LIGHT)

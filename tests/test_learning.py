@@ -9,12 +9,12 @@ import pytest
 import torch
 from environments import make, walk
 
-from latentplan import run_folder
-from latentplan.config import load
-from latentplan.evaluate import evaluate
+from latentplan.config.loading import load
+from latentplan.evaluation.evaluate import evaluate
 from latentplan.inspection.calibration import auroc, one_step
-from latentplan.nn.dists import categorical_kl, mixed_probs
-from latentplan.train import train
+from latentplan.nn.distributions import categorical_kl, mixed_probs
+from latentplan.runs import run_folder
+from latentplan.training.loop import train
 from latentplan.types import Timestep, join
 
 EPISODES = 10

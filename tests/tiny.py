@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from latentplan.config import load
-from latentplan.schema import BehaviorConfig, Config, OptimConfig, TrainConfig, WorldConfig
+from latentplan.config.loading import load
+from latentplan.config.schema import BehaviorConfig, Config, OptimConfig, TrainConfig, WorldConfig
 from latentplan.types import EnvSpec, Timestep
 
 if TYPE_CHECKING:  # conftest imports this file: what is broken in agents is not to break all

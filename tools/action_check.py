@@ -20,12 +20,12 @@ import torch
 from run_check import main
 from torch import Tensor
 
-from latentplan import run_folder
 from latentplan.agent import Agent
-from latentplan.behavior.imagine import follow, imagine
+from latentplan.behavior.imagination import follow, imagine
 from latentplan.envs import parse_task, pick_renderer
 from latentplan.envs.dmc import ControlSuite, build
 from latentplan.envs.simulator import to_bounds
+from latentplan.runs import run_folder
 from latentplan.types import Latent, StepNoise, Timestep, UserError
 
 EPISODES, STATES, SEQUENCES, HORIZON, SAMPLES = 6, 5, 24, 10, 40

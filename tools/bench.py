@@ -3,7 +3,7 @@
 
 import sys
 
-from latentplan.cli import main
+from latentplan.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["bench", *sys.argv[1:]]))

@@ -18,8 +18,8 @@ import torch
 from run_check import main
 from torch import Tensor
 
-from latentplan import run_folder
-from latentplan.behavior.imagine import follow, imagine
+from latentplan.behavior.imagination import follow, imagine
+from latentplan.runs import run_folder
 from latentplan.types import Latent
 
 LENGTH, CONTEXT, WINDOWS, SAMPLES = 24, 8, 256, 8

@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from latentplan.study.curves import Curve, draw_curves, file_of, read_curve, write_curves
+from latentplan.inspection.curves import Curve, draw_curves, file_of, read_curve, write_curves
 from latentplan.types import UserError
 
 

@@ -18,11 +18,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from latentplan.study.curves import read_metrics
+from latentplan.inspection.curves import read_metrics
 from latentplan.types import UserError
 
 SETTINGS = (
-    *("size=tiny", "task=dmc:cartpole_swingup", "steps=200000", "env.repeat=2", "env.count=2"),
+    *("size=tiny", "task=dmc:cartpole_swingup", "steps=200000", "env.repeat=2", "env.num_envs=2"),
     *("train.ratio=4", "replay.capacity=5000", "eval.every=20000", "log.inspect_every=20000"),
 )
 WATCHED = ("memory/rss_gib", "memory/shared_gib", "memory/disk_gib")
@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("items", nargs="*", metavar="key=value")
     parser.add_argument("--out", type=Path, metavar="CSV")
     args = parser.parse_args()
-    command = [sys.executable, "-m", "latentplan.cli", "train", *SETTINGS]
+    command = [sys.executable, "-m", "latentplan", "train", *SETTINGS]
     code = subprocess.call([*command, *args.items, f"run_dir={args.run}"])
     if code:
         return code

@@ -1,4 +1,4 @@
-"""How the agent acts and imagines; the world is known by its verbs only."""
+"""How the agent acts and imagines. The world is used only through the methods of `World`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from latentplan.behavior.conservative import PlannedActing
-from latentplan.behavior.imagine import Step, imagine, sampled
-from latentplan.behavior.nets import Actor, Critic, Temperature
+from latentplan.behavior.imagination import Step, imagine, sampled
+from latentplan.behavior.networks import Actor, Critic, Temperature
 from latentplan.behavior.planner import Plan, Policy, plan
-from latentplan.behavior.returns import NoveltyScale, ReturnScale
-from latentplan.nn.dists import ActionDist
-from latentplan.schema import Config
+from latentplan.behavior.returns import ReturnScale, UncertaintyScale
+from latentplan.config.schema import Config
+from latentplan.nn.distributions import ActionDist
 from latentplan.types import EnvSpec, Latent, Rollout, StepNoise
 
 
@@ -35,7 +35,7 @@ class World(Protocol):
 class Behavior:
     """Policy, value, planner and imagination.
 
-    It owns no weights: they are the agent's, which registers and saves them.
+    The weights are the agent's, which registers and saves them.
     """
 
     def __init__(
@@ -43,22 +43,14 @@ class Behavior:
         world: World,
         actor: Actor,
         critic: Critic,
-        scale: ReturnScale,
-        novelty_scale: NoveltyScale,
+        return_scale: ReturnScale,
+        uncertainty_scale: UncertaintyScale,
         temperature: Temperature,
         config: Config,
     ):
         self.world, self.actor, self.critic, self.config = world, actor, critic, config
-        self.scale, self.novelty_scale, self.temperature = scale, novelty_scale, temperature
-        self.mpdp = config.behavior.improvement == "mpdp"
-        # Several policies make rollouts of their own: those of the critic follow pi_0 alone.
-        self.apart = self.mpdp and config.mpdp.policies == "per_step"
-
-    @property
-    def step(self) -> Step:
-        """One imagined step, with the uncertainty where the objective asks for it."""
-        asked = self.config.mpdp.beta or self.config.mpdp.adaptive_horizon
-        return self.world.step if self.mpdp and asked else self.world.step_unmeasured
+        self.return_scale, self.uncertainty_scale = return_scale, uncertainty_scale
+        self.temperature = temperature
 
     def policy(self, latent: Latent, step: int = 0, attached: bool = False) -> ActionDist:
         """The actor at latents (...), as it would be ``step`` steps ahead.
@@ -99,34 +91,52 @@ class Behavior:
                 optimism=optimism,
                 discount=self.config.behavior.discount if c.discount else 1.0,
                 value=self.value if c.value else None,
-                reward_scale=self.scale.value if c.normalize_reward else 1.0,
-                uncertainty_scale=self.novelty_scale.value if c.normalize_uncertainty else 1.0,
+                reward_scale=self.return_scale.value if c.normalize_reward else 1.0,
+                uncertainty_scale=self.uncertainty_scale.value if c.normalize_uncertainty else 1.0,
                 noise=torch.randn(shape, **draw),
                 step_noise=self.world.draw_noise(n, c.horizon, generator),
             )
 
-    def imagine(self, start: Latent, horizon: int) -> tuple[Rollout, PlannedActing | None]:
-        """Follow the actor from N states, or the conservative planner where it plans."""
+    def imagine(
+        self,
+        start: Latent,
+        horizon: int,
+        *,
+        measured: bool = False,
+        attached: bool = False,
+        window: int | None = None,
+        plan: bool = True,
+    ) -> tuple[Rollout, PlannedActing | None]:
+        """Follow the actor from N states, and the conservative planner where it plans.
+
+        Args:
+            measured: compute the uncertainty of every step.
+            attached: as of :meth:`policy`.
+            window: as of :func:`latentplan.behavior.imagination.imagine`.
+            plan: let the planner act in the configured fraction of the rows.
+
+        Returns:
+            The rollout (N, horizon), and the planner; None where no row is planned.
+        """
         n = start.deter.shape[0]
-        policy = partial(self.policy, attached=self.mpdp)
-        rows = self._planned_rows(n)
+        policy = partial(self.policy, attached=attached)
+        rows = self.choose_planned(n) if plan else None
         acting = None if rows is None else self.conservative(rows, policy)
         noise = self.world.draw_noise(n, horizon)
         act = acting or sampled(lambda latent, h: policy(latent))
-        step = self.world.step_unmeasured if self.apart else self.step
-        window = self.config.mpdp.horizon if self.mpdp else None
+        step = self.world.step if measured else self.world.step_unmeasured
         with self.world.autocast():
             rollout = imagine(step, act, start, horizon, noise, window)
         return rollout, acting
 
-    def _planned_rows(self, n: int) -> Tensor | None:
-        """Which of N imagined rows are planned; None where none is."""
-        count = round(self.config.plan.imagine_share * n)
-        if self.config.plan.candidates == 1 or not count or self.apart:
+    def choose_planned(self, n: int) -> Tensor | None:
+        """The rows (R,) of N imagined rollouts that are planned; None where none is."""
+        count = round(self.config.plan.imagine_fraction * n)
+        if self.config.plan.candidates == 1 or not count:
             return None
-        # In another order than the rollout's, whose rows are dealt out to members: the member that
-        # plans for a state is drawn anew, and is seldom the one that then moves it.
-        return torch.randperm(n, device=self.scale.range.device)[:count]
+        # The rollout's rows are dealt out to members in order. With rows in another order here, the
+        # member that plans for a state is drawn anew, and seldom the one that then moves it.
+        return torch.randperm(n, device=self.return_scale.range.device)[:count]
 
     def conservative(self, rows: Tensor, policy: Policy | None = None) -> PlannedActing:
         """Imagination's ``act`` that plans for ``rows`` (R,), with a penalty for uncertainty."""

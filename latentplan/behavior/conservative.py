@@ -23,12 +23,12 @@ from torch import Tensor
 from latentplan.behavior.losses import Planned
 from latentplan.behavior.planner import Plan, Policy, Value
 from latentplan.behavior.returns import discounts
-from latentplan.nn.dists import ActionDist
+from latentplan.nn.distributions import ActionDist
 from latentplan.types import Choice, Latent
 
 
 class PlannedActing:
-    """The ``act`` of :func:`latentplan.behavior.imagine.imagine` that plans for some rows.
+    """The ``act`` of :func:`latentplan.behavior.imagination.imagine` that plans for some rows.
 
     Args:
         policy: acts in the other rows, and in planned rows with the chosen candidate's noise.
@@ -55,8 +55,10 @@ class PlannedActing:
         noise = torch.randn_like(dist.mean)
         if h % self.every == 0:
             there = latent.map(lambda x: x[self.rows].detach())
-            at = ActionDist.of(dist.mean[self.rows].detach(), dist.std[self.rows].detach())
-            self.plans.append((h, _without_path(self.plan(there, at))))
+            at = ActionDist.from_mean_std(
+                dist.mean[self.rows].detach(), dist.std[self.rows].detach()
+            )
+            self.plans.append((h, _last_states_only(self.plan(there, at))))
         noise = noise.index_copy(0, self.rows, self.plans[-1][1].noise[:, h % self.every])
         spread = dist.std.index_copy(0, self.rows, dist.std[self.rows].detach())
         return Choice(dist.mean + spread * noise, noise)
@@ -87,12 +89,11 @@ def learn_from_plans(
     """
     n, horizon = dist.mean.shape[:2]
     steps = [h for h, _ in acting.plans]
-    found = [plan.candidates for _, plan in acting.plans]
-    reward, cont = (torch.stack([getattr(x, k) for x in found], 1) for k in ("reward", "cont"))
-    action = torch.stack([x.choice.action[:, :, 0] for x in found], 1)
-    last = Latent(
-        *(torch.stack([getattr(x.latent, k)[:, :, -1] for x in found], 1) for k in Latent._fields)
-    )
+    rollouts = [plan.candidates for _, plan in acting.plans]
+    reward, cont = (torch.stack([getattr(x, k) for x in rollouts], 1) for k in ("reward", "cont"))
+    action = torch.stack([x.choice.action[:, :, 0] for x in rollouts], 1)
+    ends = [x.latent.map(lambda part: part[:, :, -1]) for x in rollouts]
+    last = Latent(*(torch.stack(parts, 1) for parts in zip(*ends, strict=True)))
     weight, after = discounts(cont, discount)
     with torch.no_grad():
         ret = ((weight * reward).sum(-1) + after * value(last)) / scale
@@ -100,7 +101,7 @@ def learn_from_plans(
     mean, std = dist.mean[rows, at], dist.std[rows, at]
     if lam is not None:
         mean = mean.detach()
-    gain = -leave_one_out_loss(ActionDist.of(mean, std), action, ret)
+    gain = -leave_one_out_loss(ActionDist.from_mean_std(mean, std), action, ret)
     if lam is not None:
         gain = gain * (lam ** torch.arange(horizon, device=at.device)).cumsum(0)[at]
     own = torch.ones(n, horizon, device=at.device)
@@ -124,11 +125,14 @@ def leave_one_out_loss(dist: ActionDist, action: Tensor, ret: Tensor) -> Tensor:
     valid = ret.isfinite().all(-1)
     ret = ret.masked_fill(~valid[..., None], 0.0)
     others = (ret.sum(-1, keepdim=True) - ret) / (ret.shape[-1] - 1)
-    log_prob = ActionDist.of(dist.mean[..., None, :], dist.std[..., None, :]).log_prob(action)
+    log_prob = ActionDist.from_mean_std(dist.mean[..., None, :], dist.std[..., None, :]).log_prob(
+        action
+    )
     return -(log_prob * (ret - others).detach()).mean(-1)
 
 
-def _without_path(found: Plan) -> Plan:
-    """The candidates' states on the way are gigabytes at large sizes, and nobody asks for them."""
-    last = found.candidates.latent.map(lambda x: x[:, :, -1:].clone())
-    return found._replace(candidates=found.candidates._replace(latent=last))
+def _last_states_only(plan: Plan) -> Plan:
+    """The plan without the intermediate states of its candidates, which take gigabytes at large
+    sizes and are not used."""
+    last = plan.candidates.latent.map(lambda x: x[:, :, -1:].clone())
+    return plan._replace(candidates=plan.candidates._replace(latent=last))

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from latentplan.behavior.nets import Critic
+from latentplan.behavior.networks import Critic
 from latentplan.behavior.returns import lambda_returns
-from latentplan.nn.dists import ActionDist
-from latentplan.schema import BehaviorConfig
+from latentplan.config.schema import BehaviorConfig
+from latentplan.nn.distributions import ActionDist
 from latentplan.types import Rollout
 
 
@@ -137,5 +137,5 @@ def distillation_loss(dist: ActionDist, action: Tensor, score: Tensor, tau: floa
     """
     weight = torch.softmax(score / tau, -1) - 1 / score.shape[-1]
     std = dist.std.detach()[..., None, :]
-    log_prob = ActionDist.of(dist.mean[..., None, :], std).log_prob(action)
+    log_prob = ActionDist.from_mean_std(dist.mean[..., None, :], std).log_prob(action)
     return -tau * (weight.nan_to_num(0.0).detach() * log_prob).sum(-1)

@@ -6,22 +6,34 @@ per step; the first of them acts:
     J(s) = E[ sum_{i<L} d_i ((r_i - beta R u_i / U) / S + alpha H(pi_i(.|s_i))) + d_L V(s_L) / S ]
     d_0 = 1,  d_{i+1} = d_i * discount * c_{i+1}
 
-The planner is gradient ascent on J; that only pi_0 is kept is the distillation. H = 1 is SAC. With
-an adaptive horizon, L is the first step (from 1 on) into states that the model is too unsure of;
-the value is taken where the rollout was cut, and nothing comes after a predicted end.
+The planner is gradient ascent on J. Only pi_0 is kept, which is the distillation. H = 1 is SAC.
+With an adaptive horizon, L is the first step (from 1 on) whose uncertainty exceeds the threshold.
+The value is taken where the rollout was cut, and nothing comes after a predicted end.
+
+The rollouts of ``behavior.horizon`` steps are cut into windows of ``mpdp.horizon`` steps. Each
+window improves its first state, weighted by the discounted probability of reaching it, and no
+gradient crosses its border. One window per rollout is the paper's form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional
 
-from latentplan.behavior.imagine import Step, imagine, sampled
+from latentplan.behavior.behavior import Behavior, frozen
+from latentplan.behavior.conservative import PlannedActing
+from latentplan.behavior.imagination import Step, imagine, sampled
+from latentplan.behavior.losses import Planned
+from latentplan.behavior.objective import ActorLoss, Dream
 from latentplan.behavior.returns import discounts
-from latentplan.nn.dists import ActionDist
+from latentplan.config.schema import Config
+from latentplan.nn.distributions import ActionDist
 from latentplan.types import Latent, Rollout, StepNoise
 
 StepPolicy = Callable[[Latent, int], ActionDist]
@@ -75,7 +87,7 @@ def improve(
     threshold: float | None = None,
     reward_scale: Tensor | float = 1.0,
     uncertainty_scale: Tensor | float = 1.0,
-    price: Tensor | float = 1.0,
+    reward_magnitude: Tensor | float = 1.0,
 ) -> Improvement:
     """J of a rollout's starts; gradients reach whatever made the rollout.
 
@@ -85,21 +97,21 @@ def improve(
         alpha: the entropy temperature. beta: of the penalty.
         threshold: in units of the uncertainty scale; None: all H steps are taken.
         reward_scale, uncertainty_scale: S and U.
-        price: R, the reward that an uncertainty of U is set against.
+        reward_magnitude: R, the reward that weighs as much as an uncertainty of U.
 
     Raises:
         ValueError: a penalty or a threshold, but the rollout carries no uncertainty.
     """
     if rollout.uncertainty is None and (beta or threshold is not None):
         raise ValueError("The uncertainty that the objective asks for is not measured.")
-    doubt = torch.zeros_like(entropy)
+    uncertainty = torch.zeros_like(entropy)
     if rollout.uncertainty is not None:
-        doubt = rollout.uncertainty / uncertainty_scale
-    taken = _taken(doubt.detach(), threshold)
+        uncertainty = rollout.uncertainty / uncertainty_scale
+    taken = _taken(uncertainty.detach(), threshold)
     weight, after = discounts(rollout.cont, discount)
     arrive = torch.cat([weight[:, 1:], after[:, None]], 1)  # d_{h+1}, of the state arrived at
     last = taken - torch.cat([taken[:, 1:], torch.zeros_like(taken[:, :1])], 1)
-    penalty = -beta * price / reward_scale * (taken * weight * doubt).sum(1)
+    penalty = -beta * reward_magnitude / reward_scale * (taken * weight * uncertainty).sum(1)
     gain = taken * weight * (rollout.reward / reward_scale + alpha * entropy)
     end = last * arrive * value / reward_scale
     return Improvement(
@@ -110,21 +122,146 @@ def improve(
     )
 
 
-def _taken(doubt: Tensor, threshold: float | None) -> Tensor:
+def _taken(uncertainty: Tensor, threshold: float | None) -> Tensor:
     """(N, H) 1 for the steps before the first one, from the second on, that is too uncertain."""
     if threshold is None:
-        return torch.ones_like(doubt)
-    sure = (doubt <= threshold).to(doubt.dtype)
-    sure[:, 0] = 1.0  # without a first step there would be nothing to improve
-    return sure.cumprod(1)
+        return torch.ones_like(uncertainty)
+    certain = (uncertainty <= threshold).to(uncertainty.dtype)
+    certain[:, 0] = 1.0  # without a first step there would be nothing to improve
+    return certain.cumprod(1)
 
 
-def mpdp_metrics(found: Improvement) -> dict[str, Tensor]:
+def mpdp_metrics(improvement: Improvement) -> dict[str, Tensor]:
     """Horizon used, what the penalty makes of the objective, the entropy of each step's policy."""
-    share = found.penalty.abs() / (found.objective.detach().abs() + found.penalty.abs() + 1e-8)
-    entropies = {f"train/mpdp/entropy_{h}": x for h, x in enumerate(found.entropy)}
+    share = improvement.penalty.abs() / (
+        improvement.objective.detach().abs() + improvement.penalty.abs() + 1e-8
+    )
+    entropies = {f"train/mpdp/entropy_{h}": x for h, x in enumerate(improvement.entropy)}
     return {
-        "train/mpdp/horizon": found.taken.sum(1).mean(),
+        "train/mpdp/horizon": improvement.taken.sum(1).mean(),
         "train/mpdp/penalty_share": share.mean(),
         **entropies,
     }
+
+
+class _MpdpObjective:
+    """What MPDP with shared policies and MPDP with one policy per step have in common."""
+
+    soft = True
+    candidate_lam = 0.0  # the objective counts every action once
+
+    def __init__(self, behavior: Behavior):
+        self.behavior, self.config = behavior, behavior.config.mpdp
+        self.discount, self.horizon = (
+            behavior.config.behavior.discount,
+            behavior.config.behavior.horizon,
+        )
+        self.states_per_rollout = self.horizon // self.config.horizon
+        self.measured = bool(self.config.beta or self.config.adaptive_horizon)
+
+    @staticmethod
+    def entropy_bonus(config: Config) -> float:
+        return config.behavior.entropy * config.mpdp.entropy_fraction
+
+    def _windows(self, x: Tensor) -> Tensor:
+        """The whole windows of a rollout, a row each: (N, T, ...) -> (N W, mpdp.horizon, ...)."""
+        count = self.states_per_rollout
+        whole = x[:, : count * self.config.horizon]
+        return rearrange(whole, "n (w h) ... -> (n w) h ...", w=count)
+
+    def _improve(self, rollout: Rollout, entropy: Tensor, value: Tensor) -> Improvement:
+        """:func:`improve` of windows (N W, mpdp.horizon), in the units of the agent."""
+        b, c = self.behavior, self.config
+        return improve(
+            rollout,
+            entropy,
+            value,
+            discount=self.discount,
+            alpha=b.temperature.value,
+            beta=c.beta,
+            threshold=c.threshold if c.adaptive_horizon else None,
+            reward_scale=b.return_scale.value,
+            uncertainty_scale=b.uncertainty_scale.value,
+            reward_magnitude=rollout.reward.detach().abs().mean(),
+        )
+
+
+class SharedMpdp(_MpdpObjective):
+    """MPDP with one policy for all steps, in the rollout that the critic learns from."""
+
+    differentiable = True
+
+    @staticmethod
+    def num_policies(config: Config) -> int:
+        return 1
+
+    def imagine(self, start: Latent) -> tuple[Rollout, PlannedActing | None]:
+        return self.behavior.imagine(
+            start,
+            self.horizon,
+            measured=self.measured,
+            attached=True,
+            window=self.config.horizon,
+        )
+
+    def actor_loss(self, dream: Dream, planned: Planned | None, baseline: Tensor) -> ActorLoss:
+        weight = self._windows(dream.target.weight)
+        rollout, entropy, value = self._cut(dream, planned)
+        improvement = self._improve(rollout, entropy, value)
+        gain = weight[:, 0] * improvement.objective
+        if planned is not None:
+            gain = gain + (weight * improvement.taken * self._windows(planned.gain)).sum(1)
+        taught = dream.target.weight * self._taken(improvement)
+        return ActorLoss(-gain.mean(), taught, mpdp_metrics(improvement))
+
+    def _cut(self, dream: Dream, planned: Planned | None) -> tuple[Rollout, Tensor, Tensor]:
+        """The windows (N W, mpdp.horizon) of a rollout, the policy's entropy there, and values."""
+        windows, whole = self._windows, dream.rollout
+        rollout = whole._replace(
+            reward=windows(whole.reward),
+            cont=windows(whole.cont),
+            uncertainty=None if whole.uncertainty is None else windows(whole.uncertainty),
+        )
+        value, features = windows(dream.slow[:, 1:]), windows(dream.features)
+        # The rollout's gradient was cut at the start of each window.
+        features = torch.cat([features[:, :1].detach(), features[:, 1:]], 1)
+        with self.behavior.world.autocast():
+            entropy = self.behavior.actor(features).entropy()
+        if planned is not None:  # where a candidate is merely followed the actor does not climb
+            entropy = torch.where(windows(planned.learns) > 0, entropy, entropy.detach())
+        return rollout, entropy, value
+
+    def _taken(self, improvement: Improvement) -> Tensor:
+        """(N, H) 1 for the steps of a rollout that its windows improve, before each one's cut."""
+        taken = rearrange(improvement.taken, "(n w) h -> n (w h)", w=self.states_per_rollout)
+        return functional.pad(taken, (0, self.horizon - taken.shape[1]))
+
+
+class PerStepMpdp(_MpdpObjective):
+    """MPDP with one policy per future step, as in the paper, in rollouts of its own.
+
+    The critic learns from another rollout, which follows the first policy alone.
+    """
+
+    differentiable = False
+
+    @staticmethod
+    def num_policies(config: Config) -> int:
+        return config.mpdp.horizon
+
+    def imagine(self, start: Latent) -> tuple[Rollout, PlannedActing | None]:
+        return self.behavior.imagine(start, self.horizon, plan=False)
+
+    def actor_loss(self, dream: Dream, planned: Planned | None, baseline: Tensor) -> ActorLoss:
+        b, steps = self.behavior, self.config.horizon
+        weight = self._windows(dream.target.weight)
+        start = dream.rollout.latent.map(lambda x: self._windows(x[:, :-1])[:, 0])
+        noise = b.world.draw_noise(weight.shape[0], steps)
+        step = b.world.step if self.measured else b.world.step_unmeasured
+        with frozen(b.world), b.world.autocast():
+            policy = partial(b.policy, attached=True)
+            rollout, entropy = roll_out(step, policy, start, steps, step_noise=noise)
+            value = b.critic.slow_value(b.world.features(rollout.latent)[:, 1:])
+        improvement = self._improve(rollout, entropy, value)
+        loss = -(weight[:, 0] * improvement.objective).mean()
+        return ActorLoss(loss, dream.target.weight, mpdp_metrics(improvement))

@@ -18,9 +18,9 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from latentplan.behavior.imagine import Step, imagine, sampled
+from latentplan.behavior.imagination import Step, imagine, sampled
 from latentplan.behavior.returns import discounts
-from latentplan.nn.dists import ActionDist
+from latentplan.nn.distributions import ActionDist
 from latentplan.types import Choice, Latent, Rollout, StepNoise
 
 Policy = Callable[[Latent], ActionDist]
@@ -82,7 +82,7 @@ def plan(
     """
     n = start[0].shape[0]
     first = first or policy(start)  # once for all candidates of a state
-    first = ActionDist.of(
+    first = ActionDist.from_mean_std(
         *(repeat(x, "n a -> (n k) a", k=candidates) for x in (first.mean, first.std))
     )
     starts = start.map(lambda x: repeat(x, "n ... -> (n k) ...", k=candidates))

@@ -69,7 +69,7 @@ class ReturnScale(nn.Module):
         return (self.range / correction).clamp(min=1.0)
 
 
-class NoveltyScale(nn.Module):
+class UncertaintyScale(nn.Module):
     """Largest running value, so far, of the uncertainty's 95th percentile on replayed rows.
 
     It never decreases: uncertainty itself shrinks as the model learns, and in units of a scale that

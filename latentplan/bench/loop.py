@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from latentplan.schema import Config
-from latentplan.train import train
+from latentplan.config.schema import Config
+from latentplan.training.loop import train
 from latentplan.types import UserError
 
 PREFILL = 200  # decisions, or what one window needs

@@ -15,23 +15,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from latentplan import cores
 from latentplan.agent import Agent
-from latentplan.allocator import keep_memory
 from latentplan.bench.floor import floors, peak_rates
 from latentplan.bench.loop import loop_cost
 from latentplan.bench.parts import FULL, Part, UpdateParts, random_rows, summary, time_parts
 from latentplan.bench.planning import planning_cost
 from latentplan.bench.reference import Reference, Widths
-from latentplan.clock import memory
-from latentplan.compiling import make_agent
-from latentplan.config import load
+from latentplan.config.loading import load
+from latentplan.config.schema import Config
+from latentplan.data.replay import Replay
 from latentplan.envs import VectorEnv, make_train_env, pick_renderer
 from latentplan.envs.rendering import BACKENDS, probe
-from latentplan.provenance import commit, processor
-from latentplan.replay import Replay
-from latentplan.run_folder import pick_device
-from latentplan.schema import Config
+from latentplan.runs.provenance import commit, processor
+from latentplan.runtime import cores
+from latentplan.runtime.allocator import configure_malloc
+from latentplan.runtime.clock import memory
+from latentplan.runtime.device import pick_device
+from latentplan.training.compiling import make_agent
 from latentplan.types import EnvSpec
 
 log = logging.getLogger("latentplan")
@@ -119,7 +119,7 @@ def measure(
     """Time an agent of this configuration on random data, and its task's environment."""
     busy = cores.in_use()
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
-    kept = keep_memory()
+    kept = configure_malloc()
     device = pick_device(config.device)
     renderer = pick_renderer(config)
     with make_train_env(config, renderer) as env:
@@ -131,7 +131,9 @@ def measure(
     timed = dict(work)
     if env.spec.images:
         torch.manual_seed(config.seed)
-        plain = Reference(Widths.of(config), config.env.image_size, env.spec.action_dim).to(device)
+        plain = Reference(
+            Widths.from_config(config), config.env.image_size, env.spec.action_dim
+        ).to(device)
         timed[PLAIN] = Part(lambda: plain.update(batch), lambda: None)
     seconds = time_parts(timed, repeats, device)
     parts = {name: summary(times) for name, times in seconds.items() if name in work}
@@ -179,7 +181,7 @@ def measure(
 def time_environment(agent: Agent, env: VectorEnv, seconds: float) -> dict[str, float]:
     """Act in the environment, one after the other: frames/s, and where the time of each goes."""
     row, _ = env.reset()
-    carry = agent.initial(env.count)
+    carry = agent.initial(env.num_envs)
     frames = decisions = 0
     policy = simulation = 0.0
     warm_ups = 3

@@ -43,8 +43,7 @@ class UpdateParts:
 
     def __init__(self, agent: Agent, batch: Timestep, episode: Tensor):
         self.agent, self.batch, self.episode = agent, batch, episode
-        self.horizon = agent.config.behavior.horizon
-        self.pathwise = agent.config.behavior.gradient == "pathwise"
+        self.objective = agent.learner.objective
         settle(agent)
         agent.update(batch, episode)
         self.grads = [None if p.grad is None else p.grad.clone() for p in agent.parameters()]
@@ -56,21 +55,21 @@ class UpdateParts:
             self.latent = latent
             chosen = agent.learner.choose_starts(flat.deter.shape[0])
             self.start = flat.map(lambda x: x[chosen])
-            imagined = agent.behavior.imagine(self.start, self.horizon)
+            imagined = self.objective.imagine(self.start)
             rollout = imagined[0]
-        self.rows = {name: x.flatten(0, 1) for name, x in world.cut(batch.obs).items()}
+        self.rows = {name: x.flatten(0, 1) for name, x in world.patchify(batch.obs).items()}
         self.features = world.features(flat).requires_grad_()
         inputs = [embed, logits, *(x.clone() for x in latent)]
         self.leaves = [self.features, *(x.requires_grad_() for x in inputs)]
-        if self.pathwise:
+        if self.objective.differentiable:
             self.leaves += [x.requires_grad_() for x in _outcome(rollout)]
         self.observer = recorded(world, encode=embed)
         seen = Latent(*inputs[2:]), logits
         self.heads_only = recorded(
-            world, cut=batch.obs, _encode=embed, observe=seen, _reconstruction={}
+            world, patchify=batch.obs, _encode=embed, observe=seen, _reconstruction={}
         )
         self.learner = copy.copy(agent.learner)
-        self.learner.behavior = recorded(agent.behavior, imagine=imagined)
+        self.learner.objective = recorded(self.objective, imagine=imagined)
 
     def parts(self) -> dict[str, Part]:
         """In the order of an update, and last the update itself."""
@@ -112,9 +111,9 @@ class UpdateParts:
         sum(self.heads_only.loss(self.batch, self.episode).terms.values()).backward()
 
     def imagination(self) -> None:
-        with frozen(self.agent.world), torch.set_grad_enabled(self.pathwise):
-            rollout, _ = self.agent.behavior.imagine(self.start, self.horizon)
-        if self.pathwise:
+        with frozen(self.agent.world), torch.set_grad_enabled(self.objective.differentiable):
+            rollout, _ = self.objective.imagine(self.start)
+        if self.objective.differentiable:
             _backward(_outcome(rollout))
 
     def actor_critic(self) -> None:
@@ -131,7 +130,7 @@ class UpdateParts:
 
 def settle(agent: Agent) -> None:
     """Put what only the first updates do behind it: they take the statistics of pictures, too."""
-    for pictures in agent.world.pictures.values():
+    for pictures in agent.world.image_normalizers.values():
         pictures.freeze()
 
 

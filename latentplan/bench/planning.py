@@ -12,10 +12,10 @@ import torch
 
 from latentplan.agent import Agent
 from latentplan.bench.parts import Part, UpdateParts, random_rows, settle, summary, time_parts
-from latentplan.compiling import make_agent
-from latentplan.config import flatten
-from latentplan.limits import check
-from latentplan.schema import Config
+from latentplan.config.loading import flatten
+from latentplan.config.schema import Config
+from latentplan.config.validation import check
+from latentplan.training.compiling import make_agent
 from latentplan.types import EnvSpec, Timestep
 
 ACTIONS = 200  # planned actions whose latency is measured
@@ -36,7 +36,7 @@ def planning_cost(
     settings = {
         "none": replace(asked, candidates=1),
         "as configured": asked,
-        "faithful": replace(asked, imagine_share=1.0, replan_every=1),
+        "faithful": replace(asked, imagine_fraction=1.0, replan_every=1),
     }
     batch, episode = random_rows(spec, config.train.batch, config.train.length, device)
     parts, agents = {}, {}
@@ -57,7 +57,7 @@ def planning_cost(
     return {
         "candidates": CANDIDATES,
         "horizon": HORIZON,
-        "imagine_share": asked.imagine_share,
+        "imagine_fraction": asked.imagine_fraction,
         "replan_every": asked.replan_every,
         "update_seconds": rows,
         "imagination_seconds": imagined,
@@ -89,7 +89,7 @@ def describe_planning(cost: Mapping[str, Any]) -> Sequence[str]:
     """Lines for people."""
     lines = [
         f"planning, K = {cost['candidates']}, P = {cost['horizon']} (as configured: share "
-        f"{cost['imagine_share']:g}, replan_every {cost['replan_every']}; actions on one core):"
+        f"{cost['imagine_fraction']:g}, replan_every {cost['replan_every']}; actions on one core):"
     ]
     for name, row in cost["update_seconds"].items():
         lines.append(

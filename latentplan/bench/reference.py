@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch import distributions as td
 from torch.nn import functional as F
 
-from latentplan.nn.dists import symexp_bins, symlog
-from latentplan.schema import Config
+from latentplan.config.schema import Config
+from latentplan.nn.distributions import symexp_bins, symlog
 from latentplan.types import Timestep
 
 State = tuple[Tensor, Tensor]  # deter (N, D), stoch (N, S * C)

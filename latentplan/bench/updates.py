@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from latentplan.allocator import keep_memory
 from latentplan.bench.parts import Part, random_rows, settle, summary, time_parts
-from latentplan.compiling import make_agent
-from latentplan.config import load
+from latentplan.config.loading import load
 from latentplan.envs import make_train_env, pick_renderer
-from latentplan.run_folder import pick_device
+from latentplan.runtime.allocator import configure_malloc
+from latentplan.runtime.device import pick_device
+from latentplan.training.compiling import make_agent
 
 
 def time_updates(
@@ -27,7 +27,7 @@ def time_updates(
     configs = {name: load(overrides=list(overrides)) for name, overrides in settings.items()}
     first = next(iter(configs.values()))
     torch.set_num_threads(first.train.threads or torch.get_num_threads())
-    keep_memory()
+    configure_malloc()
     device = pick_device(first.device)
     with make_train_env(first, pick_renderer(first)) as env:
         spec = env.spec

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from latentplan.config.schema import Config, EnvConfig
+from latentplan.config.tasks import parse_task
+from latentplan.config.validation import check_bounds
 from latentplan.envs.rendering import Renderer, choose_renderer
 from latentplan.envs.simulator import MODES
 from latentplan.envs.vector import VectorEnv
 from latentplan.envs.workers import Recipe
-from latentplan.limits import MAXIMA
-from latentplan.schema import Config, EnvConfig
-from latentplan.task_names import parse_task
 from latentplan.types import UserError
 
 __all__ = [
@@ -41,18 +41,18 @@ def make_vector(
     obs: str,
     env: EnvConfig,
     *,
-    count: int,
+    num_envs: int,
     seed: int,
     mode: str = "train",
     renderer: Renderer | None = None,
     first_episodes: Sequence[int] | None = None,
 ) -> VectorEnv:
-    """Build ``count`` environments of ``task`` (any spelling that `parse_task` knows).
+    """Build ``num_envs`` environments of ``task`` (any spelling that `parse_task` knows).
 
     ``obs`` is ``pixels``, ``state`` or ``both`` and decides the rows' ``image`` (uint8, size x size
     x 3) and ``vector`` (float32). Episode k of environment i starts from a seed that depends on
     ``(seed, mode, i, k)`` alone; ``mode`` ``train`` and ``eval`` never share one.
-    ``first_episodes`` (count,) says how many episodes earlier sessions have begun. Where pixels
+    ``first_episodes`` (num_envs,) says how many episodes earlier sessions have begun. Where pixels
     need a ``renderer`` and none is given, it is chosen here. Raises `UserError`.
     """
     suite, name = parse_task(task)
@@ -60,25 +60,25 @@ def make_vector(
         raise UserError(f"obs={obs} is unknown; use pixels, state or both.")
     if mode not in MODES:
         raise ValueError(f"mode must be train or eval, got {mode!r}")
-    if not 0 <= seed <= MAXIMA["seed"]:
-        raise UserError(f"seed must be from 0 to {MAXIMA['seed']}, not {seed}.")
     for key, value in (
+        ("seed", seed),
         ("env.repeat", env.repeat),
         ("env.episode_frames", env.episode_frames),
         ("env.image_size", env.image_size),
-        ("env.count", count),
+        ("env.num_envs", num_envs),
         ("env.timeout", env.timeout),
     ):
-        if value <= 0:
-            raise UserError(f"{key}={value} must be positive.")
-    if first_episodes is not None and len(first_episodes) != count:
-        raise ValueError(f"first_episodes has {len(first_episodes)} entries for {count}")
+        check_bounds(key, value)
+    if first_episodes is not None and len(first_episodes) != num_envs:
+        raise ValueError(f"first_episodes has {len(first_episodes)} entries for {num_envs}")
     if not needs_renderer(task, obs):
         renderer = None
     elif renderer is None:
         renderer = choose_renderer(env.renderer, env.render_quality)
     recipe = Recipe(f"{suite}:{name}", obs, env.image_size, env.module, renderer)
-    return VectorEnv(recipe, env, count=count, seed=seed, mode=mode, first_episodes=first_episodes)
+    return VectorEnv(
+        recipe, env, num_envs=num_envs, seed=seed, mode=mode, first_episodes=first_episodes
+    )
 
 
 def pick_renderer(config: Config) -> Renderer | None:
@@ -96,20 +96,20 @@ def make_train_env(
         config.task,
         config.obs,
         config.env,
-        count=config.env.count,
+        num_envs=config.env.num_envs,
         seed=config.seed,
         renderer=renderer,
         first_episodes=first_episodes,
     )
 
 
-def make_eval_env(config: Config, renderer: Renderer | None, count: int, seed: int) -> VectorEnv:
+def make_eval_env(config: Config, renderer: Renderer | None, num_envs: int, seed: int) -> VectorEnv:
     """Environments whose episodes training never sees, whatever the seed."""
     return make_vector(
         config.task,
         config.obs,
         config.env,
-        count=count,
+        num_envs=num_envs,
         seed=seed,
         mode="eval",
         renderer=renderer,

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from latentplan.config.tasks import split_dmc
 from latentplan.envs import rendering
 from latentplan.envs.simulator import flatten_state, image_space, vector_space
-from latentplan.task_names import split_dmc
 from latentplan.types import UserError
 
 # Models that are random themselves (lqr) are the same in every run and every worker; episodes

@@ -17,16 +17,16 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
+from latentplan.config.schema import EnvConfig
 from latentplan.envs.simulator import Spaces
 from latentplan.envs.workers import EnvMaker, Recipe, describe_apart, main_hidden
-from latentplan.schema import EnvConfig
 from latentplan.types import EnvSpec, Timestep, UserError
 
 _CLOSE_SECONDS = 5.0  # for workers to leave by themselves
 
 
 class VectorEnv:
-    """``count`` environments of one task; N = count.
+    """``num_envs`` environments of one task; N = num_envs.
 
     `step` gives ``(row, frames)``: a numpy `Timestep` (N, ...) aligned as in `latentplan.types`
     and the frames (N,) that each decision used. A row after an episode's end begins the next
@@ -39,21 +39,21 @@ class VectorEnv:
         recipe: Recipe,
         env: EnvConfig,
         *,
-        count: int,
+        num_envs: int,
         seed: int,
         mode: str,
         first_episodes: Sequence[int] | None = None,
     ) -> None:
-        self.count = count
-        self.episodes = np.array(first_episodes or [0] * count, np.int64)  # begun so far
-        self.is_last = np.zeros(count, bool)  # the row just returned ended its episode
+        self.num_envs = num_envs
+        self.episodes = np.array(first_episodes or [0] * num_envs, np.int64)  # begun so far
+        self.is_last = np.zeros(num_envs, bool)  # the row just returned ended its episode
         self._task, self._timeout, self._size = recipe.task, env.timeout, env.image_size
         apart = env.workers and not recipe.task.startswith("dummy:")
         known = describe_apart(recipe, env.timeout) if apart else recipe.describe()
         self.spec = _spec_of(known, env)
         makers = [
             EnvMaker(recipe, known, env, seed, mode, i, int(self.episodes[i]), os.getpid())
-            for i in range(count)
+            for i in range(num_envs)
         ]
         self._pending: np.ndarray | None = None
         self._async = env.workers
@@ -85,12 +85,12 @@ class VectorEnv:
         self._pending = None
         return self._row(
             observation,
-            action=np.zeros((self.count, self.spec.action_dim), np.float32),
-            reward=np.zeros(self.count),
-            first=np.ones(self.count, bool),
-            terminated=np.zeros(self.count, bool),
-            truncated=np.zeros(self.count, bool),
-        ), np.zeros(self.count, np.int64)
+            action=np.zeros((self.num_envs, self.spec.action_dim), np.float32),
+            reward=np.zeros(self.num_envs),
+            first=np.ones(self.num_envs, bool),
+            terminated=np.zeros(self.num_envs, bool),
+            truncated=np.zeros(self.num_envs, bool),
+        ), np.zeros(self.num_envs, np.int64)
 
     def step_async(self, action: np.ndarray) -> None:
         """Hand out actions (N, A) in [-1, 1]; the workers go on while the caller does too.
@@ -99,7 +99,7 @@ class VectorEnv:
             ValueError: they are not finite, or of another shape.
         """
         action = np.asarray(action, np.float32)
-        shape = (self.count, self.spec.action_dim)
+        shape = (self.num_envs, self.spec.action_dim)
         if action.shape != shape or not np.isfinite(action).all():
             raise ValueError(f"actions must be finite and of shape {shape}, got {action!r}")
         self._pending = np.clip(action, -1.0, 1.0)
@@ -174,7 +174,7 @@ class VectorEnv:
         image = observation.get("image")
         if image is not None and image.shape[1:3] != (self._size, self._size):
             # Imported here: only foreign pictures need it, and it brings torch along.
-            from latentplan.torchvision_compat import resize_frames
+            from latentplan.runtime.torchvision_compat import resize_frames
 
             observation = {**observation, "image": resize_frames(image, self._size)}
         return Timestep(

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
+from latentplan.config.schema import EnvConfig
+from latentplan.config.tasks import parse_task
 from latentplan.envs import dmc, dummy, gym
 from latentplan.envs.rendering import Renderer
 from latentplan.envs.simulator import EpisodeEnv, Simulator, Spaces
-from latentplan.schema import EnvConfig
-from latentplan.task_names import parse_task
 from latentplan.types import UserError
 
 

@@ -23,8 +23,8 @@ from scipy import stats
 from torch import Tensor
 
 from latentplan.agent import Agent
-from latentplan.behavior.imagine import follow, imagine
-from latentplan.nn.dists import mixed_probs, symlog
+from latentplan.behavior.imagination import follow, imagine
+from latentplan.nn.distributions import mixed_probs, symlog
 from latentplan.types import StepNoise, Timestep
 
 CONTEXT, HORIZON = 8, 15  # decisions that the model sees, and is then on its own

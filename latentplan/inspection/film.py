@@ -45,7 +45,7 @@ from latentplan.inspection.canvas import (
     text,
     width_of,
 )
-from latentplan.torchvision_compat import make_grid
+from latentplan.runtime.torchvision_compat import make_grid
 
 HEADER_HEIGHT = LINE_HEIGHT + 3
 CHART_HEIGHT = 4 * LINE_HEIGHT + 2

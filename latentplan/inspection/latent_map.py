@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentplan.agent import Agent
 from latentplan.behavior.returns import lambda_returns
-from latentplan.torchvision_compat import resize_frames
+from latentplan.runtime.torchvision_compat import resize_frames
 from latentplan.types import Timestep
 
 THUMBNAIL = 32  # pixels; TensorBoard refuses pictures of all points above 8192 x 8192

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentplan.agent import Agent
-from latentplan.behavior.imagine import follow, imagine
+from latentplan.behavior.imagination import follow, imagine
 from latentplan.inspection.canvas import IMAGINED, TEXT, UNCERTAIN, Charts, Line
 from latentplan.inspection.film import film, open_loop_film, open_loop_headers
 from latentplan.types import Latent, Timestep

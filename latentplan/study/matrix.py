@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from latentplan import checkpoint, run_folder
-from latentplan.config import load, preset_folder
-from latentplan.study.curves import read_metrics
+from latentplan.config.loading import load, preset_folder
+from latentplan.inspection.curves import read_metrics
+from latentplan.runs import checkpoint, run_folder
 from latentplan.types import UserError
 
 SET_BY_STUDY = ("task", "ablation", "seed", "run_dir")

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from latentplan.config import load
-from latentplan.study.aggregate import CONFIDENCE, Estimate, aggregate
-from latentplan.study.curves import (
+from latentplan.config.loading import load
+from latentplan.config.tasks import parse_task
+from latentplan.inspection.curves import (
     Curve,
     draw_curves,
     file_of,
@@ -19,14 +19,14 @@ from latentplan.study.curves import (
     write_curves,
 )
 from latentplan.study.matrix import Job, jobs, read_study
-from latentplan.study.mechanisms import (
+from latentplan.study.run_metrics import (
     UNKNOWN,
     Mechanisms,
     measure,
     read_mechanisms,
     write_mechanisms,
 )
-from latentplan.task_names import parse_task
+from latentplan.study.statistics import CONFIDENCE, Estimate, aggregate
 from latentplan.types import UserError
 
 HEAD = (

@@ -74,7 +74,7 @@ def _log_path(job: Job) -> Path:
 
 def _start(job: Job, threads: int) -> subprocess.Popen:
     job.folder.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "latentplan.cli", "train", *job.overrides]
+    command = [sys.executable, "-m", "latentplan", "train", *job.overrides]
     if not any(item.startswith("train.threads=") for item in job.overrides):
         command.append(f"train.threads={threads}")
     # A session of its own: Ctrl-C reaches the runs once, from here.

@@ -7,12 +7,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentplan.config.schema import WorldConfig
 from latentplan.nn.convolution import DoublingConv
 from latentplan.nn.layers import MLP, ChannelNorm, Linear, init_weight
-from latentplan.schema import WorldConfig
 from latentplan.types import EnvSpec
 from latentplan.world.encoder import LEVELS
-from latentplan.world.pictures import PATCH
+from latentplan.world.image_normalizer import PATCH
 
 
 class ConvDecoder(nn.Module):

@@ -7,12 +7,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentplan.config.schema import WorldConfig
 from latentplan.nn.convolution import HalvingConv
-from latentplan.nn.dists import symlog
+from latentplan.nn.distributions import symlog
 from latentplan.nn.layers import MLP, ChannelNorm, init_weight
-from latentplan.schema import WorldConfig
 from latentplan.types import EnvSpec, UserError
-from latentplan.world.pictures import PATCH
+from latentplan.world.image_normalizer import PATCH
 
 LEVELS = 4  # halvings between the picture and the smallest feature map
 
@@ -63,8 +63,8 @@ class ConvEncoder(nn.Module):
 class Encoder(nn.Module):
     """All observations of a row to one embedding: {name: (..., shape)} -> (..., X) float32.
 
-    Pictures come cut and normalized (:class:`latentplan.world.pictures.Pictures`); vectors are
-    squashed by symlog first, so that their units do not matter.
+    Images come as normalized patches (:class:`ImageNormalizer`). Vectors are squashed by symlog
+    first, so that their units do not matter.
     """
 
     def __init__(self, spec: EnvSpec, config: WorldConfig):

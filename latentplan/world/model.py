@@ -6,8 +6,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from latentplan.config.schema import WorldConfig
 from latentplan.nn.cache import cached_rows
-from latentplan.nn.dists import (
+from latentplan.nn.distributions import (
     TwoHot,
     bernoulli_log_prob,
     categorical_kl,
@@ -17,12 +18,11 @@ from latentplan.nn.dists import (
 )
 from latentplan.nn.ensemble import bootstrap_mask
 from latentplan.nn.layers import MLP
-from latentplan.schema import WorldConfig
 from latentplan.types import EnvSpec, Latent, Prediction, StepNoise, Timestep, WorldLoss
 from latentplan.world.barlow import Barlow
 from latentplan.world.decoder import Decoder
 from latentplan.world.encoder import Encoder
-from latentplan.world.pictures import PATCH, Pictures
+from latentplan.world.image_normalizer import PATCH, ImageNormalizer
 from latentplan.world.rssm import RSSM, bound_action
 from latentplan.world.uncertainty import MEASURES, Probes
 
@@ -41,8 +41,8 @@ class WorldModel(nn.Module):
         super().__init__()
         self.spec, self.config, self.bfloat16 = spec, config, bfloat16
         self.feature_size = config.deter + config.stoch * config.classes
-        self.pictures = nn.ModuleDict(
-            {name: Pictures(spec.obs[name][0], PATCH[config.coder]) for name in spec.images}
+        self.image_normalizers = nn.ModuleDict(
+            {name: ImageNormalizer(spec.obs[name][0], PATCH[config.coder]) for name in spec.images}
         )
         self.encoder = Encoder(spec, config)
         self.decoder = Decoder(spec, self.feature_size, config)
@@ -79,18 +79,20 @@ class WorldModel(nn.Module):
     def initial(self, n: int) -> Latent:
         return self.rssm.initial(n)
 
-    def cut(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def patchify(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """{name: (..., *shape)}, pictures as the coders read and write them."""
-        return obs | {name: x.cut(obs[name]) for name, x in self.pictures.items()}
+        return obs | {name: x.patchify(obs[name]) for name, x in self.image_normalizers.items()}
 
     def encode(self, obs: dict[str, Tensor]) -> Tensor:
         """{name: (..., *shape)} -> (..., X) float32."""
-        return self._encode(self.cut(obs))
+        return self._encode(self.patchify(obs))
 
     def _encode(self, obs: dict[str, Tensor]) -> Tensor:
         """Of observations that were cut."""
         dtype = torch.bfloat16 if self.bfloat16 else torch.float32
-        pictures = {name: x.normalize(obs[name], dtype) for name, x in self.pictures.items()}
+        pictures = {
+            name: x.normalize(obs[name], dtype) for name, x in self.image_normalizers.items()
+        }
         with self.autocast():
             return self.encoder(obs | pictures)
 
@@ -182,7 +184,9 @@ class WorldModel(nn.Module):
     def decode(self, latent: Latent) -> dict[str, Tensor]:
         """(N) -> {name: (N, *shape)}: images in [0, 1], vectors in symlog units."""
         decoded = self._decode(self.features(latent))
-        restored = {name: x.restore(decoded[name]).clamp(0, 1) for name, x in self.pictures.items()}
+        restored = {
+            name: x.restore(decoded[name]).clamp(0, 1) for name, x in self.image_normalizers.items()
+        }
         return decoded | restored
 
     def _decode(self, features: Tensor) -> dict[str, Tensor]:
@@ -199,7 +203,7 @@ class WorldModel(nn.Module):
             batch: (B, T) rows.
             episode: (B, T) int64, which episode each row belongs to (for the bootstrap).
         """
-        obs = self.cut(batch.obs)
+        obs = self.patchify(batch.obs)
         embed = self._encode(obs)
         latent, logits = self.observe(batch, embed=embed)
         flat = latent.map(lambda x: rearrange(x, "b t ... -> (b t) ..."))
@@ -227,9 +231,9 @@ class WorldModel(nn.Module):
         }
         return WorldLoss(terms, latent, high, metrics)
 
-    def fit_pictures(self, obs: dict[str, Tensor]) -> None:
+    def fit_image_normalizers(self, obs: dict[str, Tensor]) -> None:
         """Take the statistics of pictures from the first batches seen."""
-        for name, scale in self.pictures.items():
+        for name, scale in self.image_normalizers.items():
             scale.fit(obs[name])
 
     def updated(self) -> None:
@@ -256,8 +260,8 @@ class WorldModel(nn.Module):
     def _errors(self, features: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """{name: (N,)} of every row."""
         return {
-            name: self.pictures[name].squared_error(prediction, obs[name])
-            if name in self.pictures
+            name: self.image_normalizers[name].squared_error(prediction, obs[name])
+            if name in self.image_normalizers
             else (prediction - symlog(obs[name])).square().sum(-1)
             for name, prediction in self._decode(features).items()
         }

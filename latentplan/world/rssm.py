@@ -12,10 +12,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from latentplan.nn.dists import sample_one_hot
+from latentplan.config.schema import WorldConfig
+from latentplan.nn.distributions import sample_one_hot
 from latentplan.nn.ensemble import EnsembleMLP
 from latentplan.nn.layers import BlockLinear, Linear, make_norm
-from latentplan.schema import WorldConfig
 from latentplan.types import Latent, StepNoise
 
 
@@ -55,12 +55,12 @@ class RSSM(nn.Module):
 
         A code of hard samples must be rearranged to take in something new, and small things (a
         pole of a few pixels) go unseen for thousands of updates. Probabilities pass them on from
-        the start; over the first ``soft_updates`` the states turn into samples of what was learned.
+        the start. Over the first ``anneal_updates`` the states turn into samples.
         A tensor, so that no device is waited for and compiled functions need not change.
         """
-        if not self.config.soft_updates:
+        if not self.config.anneal_updates:
             return None
-        return (self.updates / self.config.soft_updates).clamp(max=1.0)
+        return (self.updates / self.config.anneal_updates).clamp(max=1.0)
 
     def _sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
         return sample_one_hot(logits, uniform, self.config.unimix, self.hardness)

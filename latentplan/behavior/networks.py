@@ -1,0 +1,85 @@
+"""What behavior learns: actor, critic, and the entropy temperature."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from latentplan.config.schema import BehaviorConfig
+from latentplan.nn.distributions import ActionDist, TwoHot, symexp_bins
+from latentplan.nn.ensemble import EnsembleMLP
+from latentplan.nn.layers import MLP
+
+
+class Actor(nn.Module):
+    """(..., F) -> a distribution over actions (..., A).
+
+    Args:
+        steps: 1, or policies pi_0 .. pi_{steps-1} for as many future steps, side by side. The
+            first one acts.
+    """
+
+    def __init__(
+        self, features: int, action_dim: int, config: BehaviorConfig, norm: str, steps: int = 1
+    ):
+        super().__init__()
+        self.config, self.steps = config, steps
+        sizes = features, config.units, config.layers, 2 * action_dim
+        # Nearly zero output: the first policy is centered and equally wide everywhere.
+        if steps == 1:
+            self.net = MLP(*sizes, norm=norm, scale=0.01)
+        else:
+            self.net = EnsembleMLP(steps, *sizes, scale=0.01)
+
+    def forward(self, features: Tensor, step: int = 0) -> ActionDist:
+        raw = self.net(features) if self.steps == 1 else self.net.one(features, step)
+        return ActionDist(raw, self.config.std_min, self.config.std_max)
+
+
+class Critic(nn.Module):
+    """(..., F) -> a distribution over values, and a slowly following copy for targets."""
+
+    def __init__(self, features: int, config: BehaviorConfig, norm: str):
+        super().__init__()
+        self.rate = config.slow_rate
+        self.net = MLP(features, config.units, config.layers, config.bins, norm=norm, scale=0.0)
+        self.slow_net = copy.deepcopy(self.net).requires_grad_(False)
+        self.register_buffer("bins", symexp_bins(config.bins), persistent=False)
+
+    def forward(self, features: Tensor) -> TwoHot:
+        return TwoHot(self.net(features), self.bins)
+
+    def slow_value(self, features: Tensor) -> Tensor:
+        """What the slow copy expects: (..., F) -> (...)."""
+        return TwoHot(self.slow_net(features), self.bins).mean()
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move the slow copy towards the critic by its rate."""
+        torch._foreach_lerp_(
+            list(self.slow_net.parameters()), list(self.net.parameters()), self.rate
+        )
+
+
+class Temperature(nn.Module):
+    """The entropy temperature alpha, fixed, or tuned to a target entropy as in SAC (2018)."""
+
+    def __init__(self, alpha: float, target: float | None):
+        super().__init__()
+        self.target = target
+        log_alpha = torch.tensor(alpha).log()
+        if target is None:
+            self.register_buffer("log_alpha", log_alpha, persistent=False)  # a setting, not learned
+        else:
+            self.log_alpha = nn.Parameter(log_alpha)
+
+    @property
+    def value(self) -> Tensor:
+        """() detached."""
+        return self.log_alpha.detach().exp()
+
+    def loss(self, entropy: Tensor) -> Tensor:
+        """() Its gradient raises alpha while the ``entropy`` (...) is below the target."""
+        return self.log_alpha * (entropy.detach().mean() - self.target)

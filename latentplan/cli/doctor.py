@@ -1,0 +1,132 @@
+"""What this machine can do, said in words: ``latentplan doctor``."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from pathlib import Path
+
+import psutil
+
+from latentplan.envs.rendering import BACKENDS, DEFAULT, QUALITIES, Probe, automatic_backends, probe
+from latentplan.runs.provenance import version
+from latentplan.runtime.device import has_cuda
+
+TESTED = {"dm_control": "1.0.50", "mujoco": "3.17.0"}  # releases of the two break each other
+_PACKAGES = (*TESTED, "gymnasium", "numpy", "torch", "torchvision", "tensorboard")
+_SECONDS = 0.7  # of timing per backend and quality
+_LOW_DISK_GIB = 10.0
+_GIB = 2**30
+
+
+def diagnose(folder: str | Path = ".") -> tuple[str, bool]:
+    """Try everything that training needs; takes some seconds.
+
+    Returns the report, several lines of text, and whether training from pixels can work here.
+    ``folder`` is where runs will be written (its disk is looked at). Never raises for a machine
+    that lacks something: that is what the report is about.
+    """
+    versions, warnings = _versions()
+    probes = [probe(backend, _SECONDS) for backend in BACKENDS]
+    by_name = {p.backend: p for p in probes}
+    automatic = [by_name[backend] for backend in automatic_backends()]
+    chosen = next((p for p in automatic if p.works), None)
+    devices, device_warnings = _devices(chosen)
+    machine, machine_warnings = _machine(Path(folder))
+    warnings += device_warnings + machine_warnings
+    lines = [
+        "Versions",
+        *versions,
+        "Drawing (64 x 64, cheetah; time per frame)",
+        *[_describe(p) for p in probes],
+        "Machine",
+        *devices,
+        *machine,
+    ]
+    if warnings:
+        lines += ["Warnings", *warnings]
+    lines += ["Verdict", "  " + _verdict(chosen, automatic)]
+    return "\n".join(lines), chosen is not None
+
+
+def _versions() -> tuple[list[str], list[str]]:
+    found = {package: version(package) for package in _PACKAGES}
+    lines = [f"  python {platform.python_version()} on {platform.platform()}"]
+    lines.append("  " + ", ".join(f"{name} {number}" for name, number in found.items()))
+    warnings = [f"  {name} is not installed" for name, number in found.items() if not number]
+    untested = {name: found[name] for name in TESTED if found[name] != TESTED[name]}
+    if all(found[name] for name in TESTED) and untested:
+        pair = " with ".join(f"{name} {found[name]}" for name in TESTED)
+        tested = " with ".join(f"{name} {number}" for name, number in TESTED.items())
+        warnings.append(f"  {pair} is an untested pair; {tested} is known to work")
+    return lines, warnings
+
+
+def _describe(result: Probe) -> str:
+    if not result.works:
+        return f"  {result.backend:7} does not work: {result.reason}"
+    times = ", ".join(
+        f"{quality} {1000 * result.seconds[quality]:.1f} ms ({1 / result.seconds[quality]:.0f}/s)"
+        for quality in (*QUALITIES, DEFAULT)
+        if quality in result.seconds
+    )
+    kind = "software" if result.software else "GPU"
+    return f"  {result.backend:7} works: {times}; not black; {kind}: {result.description}"
+
+
+def _devices(chosen: Probe | None) -> tuple[list[str], list[str]]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: one of its libraries does not load
+        reason = str(error).splitlines()[0]
+        return [f"  torch cannot be imported: {reason}"], ["  nothing can be trained without torch"]
+    warnings = []
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        lines = [f"  CUDA {torch.version.cuda}: {', '.join(names)}"]
+        if not has_cuda():
+            warnings.append(f"  torch {torch.__version__} is too new for {names[0]}: not used")
+        if chosen is not None and chosen.software:
+            warnings.append(
+                "  pictures are drawn in software beside a GPU; in Docker NVIDIA's EGL needs "
+                "NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics"
+            )
+    else:
+        lines = ["  no CUDA device: training runs on the CPU"]
+        if shutil.which("nvidia-smi"):
+            warnings.append(
+                f"  there is an NVIDIA driver, but torch {torch.__version__} sees no CUDA device"
+            )
+    from latentplan.runtime.device import pick_device
+    from latentplan.training.compiling import missing
+
+    trouble = missing(pick_device("auto"))
+    if trouble is None:
+        lines.append("  torch.compile works")
+    else:
+        warnings.append(f"  updates take longer, for nothing can be compiled: {trouble}")
+    return lines, warnings
+
+
+def _machine(folder: Path) -> tuple[list[str], list[str]]:
+    memory = psutil.virtual_memory()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / _GIB
+    lines = [
+        f"  {len(os.sched_getaffinity(0))} cores, memory {memory.total / _GIB:.1f} GiB "
+        f"({memory.available / _GIB:.1f} free), disk {free:.1f} GiB free at {folder.resolve()}"
+    ]
+    if free >= _LOW_DISK_GIB:
+        return lines, []
+    return lines, [f"  the replay of a long run from pixels may need {_LOW_DISK_GIB:.0f} GiB"]
+
+
+def _verdict(chosen: Probe | None, automatic: list[Probe]) -> str:
+    if chosen is not None:
+        quality = "fast" if chosen.software else "exact"
+        return f"ready; env.renderer=auto will draw with {chosen.backend}, quality {quality}"
+    packages = sorted({p.package for p in automatic if p.package})
+    advice = f"apt-get install {' '.join(packages)}, or " if packages else ""
+    return f"no pictures can be drawn here: {advice}train with obs=state"

@@ -1,0 +1,30 @@
+"""Keys of earlier versions, and their present names.
+
+Files of earlier versions are read with one warning. On the command line an earlier name is an error
+that gives the present one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+RENAMED = {
+    "env.count": "env.num_envs",
+    "world.soft_updates": "world.anneal_updates",
+    "plan.imagine_share": "plan.imagine_fraction",
+    "mpdp.entropy_share": "mpdp.entropy_fraction",
+}
+
+
+def present_names(flat: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """``flat`` under the present names of its keys, and what was renamed: ``"old is now new"``.
+
+    References to keys, ``${section.key}``, are renamed too.
+    """
+    result = {}
+    for key, value in flat.items():
+        if isinstance(value, str):
+            for old, new in RENAMED.items():
+                value = value.replace("${" + old + "}", "${" + new + "}")
+        result[RENAMED.get(key, key)] = value
+    return result, [f"{key} is now {RENAMED[key]}" for key in flat if key in RENAMED]

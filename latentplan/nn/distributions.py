@@ -1,0 +1,181 @@
+"""The distributions, as functions and two small classes; ``torch.distributions`` costs too much
+in loops over imagined steps."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def symlog(x: Tensor) -> Tensor:
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def symexp(x: Tensor) -> Tensor:
+    return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+# --- categorical groups ---------------------------------------------------------------------
+
+
+def mixed_probs(logits: Tensor, unimix: float) -> Tensor:
+    """Probabilities of ``(..., S, C)`` logits with a share ``unimix`` of the uniform mixed in."""
+    return _mix(torch.softmax(logits, -1), unimix)
+
+
+def _mix(probs: Tensor, unimix: float) -> Tensor:
+    uniform = probs.new_full((), unimix / probs.shape[-1])
+    return torch.add(uniform, probs, alpha=1 - unimix)  # one pass, not two
+
+
+class _SampleStraightThrough(torch.autograd.Function):
+    """One-hot sample whose gradient is that of the probabilities (one node instead of eight)."""
+
+    @staticmethod
+    def forward(
+        ctx, logits: Tensor, uniform: Tensor, unimix: float, hardness: Tensor | None
+    ) -> Tensor:
+        softmax = torch.softmax(logits, -1)
+        ctx.save_for_backward(softmax)
+        ctx.unimix = unimix
+        probs = _mix(softmax, unimix)
+        # One where the CDF first reaches the draw. Its last entry is not asked: rounding can leave
+        # it below a draw near one. (No index: a compiler makes loops over single numbers of those.)
+        below = (probs.cumsum(-1)[..., :-1] < uniform.unsqueeze(-1)).to(probs.dtype)
+        sample = F.pad(below, (1, 0), value=1.0) - F.pad(below, (0, 1))
+        return sample if hardness is None else probs.lerp_(sample, hardness)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (softmax,) = ctx.saved_tensors
+        weighted = grad * softmax
+        return (
+            (1 - ctx.unimix) * (weighted - softmax * weighted.sum(-1, keepdim=True)),
+            None,
+            None,
+            None,
+        )
+
+
+def sample_one_hot(
+    logits: Tensor, uniform: Tensor, unimix: float, hardness: Tensor | float | None = None
+) -> Tensor:
+    """Straight-through one-hot samples by inverse CDF.
+
+    Args:
+        logits: ``(..., S, C)`` float32.
+        uniform: ``(..., S)`` in [0, 1); the same draws give the same sample.
+        unimix: share of the uniform distribution.
+        hardness: () 1 gives the sample, 0 the mixed probabilities, between them their mixture;
+            None is 1.
+
+    Returns:
+        ``(..., S, C)``, one-hot at hardness 1; its gradient is that of the mixed probabilities.
+    """
+    return _SampleStraightThrough.apply(logits, uniform, unimix, hardness)
+
+
+def categorical_kl(p: Tensor, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL[p || q] in nats, summed over groups: ``(..., S, C)`` -> ``(...)``."""
+    return (p * (log_p - log_q)).sum((-2, -1))
+
+
+# --- symexp two-hot -------------------------------------------------------------------------
+
+
+class TwoHot:
+    """A scalar as a categorical over symexp-spaced bins (DreamerV3, section "Robust predictions").
+
+    Args:
+        logits: ``(..., bins)``; an odd number of bins, symmetric about zero.
+        bins: ``(bins,)`` from :func:`symexp_bins`.
+    """
+
+    def __init__(self, logits: Tensor, bins: Tensor):
+        self.logits = logits.float()
+        self.bins = bins
+        self._log_probs: Tensor | None = None
+
+    def mean(self) -> Tensor:
+        """Expected value. What all bins have in common is taken off first: symmetric bins cancel
+        there, and a uniform gives exactly zero. Summing +-4.8e8 in float32 would leave an error of
+        several units. (Pairing bins by a flip costs four times as much, compiled.)
+        """
+        probs = torch.softmax(self.logits, -1)
+        common = probs.detach().amin(-1, keepdim=True)
+        return ((probs - common) * self.bins).sum(-1)
+
+    @property
+    def log_probs(self) -> Tensor:
+        """(..., bins), made once. (``functools.cached_property`` locks, which is not compiled.)"""
+        if self._log_probs is None:
+            self._log_probs = torch.log_softmax(self.logits, -1)
+        return self._log_probs
+
+    def log_prob(self, target: Tensor) -> Tensor:
+        """Log likelihood of ``target (...)``, two-hot encoded; values past the ends clamp."""
+        target = target.clamp(self.bins[0], self.bins[-1])
+        high = torch.searchsorted(self.bins, target.contiguous()).clamp(1, self.bins.shape[0] - 1)
+        low = high - 1
+        weight = (target - self.bins[low]) / (self.bins[high] - self.bins[low])
+        at_low = self.log_probs.gather(-1, low.unsqueeze(-1)).squeeze(-1)
+        at_high = self.log_probs.gather(-1, high.unsqueeze(-1)).squeeze(-1)
+        return (1 - weight) * at_low + weight * at_high
+
+
+def symexp_bins(count: int) -> Tensor:
+    """``(count,)`` bin centers symexp(-20 .. 20); the two halves mirror each other exactly."""
+    positive = symexp(torch.linspace(0, 20, count // 2 + 1))
+    return torch.cat([-positive[1:].flip(0), positive])
+
+
+# --- actions --------------------------------------------------------------------------------
+
+
+class ActionDist:
+    """Independent normals with a tanh mean and a bounded deviation, over actions in [-1, 1].
+
+    Samples may leave the box; whoever executes them clips (environments, the world model).
+
+    Args:
+        raw: ``(..., 2 A)`` network output.
+        std_min, std_max: range of the standard deviation.
+    """
+
+    def __init__(self, raw: Tensor, std_min: float, std_max: float):
+        mean, std = raw.float().chunk(2, -1)
+        self.mean = torch.tanh(mean)
+        self.std = (std_max - std_min) * torch.sigmoid(std + 2.0) + std_min
+
+    @classmethod
+    def from_mean_std(cls, mean: Tensor, std: Tensor) -> ActionDist:
+        """The distribution with this ``mean`` and ``std`` (..., A)."""
+        dist = cls.__new__(cls)
+        dist.mean, dist.std = mean, std
+        return dist
+
+    @property
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def rsample(self, noise: Tensor | None = None) -> Tensor:
+        """``(..., A)``, differentiable; ``noise`` is standard normal and drawn when not given."""
+        return self.mean + self.std * (torch.randn_like(self.mean) if noise is None else noise)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """``(...)`` nats, summed over action dimensions."""
+        z = (action - self.mean) / self.std
+        return -(0.5 * z.square() + self.std.log() + 0.5 * LOG_2PI).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """``(...)`` nats, summed over action dimensions."""
+        return (self.std.log() + 0.5 * (LOG_2PI + 1)).sum(-1)
+
+
+def bernoulli_log_prob(logits: Tensor, target: Tensor) -> Tensor:
+    return -F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")

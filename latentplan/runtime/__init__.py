@@ -1,0 +1,1 @@
+"""The machine: devices, cores, memory, disk, clocks, and compatibility with libraries."""

@@ -1,0 +1,184 @@
+"""``latentplan report``: one HTML file, without network, of all that runs show of themselves."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shlex
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from latentplan.config.loading import load_resolved
+from latentplan.inspection.curves import Curve, draw_curves, read_curve, read_metrics
+from latentplan.inspection.imagination_report import imagine
+from latentplan.inspection.plots import pyplot
+from latentplan.inspection.tensorboard_layout import FIRST
+from latentplan.inspection.visualizations import CAPTIONS
+from latentplan.runs import run_folder
+from latentplan.types import UserError
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; color: #222;
+       padding: 0 1rem }
+h2 { border-top: 2px solid #ddd; padding-top: 1rem; margin-top: 3rem }
+table { border-collapse: collapse } td, th { padding: .2rem .8rem; text-align: left;
+       border-bottom: 1px solid #ddd }
+figure { margin: 1rem 0; display: inline-block; vertical-align: top; max-width: 100% }
+figcaption { max-width: 44rem; color: #555 }
+img, video { max-width: 100% } pre { background: #f4f4f4; padding: .6rem; overflow: auto }
+"""
+DESCRIBED = (
+    *("latentplan", "python", "machine", "precision", "packages"),
+    *("renderer", "render_backend", "render_quality"),
+)
+TYPES = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
+
+
+def write_page(runs: Sequence[Path], out: Path, *, device: str = "auto", module: str = "") -> Path:
+    """Write ``out``: scores and curves of all runs, then each run's films, calibration, settings.
+
+    Films and calibration are made anew from each run's checkpoint (``RUN/imagine``); ``module``
+    is as in :func:`latentplan.inspection.imagination_report.imagine`.
+
+    Raises:
+        UserError: a folder holds no run, or no run was ever evaluated; matplotlib is missing.
+    """
+    curves = {run: read_curve(run) for run in runs}
+    if not any(curve.rows for curve in curves.values()):
+        raise UserError("None of these runs has been evaluated yet.")
+    out.parent.mkdir(parents=True, exist_ok=True)  # if that fails, then before the films are made
+    parts = [_summary(curves), _figure(_returns(curves), "Evaluation return of the policy's mean.")]
+    for run, curve in curves.items():
+        parts += _of_run(run, curve, device, module)
+    body = "\n".join(parts)
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>latentplan</title>'
+        f"<style>{STYLE}</style></head>\n<body><h1>latentplan</h1>\n{body}\n</body></html>\n"
+    )
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def _summary(curves: dict[Path, Curve]) -> str:
+    described = ("run", "task", "obs", "size", "ablation", "seed")
+    head = (*described, "frames", "minutes", "return", "planner")
+    rows = []
+    for what, points in curves.values():
+        last = points[-1] if points else {}
+        minutes = last["seconds"] // 60 if last else None
+        rows.append(
+            [
+                *(what[k] for k in described),
+                *(last.get("frame"), minutes, last.get("mean"), last.get("planner")),
+            ]
+        )
+    return _table(head, rows)
+
+
+def _of_run(run: Path, curve: Curve, device: str, module: str) -> list[str]:
+    sessions = curve.what["sessions"]
+    parts = [f"<h2>{escape(run.name)}</h2>", _commands(run, sessions), "<h3>Curves</h3>"]
+    parts.append(_figure(_charts(read_metrics(run)), "What to check first, against frames."))
+    found = imagine(run, device=device, module=module)
+    parts.append("<h3>What it imagines</h3>")
+    parts += [f"<p>{escape(found[k])}</p>" for k in ("note", "planner") if k in found]
+    parts += [
+        _figure((Path(path).suffix, Path(path).read_bytes()), f"{name}: {CAPTIONS[name]}")
+        for name, path in found["files"].items()
+    ]
+    config = (run / "config.yaml").read_text(encoding="utf-8")
+    parts.append(f"<details><summary>Configuration</summary><pre>{escape(config)}</pre></details>")
+    return parts
+
+
+def _commands(run: Path, sessions: Sequence[dict[str, Any]]) -> str:
+    """What was typed, on what; and what gives the numbers and pictures again."""
+    ran = "\n".join(f"{_typed(x['command'])}    # commit {x['commit']}" for x in sessions)
+    # Runs of earlier versions lack some of them.
+    first = {key: sessions[0][key] for key in DESCRIBED if key in sessions[0]}
+    again = f"latentplan eval {run} --episodes 10\nlatentplan imagine {run}"
+    return (
+        f"<pre>{escape(ran)}\n\n{escape(again)}</pre>"
+        f"<details><summary>Machine and versions</summary><pre>"
+        f"{escape(json.dumps(first, indent=1))}</pre></details>"
+    )
+
+
+def _typed(command: Sequence[str]) -> str:
+    """As somebody with the package installed would type it."""
+    return shlex.join(["latentplan", *command[1:]])
+
+
+def _returns(curves: dict[Path, Curve]) -> tuple[str, bytes]:
+    panels: dict[str, dict[str, list[Curve]]] = {}
+    labels = _labels(list(curves))
+    for run, curve in curves.items():
+        panels.setdefault(curve.what["task"], {}).setdefault(labels[run], []).append(curve)
+    buffer = io.BytesIO()
+    draw_curves(panels, buffer)
+    return ".png", buffer.getvalue()
+
+
+def _labels(runs: Sequence[Path]) -> dict[Path, str]:
+    """The ablation of each run, and the settings that tell it from others of its task and ablation:
+    only runs that differ in nothing but the seed may share a label, and so a mean."""
+    found = {run: run_folder.identity(load_resolved(run / "config.yaml")) for run in runs}
+    labels = {run: settings["ablation"] for run, settings in found.items()}
+    first = ("obs", "size")  # which other settings follow from
+    rest = [key for key in found[runs[0]] if key not in (*first, "seed")]
+    for key in (*first, *rest):
+        groups: dict[tuple[str, str], list[Path]] = {}
+        for run in runs:
+            groups.setdefault((found[run]["task"], labels[run]), []).append(run)
+        for group in groups.values():
+            if len({str(found[run][key]) for run in group}) > 1:
+                for run in group:
+                    labels[run] += f" {key}={found[run][key]}"
+    return labels
+
+
+def _charts(metrics: Sequence[dict[str, Any]]) -> tuple[str, bytes]:
+    """The ten curves of TensorBoard's first page."""
+    plt = pyplot()
+    charts = [item for page in FIRST.values() for item in page.items()]
+    figure, axes = plt.subplots(2, 5, figsize=(15, 5), layout="constrained")
+    for axis, (title, tags) in zip(axes.flat, charts, strict=True):
+        for tag in tags:
+            points = [(x["step"] / 1000, x[tag]) for x in metrics if x.get(tag) is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=tag.split("/")[-1], linewidth=1)
+        axis.set_title(title, fontsize=8)
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(frameon=False, fontsize=7)
+        else:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.text(0.5, 0.5, "not in this run", ha="center", fontsize=8, color="gray")
+    for axis in axes[-1]:
+        axis.set_xlabel("thousand frames", fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=80)
+    plt.close(figure)
+    return ".png", buffer.getvalue()
+
+
+def _figure(picture: tuple[str, bytes], caption: str) -> str:
+    suffix, content = picture
+    source = f"data:{TYPES[suffix]};base64,{base64.b64encode(content).decode()}"
+    shown = (
+        f'<video src="{source}" autoplay loop muted></video>'
+        if suffix == ".mp4"
+        else f'<img src="{source}" alt="">'
+    )
+    return f"<figure>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    cell = lambda x: "" if x is None else escape(str(x))  # noqa: E731
+    lines = ["".join(f"<td>{cell(x)}</td>" for x in row) for row in rows]
+    names = "".join(f"<th>{name}</th>" for name in head)
+    return f"<table><tr>{names}</tr>" + "".join(f"<tr>{x}</tr>" for x in lines) + "</table>"

@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import BOTH, agent_config, random_batch, world_config
+
+from latentplan.agent import Agent
+from latentplan.behavior.behavior import Behavior
+from latentplan.behavior.planner import Plan
+from latentplan.bench import floor, growth, loop, measure, planning, report, updates
+from latentplan.bench.parts import FULL, Part, UpdateParts
+from latentplan.cli import main as cli
+from latentplan.config.loading import load
+from latentplan.nn.convolution import DoublingConv, HalvingConv
+from latentplan.types import Latent, UserError
+
+TINY = [
+    *("task=dummy:pixels", "env.image_size=16", "env.workers=false", "train.precision=float32"),
+    *("train.batch=2", "train.length=3", "behavior.horizon=2", "behavior.units=8"),
+    *("behavior.bins=41", "world.bins=41", "world.deter=16", "world.stoch=3", "world.classes=4"),
+    *("world.hidden=8", "world.units=8", "world.depth=2", "world.members=3"),
+    *("world.member_hidden=8", "train.compile=off"),
+]
+PARTS = ["encoder", "observe", "decoder", "heads", "imagination", "actor-critic", "optimizer"]
+
+
+def tiny_parts(gradient: str, uncertainty: str = "jsd") -> tuple[Agent, UpdateParts]:
+    torch.manual_seed(0)
+    config = agent_config(world_config(uncertainty=uncertainty), gradient=gradient)
+    agent = Agent(BOTH, config)
+    return agent, UpdateParts(agent, *random_batch(3, 4, BOTH))
+
+
+def touched(agent: Agent, part: Part) -> set[str]:
+    """The weights that get a gradient when the part runs."""
+    part.prepare()
+    part.run()
+    return {name for name, p in agent.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("gradient", ["pathwise", "reinforce"])
+def test_every_weight_is_learned_in_exactly_the_parts_that_own_it(gradient: str) -> None:
+    agent, parts = tiny_parts(gradient, uncertainty="probes")
+    seen = {
+        name: touched(agent, part)
+        for name, part in parts.parts().items()
+        if name not in ("optimizer", FULL)
+    }
+    roots = {name: {".".join(key.split(".")[:2]) for key in keys} for name, keys in seen.items()}
+    assert roots["encoder"] == {"world.encoder"}
+    assert roots["observe"] == {"world.rssm"}
+    assert roots["decoder"] == {"world.decoder"}
+    assert roots["heads"] == {"world.rssm", "world.reward", "world.cont", "world.probes"}
+    assert roots["imagination"] == ({"actor.net"} if gradient == "pathwise" else set())
+    assert roots["actor-critic"] == {"actor.net", "critic.net"}
+    learned = {name for name, p in agent.named_parameters() if p.requires_grad}
+    assert set.union(*seen.values()) == learned
+
+
+def test_an_update_is_timed_as_nearly_all_are() -> None:
+    """The first ones also take the statistics of pictures."""
+    agent, parts = tiny_parts("reinforce")
+    mean = agent.world.image_normalizers["image"].mean.clone()
+    parts.full()
+    assert torch.equal(agent.world.image_normalizers["image"].mean, mean)
+
+
+def test_actor_and_critic_are_timed_without_imagination(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, parts = tiny_parts("reinforce")
+    monkeypatch.setattr("latentplan.behavior.behavior.imagine", None)
+    parts.actor_critic()
+    with pytest.raises(TypeError):
+        parts.imagination()
+
+
+def test_only_the_optimizer_and_the_whole_move_the_weights() -> None:
+    agent, parts = tiny_parts("pathwise")
+    for name, part in parts.parts().items():
+        before = [p.detach().clone() for p in agent.parameters()]
+        part.prepare()
+        part.run()
+        moved = any(not torch.equal(a, b) for a, b in zip(before, agent.parameters(), strict=True))
+        assert moved == (name in ("optimizer", FULL)), name
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of every plan that is made, its candidates' rows."""
+    rows = []
+    original = Behavior.plan
+
+    def plan(self: Behavior, latent: Latent, *arguments: Any, **options: Any) -> Plan:
+        rows.append(len(latent.deter) * self.config.plan.candidates)
+        return original(self, latent, *arguments, **options)
+
+    monkeypatch.setattr(Behavior, "plan", plan)
+    return rows
+
+
+def counted(
+    planned: list[int], seen: list[dict[str, int]]
+) -> Callable[..., dict[str, list[float]]]:
+    """In place of ``time_parts``: every part runs once, and its planned rows are the seconds."""
+
+    def count(parts: Mapping[str, Part], *_: object) -> dict[str, list[float]]:
+        rows = {}
+        for name, part in parts.items():
+            planned.clear()
+            part.run()
+            rows[name] = sum(planned)
+        planned.clear()
+        seen.append(rows)
+        return {name: [1.0 + x] for name, x in rows.items()}
+
+    return count
+
+
+def test_the_command_prints_every_part_and_the_peer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bench.json"
+    flags = ["--peer", "small", "--repeats", "2", "--seconds", "0.1", "--json", str(path)]
+    assert cli.main(["bench", *flags, *TINY]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in [*PARTS, "sum of parts", "full update", "frames/s"])
+    assert "NOT measured here" in text and "estimate" in text
+    (result,) = json.loads(path.read_text())
+    assert list(result["parts"]) == PARTS
+    for row in [*result["parts"].values(), result["full"]]:
+        assert 0 < row["min"] <= row["median"] <= row["max"]
+    assert result["sum_of_parts"] == pytest.approx(
+        sum(row["median"] for row in result["parts"].values())
+    )
+    assert result["peer"]["ratio"] == pytest.approx(result["full"]["median"] / 2.4)
+    assert result["peer"]["measured_here"] is False
+    assert result["environment"]["frames_per_second"] > 0
+    # Pictures: the plain update of the same widths was timed in turns with ours.
+    plain = result["plain"]
+    assert plain["ratio"] == pytest.approx(result["full"]["median"] / plain["median"])
+    assert "ours / plain" in text and "x floor" in text
+    assert set(result["floors"]) == {*PARTS, "full update"} - {"optimizer"}
+    for name, far in result["floors"].items():
+        row = result["full"] if name == FULL else result["parts"][name]
+        assert far["times_floor"] == pytest.approx(row["median"] / far["floor"])
+
+
+def test_a_file_is_compared_with_an_earlier_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bench.json"
+    flags = ["--size", "cpu", "--repeats", "1", "--seconds", "0.05"]
+    assert cli.main(["bench", *flags, "--json", str(path), *TINY]) == 0
+    capsys.readouterr()
+    results = json.loads(path.read_text())
+    twice = [{**x, "full": {"median": x["full"]["median"] / 2}} for x in results]
+    assert "full update" in report.compare(results, twice) and "2.00" in report.compare(
+        results, twice
+    )
+    assert "nothing of the same name" in report.compare(results, [])
+    for others, busy in ((0.1, False), (1.9, True)):
+        text = report.describe([{**x, "load_before": others} for x in results])
+        assert ("busy before this began (load 1.9)" in text) == busy
+    path.write_text("[1]")
+    assert cli.main(["bench", *flags, "--against", str(path), *TINY]) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_operations_are_counted_forward_and_backward() -> None:
+    a, b = torch.randn(3, 5, requires_grad=True), torch.randn(5, 7, requires_grad=True)
+    with floor.FlopCount() as count:
+        (a @ b).sum().backward()
+    assert count.flops == {"float32": 3 * 2 * 3 * 5 * 7}  # one product forward, two backward
+    with floor.FlopCount() as count:
+        torch.randn(2, 2).bfloat16() @ torch.randn(2, 2).bfloat16()
+    assert count.flops == {"bfloat16": 16}
+
+
+@pytest.mark.parametrize("make", [HalvingConv, DoublingConv])
+def test_a_gradient_made_otherwise_counts_as_the_convolutions(make: type) -> None:
+    """In bfloat16 that of the weight is an operator of our own."""
+    layer = make(8, 8)
+    x = torch.randn(2, 8, 4, 4, requires_grad=True)
+    counts = []
+    for dtype in (torch.float32, torch.bfloat16):
+        with floor.FlopCount() as count, torch.autocast("cpu", dtype, dtype == torch.bfloat16):
+            layer(x.to(dtype)).float().sum().backward()
+        counts.append(count.flops)
+    assert list(counts[0].values()) == list(counts[1].values()) and counts[0].keys() != counts[1]
+
+
+def test_the_loop_is_trained_for_a_while() -> None:
+    overrides = ["size=cpu", *TINY, "train.ratio=2", "train.threads=1", "device=cpu"]
+    cost = loop.loop_cost(load(overrides=overrides), 4.0)
+    assert cost["frames_per_second"] > 0 and cost["updates_per_second"] > 0
+    assert 0 < cost["shares"]["update"] < 1 and sum(cost["shares"].values()) < 1.1
+    assert "whole loop" in loop.describe_loop(cost)
+    with pytest.raises(UserError, match="too short"):
+        loop.loop_cost(load(overrides=overrides), 0.001)
+
+
+def test_ablations_are_timed_against_the_first(
+    planned: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["dreamer", "coplanner_faithful"]
+    more = [*TINY, "behavior.horizon=8", "train.threads=1"]
+    flags = ["--size", "cpu", "--repeats", "3", *more, "--ablations", *names]
+    assert cli.main(["bench", *flags]) == 0
+    first, second = capsys.readouterr().out.splitlines()[1:]
+    assert first.split()[0] == "dreamer" and first.endswith("x 1.00")
+    assert second.split()[0] == names[1] and float(second.split()[-1]) > 0
+    planned.clear()
+    seen: list[dict[str, int]] = []
+    monkeypatch.setattr(updates, "time_parts", counted(planned, seen))
+    assert cli.main(["bench", *flags]) == 0
+    assert seen[0]["dreamer"] == 0 < seen[0][names[1]]  # each times its own configuration
+    second = capsys.readouterr().out.splitlines()[2]
+    assert second.endswith(f"x {1 + seen[0][names[1]]:.2f}")
+    wrong = (["nothing"], ["dreamer", "--repeats", "0"], ["dreamer", "--json", "x.json"])
+    for items in wrong:
+        assert cli.main(["bench", "--size", "cpu", "--ablations", *items]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_growth_moves_one_key_at_a_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(growth, "AXES", {"train.batch": (1, 64), "plan.candidates": (1, 2)})
+    monkeypatch.setattr(growth, "SHAPE", (1, 2))
+    path = tmp_path / "growth.png"
+    overrides = ["train.length=8", "train.threads=1"]
+    more = [x for x in TINY if not x.startswith(("train.batch", "train.length"))]
+    assert cli.main(["bench", "--growth", str(path), "--repeats", "2", *more, *overrides]) == 0
+    text = capsys.readouterr().out
+    times = [float(x.split(":")[1]) for x in text.splitlines()[1].split("batch")[1].split(",")]
+    assert times[1] > times[0] and "plan.candidates" in text and path.stat().st_size > 5000
+
+
+def test_planning_is_timed_beside_the_same_update_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(planning, "ACTIONS", 5)
+    flags = ["--size", "cpu", "--repeats", "1", "--seconds", "0.05", "--planning"]
+    assert cli.main(["bench", *flags, *TINY]) == 0
+    text = capsys.readouterr().out
+    assert "update, faithful" in text and "action, planner" in text and "x 1.00" in text
+
+
+def test_the_faithful_form_plans_everywhere(
+    planned: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, int]] = []
+    monkeypatch.setattr(planning, "time_parts", counted(planned, seen))
+    monkeypatch.setattr(planning, "ACTIONS", 5)
+    config = load(overrides=["size=cpu", *TINY, "behavior.starts_fraction=1"])
+    planning.planning_cost(config, BOTH, torch.device("cpu"), 1)
+    for rows in seen:
+        assert rows["none"] == 0 < rows["as configured"] < rows["faithful"]
+        # Every one of 6 starts, 2 steps and 4 candidates.
+        assert rows["faithful"] == 6 * 2 * 4
+    assert len(planned) == 5 + 10  # of the actions only the planner's, warm-ups included
+
+
+def test_sizes_have_no_peer() -> None:
+    (result,) = measure.bench(size="cpu", overrides=TINY, repeats=1, env_seconds=0.05)
+    assert "peer" not in result and "NOT measured" not in report.describe([result])
+
+
+def test_the_peers_widths_are_theirs() -> None:
+    for key, deter, stoch, depth, units in (
+        ("small", 128, 16, 16, 128),
+        ("large", 512, 32, 32, 512),
+    ):
+        config = load(overrides=measure.PEERS[key].overrides)
+        world = config.world
+        assert (world.deter, world.stoch, world.classes) == (deter, stoch, stoch)
+        assert (world.depth, world.units, world.hidden) == (depth, units, units)
+        assert (config.train.batch, config.train.length, config.behavior.horizon) == (16, 64, 15)
+        assert config.env.image_size == 64 and config.obs == "pixels"
+        # All the work of a peer's update, nothing left out.
+        assert world.decode_fraction == config.behavior.starts_fraction == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [({"size": "huge"}, "huge"), ({"overrides": ["nope=1"]}, "nope")],
+)
+def test_mistakes_get_a_sentence(kwargs: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        measure.bench(**kwargs)
+
+
+def test_results_that_cannot_be_written_get_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written"):
+        report.write_json(tmp_path / "missing" / "bench.json", [])

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from environments import run_python
+
+from latentplan import __version__
+from latentplan.cli import machine_commands as machine
+from latentplan.cli import main as cli
+from latentplan.cli import run_commands as runs
+from latentplan.cli.main import main
+from latentplan.config.loading import load, load_resolved
+
+COMMANDS = (
+    *("train", "config", "eval", "imagine", "calibrate", "report"),
+    *("study", "tensorboard", "doctor", "bench"),
+)
+
+
+def test_help_names_every_command_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from latentplan.cli.main import main\n"
+        "try:\n    main(['--help'])\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "assert 'torch' not in sys.modules and 'dm_control' not in sys.modules\n"
+    )
+    text = run_python("-c", code)
+    assert all(command in text for command in COMMANDS) and "examples:" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0 and f"latentplan {command}" in capsys.readouterr().out
+
+
+def test_a_reader_may_leave_early() -> None:
+    """`latentplan config | head -1` is no reason for a traceback."""
+    command = [sys.executable, "-m", "latentplan", "config"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(60) == 141
+
+
+def test_threads_do_not_wait_long_for_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert main(["config"]) == 0 and os.environ["GOMP_SPINCOUNT"] == cli.SPINS
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert main(["config"]) == 0 and os.environ["GOMP_SPINCOUNT"] == "7", "somebody's own choice"
+
+
+def test_keys_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    args = cli._parse(["bench", "--size", "cpu", "obs=state", "--repeats", "3", "seed=4"])
+    assert args.items == ["obs=state", "seed=4"] and args.repeats == 3
+    for wrong in (["bench", "--repeat", "--what=3"], ["eval", "run", "seed=4"], ["doctor", "x"]):
+        with pytest.raises(SystemExit) as end:
+            cli._parse(wrong)
+        assert end.value.code == 2 and capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["trian"], ["eval"], ["eval", "x", "--episodes", "many"]]
+)
+def test_a_wrong_command_line_is_exit_code_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+def test_config_prints_what_train_would_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("world: {members: 7}\nseed: 3\n")
+    overrides = ["device=cpu", "task=walker_walk", "seed=4"]
+    assert main(["config", str(mine), *overrides]) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    printed = load_resolved(tmp_path / "printed.yaml")
+    assert printed == load([mine], overrides)
+    assert (printed.world.members, printed.seed, printed.task) == (7, 4, "walker_walk")
+
+
+def test_tensorboard_needs_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tensorboard", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a"], ["--logdir", "{0}"]),
+        (["a", "b"], ["--logdir_spec", "a:{0},b:{1}"]),
+        (["a/run", "b/run"], ["--logdir_spec", "a/run:{0},b/run:{1}"]),
+    ],
+)
+def test_tensorboard_serves_runs_to_this_machine_only_unless_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], expected: list[str]
+) -> None:
+    called = []
+    monkeypatch.setattr(machine.subprocess, "call", lambda command: called.append(command) or 0)
+    folders = [tmp_path / name for name in names]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert main(["tensorboard", *map(str, folders)]) == 0
+    assert main(["tensorboard", *map(str, folders), "--host", "0.0.0.0", "--port", "7"]) == 0
+    first, second = (command[3:] for command in called)
+    assert first[:2] == [text.format(*folders) for text in expected]
+    assert first[2:] == ["--host", "localhost", "--port", "6006"]
+    assert second[2:] == ["--host", "0.0.0.0", "--port", "7"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x.bin"),
+            2,
+            "x.bin: No space left on device.",
+        ),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), 2, "a/b: Not a directory."),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "Disk quota exceeded"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_interrupts_a_command_is_said_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    words: str,
+) -> None:
+    def fail(args: object) -> int:
+        raise error
+
+    monkeypatch.setattr(runs, "_config", fail)
+    assert main(["config"]) == code
+    assert words in capsys.readouterr().err
+
+
+def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (OSError(errno.EBADF, "Bad file descriptor"), ValueError("a bug")):
+
+        def fail(args: object, error: Exception = error) -> int:
+            raise error
+
+        monkeypatch.setattr(runs, "_config", fail)
+        with pytest.raises(type(error)):
+            main(["config"])

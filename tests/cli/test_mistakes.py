@@ -1,0 +1,328 @@
+"""What goes wrong at the command line: one clear sentence, exit code 2, and nothing destroyed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from environments import ROOT
+from tiny import run_config
+
+from latentplan.cli.main import main
+from latentplan.config.loading import to_yaml
+from latentplan.inspection.curves import read_curve
+from latentplan.runs import checkpoint, run_folder
+from latentplan.training.loop import Trainer
+from latentplan.types import UserError
+
+STEPS = 128
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder ``run`` and the file ``run.yaml`` that made it."""
+    home = tmp_path_factory.mktemp("finished")
+    assert main(["train", str(written(home))]) == 0
+    return home
+
+
+@pytest.fixture
+def home(finished: Path, tmp_path: Path) -> Path:
+    """A copy that may be broken."""
+    shutil.copytree(finished / "run", tmp_path / "run")
+    written(tmp_path)
+    return tmp_path
+
+
+def written(home: Path) -> Path:
+    config = run_config(home / "run", f"steps={STEPS}", "eval.every=0")
+    (home / "run.yaml").write_text(to_yaml(config))
+    return home / "run.yaml"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Everything that must survive: all files but the lock."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one sentence with which a command is refused."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "Traceback" not in captured.err
+    (sentence,) = [line for line in captured.err.splitlines() if line.startswith("latentplan: ")]
+    return sentence
+
+
+def goes_on(home: Path) -> None:
+    """The run can still be resumed from where it was."""
+    assert main(["train", str(home / "run.yaml"), f"steps={STEPS + 64}"]) == 0
+    assert checkpoint.load(home / "run" / "checkpoint.pt")["frames"] == STEPS + 64
+
+
+# --- a run that exists, asked for wrongly ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("task=walker_wlak", ["walker_walk"]),
+        ("task=dummy:count", ["run", "task=dummy:pixels", "another run_dir"]),
+        ("wrold.deter=3", ["wrold.deter", "world.deter"]),
+        ("world.deter=many", ["world.deter", "many"]),
+        ("world.deter=32", ["run", "world.deter=16", "32", "another run_dir"]),
+        ("seed=1", ["run", "seed=0", "1", "another run_dir"]),
+        ("device=cuda:99", ["cuda:99"]),
+        ("nothing.yaml", ["nothing.yaml", "No such file"]),
+    ],
+)
+def test_mistakes_leave_a_run_as_it_was(
+    home: Path, capsys: pytest.CaptureFixture[str], override: str, words: list[str]
+) -> None:
+    before = content(home / "run")
+    sentence = refused(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}", override)
+    assert all(word in sentence for word in words), sentence
+    assert content(home / "run") == before
+
+
+@pytest.mark.parametrize("override", ["seed=0", "seed=1"])
+def test_a_run_that_lost_its_checkpoint_is_not_started_anew(
+    home: Path, capsys: pytest.CaptureFixture[str], override: str
+) -> None:
+    saved = (home / "run" / "checkpoint.pt").rename(home / "elsewhere.pt")
+    before = content(home / "run")
+    sentence = refused(capsys, "train", home / "run.yaml", override)
+    assert "another run_dir" in sentence
+    assert ("checkpoint is missing" if override == "seed=0" else "seed=0, not 1") in sentence
+    assert content(home / "run") == before
+    saved.rename(home / "run" / "checkpoint.pt")
+    goes_on(home)
+
+
+def test_a_run_of_an_earlier_version_that_lost_its_checkpoint(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "run" / "checkpoint.pt").unlink()
+    path = home / "run" / "run.json"
+    path.write_text(json.dumps({"sessions": json.loads(path.read_text())["sessions"]}))
+    assert "checkpoint is missing" in refused(capsys, "train", home / "run.yaml")
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", lambda self: None)  # as if the process had been killed
+        assert main(["train", str(file)]) == 0
+    assert "seed=0, not 1" in refused(capsys, "train", file, "seed=1")
+    assert main(["train", str(file)]) == 0
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["frames"] == STEPS
+
+
+def test_a_run_that_lost_its_replay(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "run" / "replay").rename(home / "elsewhere")
+    before = content(home / "run")
+    sentence = refused(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}")
+    assert "replay is missing" in sentence and "back" in sentence
+    assert content(home / "run") == before and not (home / "run" / "replay").exists()
+    (home / "elsewhere").rename(home / "run" / "replay")
+    goes_on(home)
+
+
+def test_an_unknown_task_makes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    sentence = refused(capsys, "train", "task=walker_wlak", f"run_dir={tmp_path / 'new'}")
+    assert "walker_walk" in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- damaged and foreign files --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5])
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_damaged_checkpoint(
+    home: Path, capsys: pytest.CaptureFixture[str], command: str, kept: float
+) -> None:
+    path = home / "run" / "checkpoint.pt"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    before = content(home / "run")
+    target = home / ("run.yaml" if command == "train" else "run")
+    assert "damaged" in refused(capsys, command, target, *["steps=999"] * (command == "train"))
+    assert content(home / "run") == before
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_checkpoint_of_another_architecture(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    other = run_config(tmp_path / "other", "world.deter=32", "steps=16", "eval.every=0")
+    (tmp_path / "other.yaml").write_text(to_yaml(other))
+    assert main(["train", str(tmp_path / "other.yaml")]) == 0
+    shutil.copy(tmp_path / "other" / "checkpoint.pt", home / "run" / "checkpoint.pt")
+    before = content(home / "run")
+    target = home / ("run.yaml" if command == "train" else "run")
+    sentence = refused(capsys, command, target, *["steps=999"] * (command == "train"))
+    assert "another architecture" in sentence and "(64, 96)" in sentence and "(64, 80)" in sentence
+    assert content(home / "run") == before
+
+
+def test_a_replay_of_another_shape(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (home / "run").iterdir():
+        if path.name != "replay":
+            path.unlink()
+    before = content(home / "run")
+    sentence = refused(capsys, "train", home / "run.yaml", "obs=pixels")
+    assert "replay" in sentence and "image" in sentence and "(16, 16, 3)" in sentence
+    assert content(home / "run") == before
+
+
+def test_a_damaged_configuration(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "run" / "config.yaml").write_text("world: {deter: [\n")
+    before = content(home / "run")
+    for command in (["train", home / "run.yaml"], ["eval", home / "run"]):
+        assert "config.yaml" in refused(capsys, *command)
+    assert content(home / "run") == before
+
+
+def test_an_empty_configuration(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "run" / "config.yaml").write_text("")
+    before = content(home / "run")
+    for command in (["train", home / "run.yaml"], ["eval", home / "run"]):
+        sentence = refused(capsys, *command)
+        assert "config.yaml" in sentence and "empty" in sentence
+    assert content(home / "run") == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"sessions": null}'])
+def test_a_damaged_record_of_sessions(
+    home: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (home / "run" / "run.json").write_text(text)
+    before = content(home / "run")
+    sentence = refused(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}")
+    assert "run.json is damaged" in sentence
+    assert content(home / "run") == before
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        read_curve(home / "run")
+
+
+@pytest.mark.parametrize("line", ["{]}", '{"time": 1}', '{"step": 1, "episode/eval_score": 2}'])
+def test_damaged_metrics(home: Path, line: str) -> None:
+    path = home / "run" / "metrics.jsonl"
+    path.write_text(f"{line}\n{path.read_text()}")
+    with pytest.raises(UserError, match=r"metrics\.jsonl.* is damaged"):
+        read_curve(home / "run")
+
+
+@pytest.mark.parametrize("missing", ["", "config.yaml", "checkpoint.pt"])
+def test_eval_of_what_is_no_run(
+    home: Path, capsys: pytest.CaptureFixture[str], missing: str
+) -> None:
+    if missing:
+        (home / "run" / missing).unlink()
+    folder = home / "run" if missing else home / "nowhere"
+    assert (missing or "nowhere") in refused(capsys, "eval", folder)
+
+
+def test_eval_of_no_episodes(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "episodes" in refused(capsys, "eval", home / "run", "--episodes", 0)
+
+
+def test_eval_of_a_run_without_pictures_cannot_be_filmed(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = refused(capsys, "eval", home / "run", "--video", home / "film.mp4")
+    assert "no pictures" in sentence and "obs=state" in sentence
+    assert not list(home.glob("film*"))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+@pytest.mark.parametrize("command", ["eval", "imagine"])
+def test_a_seed_that_no_generator_takes(
+    home: Path, capsys: pytest.CaptureFixture[str], command: str, seed: int
+) -> None:
+    sentence = refused(capsys, command, home / "run", f"--seed={seed}")
+    assert "seed must be at " in sentence and str(seed) in sentence
+
+
+# --- a full disk ----------------------------------------------------------------------------
+
+
+def test_a_replay_that_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path)
+    sentence = refused(capsys, "train", file, f"replay.capacity={10**13}")
+    assert "replay" in sentence and "replay.capacity=" in sentence and "GB" in sentence
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
+    assert main(["train", str(file)]) == 0  # it can be mended at once
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("name", ["checkpoint.pt", "config.yaml", "run.json"])
+def test_a_disk_that_is_full_when_writing(
+    home: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    before = content(home / "run")[name]
+    (home / "run" / f"{name}.tmp").symlink_to("/dev/full")
+    sentence = refused(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}")
+    assert name in sentence and "No space left on device" in sentence
+    assert content(home / "run")[name] == before
+    goes_on(home)
+
+
+def test_files_that_may_not_grow(home: Path) -> None:
+    """The system's own limit stands for a full disk, wherever it strikes first."""
+    before = content(home / "run")
+    program = (
+        "import resource, sys; from latentplan.cli.main import main;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", home / "run.yaml", f"steps={STEPS + 640}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("latentplan: ")
+    assert content(home / "run")["checkpoint.pt"] == before["checkpoint.pt"]
+    goes_on(home)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "run.json"])
+def test_what_describes_a_run_outlives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Each is on the disk before it takes the place of the one before it."""
+    synced = []
+    fsync, replace = os.fsync, os.replace
+
+    def rename(source: Path, target: Path) -> None:
+        assert source.stat().st_ino in synced
+        replace(source, target)
+        synced.append(target.name)
+
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_ino), fsync(fd)))
+    monkeypatch.setattr(os, "replace", rename)
+    run_folder.write(tmp_path, run_config(tmp_path), {})
+    assert name in synced
+
+
+# --- not a mistake --------------------------------------------------------------------------
+
+
+def test_another_spelling_of_the_task_is_the_same_task(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run_folder.write(folder, run_config(folder, "task=dmc:walker_walk"), {})
+    for spelling in ("walker_walk", "walker-walk", "walker/walk"):
+        run_folder.check_same(folder, run_config(folder, f"task={spelling}", "env.repeat=4"))
+    with pytest.raises(UserError, match="task=dmc:walker_walk, not dmc:walker_run"):
+        run_folder.check_same(folder, run_config(folder, "task=walker_run", "env.repeat=4"))

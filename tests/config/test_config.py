@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+import latentplan
+from latentplan.config import loading as config_module
+from latentplan.config.loading import (
+    flatten,
+    load,
+    load_resolved,
+    preset_folder,
+    task_preset,
+    to_yaml,
+)
+from latentplan.config.renamed import RENAMED
+from latentplan.config.schema import Config
+from latentplan.config.tasks import DMC_TASKS
+from latentplan.config.validation import check, schema_fields
+from latentplan.runtime import device as runtime_device
+from latentplan.types import UserError
+
+CONFIGS = preset_folder()
+STUDIES = CONFIGS / "study"  # read by latentplan.study, not as settings of one run
+FILES = sorted(
+    path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml") if path.parent != STUDIES
+)
+NAMES = {
+    kind: sorted(p.stem for p in (CONFIGS / kind).glob("*.yaml")) for kind in ("size", "ablation")
+}
+CPU = ["device=cpu"]
+KINDS = {
+    getattr(top.default_factory, "__name__", ""): top.name
+    for top in fields(Config)
+    if is_dataclass(top.default_factory)
+}
+
+
+@pytest.fixture
+def presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of presets in place of the real one."""
+    for kind in ("size", "task", "ablation"):
+        (tmp_path / "configs" / kind).mkdir(parents=True)
+    monkeypatch.setattr(config_module, "preset_folder", lambda: tmp_path / "configs")
+    (tmp_path / "configs" / "default.yaml").write_text("size: cpu\n")
+    (tmp_path / "configs" / "size" / "cpu.yaml").write_text("world: {deter: 8}\n")
+    return tmp_path / "configs"
+
+
+# --- presets --------------------------------------------------------------------------------
+
+
+def test_there_are_presets() -> None:
+    assert {"tiny", "cpu"} <= set(NAMES["size"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_file_loads_and_has_its_say(path: Path) -> None:
+    loaded = flatten(asdict(load([CONFIGS / path], CPU)))
+    said = flatten(yaml.safe_load((CONFIGS / path).read_text()) or {})
+    assert {key: loaded[key] for key in said if key != "size"} == {
+        key: type(loaded[key])(value) for key, value in said.items() if key != "size"
+    }
+
+
+@pytest.mark.parametrize("size", NAMES["size"])
+@pytest.mark.parametrize("ablation", ["none", *NAMES["ablation"]])
+@pytest.mark.parametrize("task", ["cartpole_swingup", "gym:Pendulum-v1"])
+def test_every_combination_of_presets_loads(size: str, ablation: str, task: str) -> None:
+    overrides = [f"size={size}", f"ablation={ablation}", f"task={task}"]
+    for obs in ("pixels", "state", "both"):
+        loaded = load([], [*CPU, *overrides, f"obs={obs}"])
+        assert (loaded.size, loaded.ablation, loaded.task, loaded.obs) == (
+            size,
+            ablation,
+            task,
+            obs,
+        )
+
+
+def test_a_preset_of_a_task_belongs_to_a_task() -> None:
+    names = {f"{domain}_{task}" for domain, tasks in DMC_TASKS.items() for task in tasks}
+    for path in (CONFIGS / "task").glob("*.yaml"):
+        assert any(f"{name}_".startswith(f"{path.stem}_") for name in names), path
+
+
+@pytest.mark.parametrize(
+    ("task", "preset"),
+    [
+        ("dmc:cartpole_swingup", "cartpole"),
+        ("cartpole-swingup", "cartpole"),
+        ("cartpole/balance", "cartpole"),
+        (" Cartpole swingup", "cartpole"),
+        ("dmc_cartpole_swingup", "cartpole"),
+        ("cup_catch", "ball_in_cup"),
+        ("dmc:ball_in_cup_catch", "ball_in_cup"),
+        ("hopper_hop", None),
+        ("gym:Pendulum-v1", None),
+        ("dummy:pixels", None),
+    ],
+)
+def test_every_spelling_of_a_task_gets_its_preset(task: str, preset: str | None) -> None:
+    assert getattr(task_preset(task), "stem", None) == preset
+
+
+def test_the_preset_that_fits_best_is_taken(presets: Path) -> None:
+    for name in ("walker", "walker_run", "walk"):
+        (presets / "task" / f"{name}.yaml").touch()
+    stems = [
+        getattr(task_preset(task), "stem", None)
+        for task in ("walker_run", "walker_walk", "fish_swim")
+    ]
+    assert stems == ["walker_run", "walker", None]
+
+
+def test_later_sources_win(presets: Path, tmp_path: Path) -> None:
+    def repeat(*items: str, files: tuple[Path, ...] = ()) -> int:
+        return load(files, [*CPU, *items]).env.repeat
+
+    def write(name: str, number: int) -> None:
+        text = f"env: {{repeat: {number}}}\n"
+        (presets / f"{name}.yaml").write_text(text + ("size: cpu\n" if name == "default" else ""))
+
+    assert repeat("task=walker_walk") == Config().env.repeat
+    for number, name in enumerate(["default", "task/walker", "size/cpu"], 3):
+        write(name, number)
+        assert repeat("task=walker_walk") == number
+    write("ablation/some", 6)
+    assert repeat("task=walker_walk") == 5  # not asked for
+    assert repeat("task=walker_walk", "ablation=some") == 6
+    files = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    for number, file in enumerate(files, 7):
+        file.write_text(f"env: {{repeat: {number}}}\nablation: some\n")
+    assert repeat("task=walker_walk", files=files[:1]) == 7
+    assert repeat("task=walker_walk", files=files) == 8
+    assert repeat("env.repeat=9", files=files) == 9
+    assert repeat("env.repeat=9", "env.repeat=10", files=files) == 10
+
+
+def test_a_file_may_choose_the_presets(presets: Path, tmp_path: Path) -> None:
+    (presets / "size" / "other.yaml").write_text("world: {deter: 96}\n")
+    file = tmp_path / "mine.yaml"
+    file.write_text("size: other\n")
+    assert load([file], CPU).world.deter == 96
+    assert load([file], [*CPU, "size=cpu"]).world.deter == 8
+
+
+def test_the_default_size_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there in (True, False):
+        monkeypatch.setattr(runtime_device, "has_cuda", lambda there=there: there)
+        assert load([], ["device=cpu"]).size == "cpu"
+        for device in ("auto", "cuda", "cuda:1"):
+            assert load([], [f"device={device}"]).size == ("12m" if there else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("content", "repeat", "deter"),
+    [
+        ("env.repeat: 3\nworld: {deter: 64}\n", 3, 64),
+        ("env: {num_envs: 2}\nenv.repeat: 3\nworld.deter: 64\n", 3, 64),
+        ("env.repeat: 4\nenv: {repeat: 3}\nworld.deter: 6.4e1\n", 3, 64),
+        ("env.repeat: 3\nworld.hidden: 64\nworld.deter: ${world.hidden}\n", 3, 64),
+    ],
+)
+def test_keys_of_a_file_may_be_dotted(
+    tmp_path: Path, content: str, repeat: int, deter: int
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    loaded = load([file], CPU)
+    assert (loaded.env.repeat, loaded.world.deter) == (repeat, deter)
+
+
+# --- mistakes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("wrold.deter=3", ["wrold.deter", "world.deter"]),
+        ("horizon=3", ["horizon", "behavior.horizon", "plan.horizon"]),
+        ("tsak=walker_walk", ["tsak", "'task'"]),
+        ("task.name=3", ["task.name"]),
+        ("world.deter=abc", ["world.deter", "abc", "Integer"]),
+        ("world.deter=1.5", ["world.deter", "1.5"]),
+        ("world.deter=null", ["world.deter", "int"]),
+        ("env.workers=perhaps", ["env.workers", "perhaps", "bool"]),
+        ("world=3", ["world", "section"]),
+        ("world=[1]", ["world", "section"]),
+        ("world.norm=batch", ["world.norm", "rms", "layer", "batch"]),
+        ("obs=smell", ["obs", "pixels", "state", "both"]),
+        ("size=nope", ["size", "nope", "cpu"]),
+        ("ablation=nope", ["ablation", "nope"]),
+        ("seed=${nope}", ["nope"]),
+        ("world.deter=${world.norm}", ["world.deter"]),
+        ("world.bins=[1", ["world.bins"]),
+        ("seed", ["seed", "key=value"]),
+        ("world.decode_fraction=1.5", ["world.decode_fraction", "at most 1", "1.5"]),
+        ("behavior.std_min=3", ["behavior.std_min", "behavior.std_max"]),
+        ("train.minutes=-1", ["train.minutes", "at least 0"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_it(override: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load([], [*CPU, override])
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message and message.endswith((".", "?"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("world: {dter: 3}\n", ["world.dter", "world.deter", "mine.yaml"]),
+        ("world.dter: 3\n", ["world.dter", "world.deter", "mine.yaml"]),
+        ("world: 3\nworld.deter: 8\n", ["world", "section", "mine.yaml"]),
+        ("world: {deter: many}\n", ["world.deter", "many"]),
+        ("world: [1, 2]\n", ["world", "section", "mine.yaml"]),
+        ("world: {deter: 3\n", ["mine.yaml", "YAML"]),
+        ("- 1\n- 2\n", ["mine.yaml", "mapping"]),
+        (None, ["mine.yaml", "No such file"]),
+    ],
+)
+def test_a_bad_file_is_one_sentence(tmp_path: Path, content: str | None, words: list[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError) as caught:
+        load([file], CPU)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+# --- the result -----------------------------------------------------------------------------
+
+
+def test_the_result_is_frozen() -> None:
+    loaded = load([], CPU)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        loaded.seed = 3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        loaded.world.deter = 3
+    assert isinstance(loaded, Config)
+
+
+def test_values_have_the_types_of_the_schema() -> None:
+    loaded = load([], [*CPU, "behavior.lam=1", "optim.world_lr=1e-3", "steps=1e3", "run_dir=123"])
+    assert (loaded.behavior.lam, type(loaded.behavior.lam)) == (1.0, float)
+    assert (loaded.optim.world_lr, loaded.steps, loaded.run_dir) == (1e-3, 1000, "123")
+
+
+def test_a_run_folder_is_named_after_its_run() -> None:
+    items = ["task=gym:Pendulum-v1", "obs=state", "seed=3"]
+    assert load([], [*CPU, *items]).run_dir == "runs/gym-Pendulum-v1-state-cpu-s3"
+    assert load([], [*CPU, *items, "run_dir=here/there"]).run_dir == "here/there"
+
+
+def test_a_resolved_file_reads_back_as_it_was(tmp_path: Path) -> None:
+    overrides = ["task=walker_walk", "env.repeat=3", "world.deter=${world.hidden}", "seed=5"]
+    loaded = load([], [*CPU, *overrides])
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(loaded))
+    assert load_resolved(path) == loaded
+    assert loaded.env.repeat == 3 and loaded.world.deter == loaded.world.hidden
+    path.write_text(path.read_text().replace("seed: 5", "sede: 5"))
+    with pytest.raises(UserError, match="sede"):
+        load_resolved(path)
+
+
+def test_bounds_allow_the_defaults_and_choices_are_of_texts() -> None:
+    defaults = flatten(asdict(Config()))
+    check({**defaults, "run_dir": "runs/any"})
+    for key, field in schema_fields():
+        bounds = field.metadata["bounds"]
+        assert defaults[key] in bounds.choices if bounds.choices else True
+        assert isinstance(defaults[key], str) or not bounds.choices
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("world.members=0", "world.members must be at least 1, not 0"),
+        ("train.length=1", "train.length must be at least 2"),
+        ("seed=18446744073709551616", "seed must be at most 18446744073709551615, not"),
+        ("train.ratio=0", "train.ratio must be more than 0"),
+        ("world.bins=40", "world.bins must be odd"),
+        ("world.blocks=3", "world.blocks must divide world.deter"),
+        ("replay.capacity=10", "replay.capacity must hold train.length rows"),
+        ("eval.episodes=0", "eval.episodes must be at least 1"),
+        ("world.anneal_updates=-5", "world.anneal_updates must be at least 0, not -5"),
+        ("behavior.layers=-1", "behavior.layers must be at least 0"),
+        ("env.timeout=-1.0", "env.timeout must be at least 0"),
+    ],
+)
+def test_values_that_no_run_could_use_are_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load([], [*CPU, override])
+
+
+def test_an_ablation_may_build_on_another() -> None:
+    shared, paper, free = (
+        load([], [*CPU, f"ablation={name}"]) for name in ("mpdp_shared", "mpdp", "mpdp_no_penalty")
+    )
+    assert shared.mpdp.policies == "shared" and paper.mpdp.policies == "per_step"
+    assert dataclasses.replace(paper, ablation="mpdp_no_penalty", run_dir=free.run_dir) == (
+        dataclasses.replace(free, mpdp=dataclasses.replace(free.mpdp, beta=paper.mpdp.beta))
+    )
+    assert free.mpdp.beta == 0 < paper.mpdp.beta and free.behavior == shared.behavior
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("pointmass_easy", "point-mass/easy"), ("swimmer6", "dmc:swimmer_swimmer6")]
+)
+def test_spellings_of_a_task_share_their_folder(one: str, other: str) -> None:
+    assert load([], [*CPU, f"task={one}"]).run_dir == load([], [*CPU, f"task={other}"]).run_dir
+
+
+def last(node: ast.AST | None) -> str:
+    return getattr(node, "attr", getattr(node, "id", ""))
+
+
+def section(node: ast.AST, names: dict[str, str]) -> str:
+    """The section that an expression is: ``config.plan``, or a name that stands for one."""
+    if isinstance(node, ast.Attribute) and last(node.value) == "config":
+        return node.attr
+    return names.get(last(node), "")
+
+
+def named(scope: ast.AST, known: dict[str, str]) -> dict[str, str]:
+    """What stands for a section in a function: parameters by their types, names by assignment."""
+    names = dict(known)
+    for node in ast.walk(scope):
+        if isinstance(node, ast.arg) and node.annotation is not None:
+            names[node.arg] = KINDS.get(last(node.annotation), "")
+        elif isinstance(node, ast.Assign):
+            for target in node.targets:  # c = config.plan, or c, n = config.plan, 3
+                pair = (getattr(x, "elts", [x]) for x in (target, node.value))
+                names |= {last(a): section(b, names) for a, b in zip(*pair, strict=False)}
+    return names
+
+
+def reads(tree: ast.Module) -> Iterator[str]:
+    """``section.key`` of what is read of sections; ``.key`` of what is read of anything else."""
+    for scope in tree.body:
+        known, parts = {"self": KINDS.get(getattr(scope, "name", ""), "")}, [scope]
+        if isinstance(scope, ast.ClassDef):
+            parts = scope.body
+            for start in (x for x in parts if getattr(x, "name", "") == "__init__"):
+                known |= {name: kind for name, kind in named(start, {}).items() if kind}
+        for part in parts:
+            names = named(part, known)
+            for node in ast.walk(part):
+                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                    yield f"{section(node.value, names)}.{node.attr}"
+
+
+def test_every_field_is_read_somewhere() -> None:
+    """A knob that nobody turns anything with is a lie to the reader."""
+    files = Path(latentplan.__file__).parent.rglob("*.py")
+    read = {key for path in files for key in reads(ast.parse(path.read_text()))}
+    assert {key if "." in key else f".{key}" for key, _ in schema_fields()} - read == set()
+
+
+def test_the_schema_explains_every_key() -> None:
+    keys = dict(schema_fields())
+    assert list(keys) == list(flatten(asdict(Config())))
+    for key, field in keys.items():
+        meaning = field.metadata["meaning"]
+        assert meaning[0].isupper() or meaning.startswith("exact"), key
+        assert meaning.endswith(".") and len(meaning.split()) >= 2, key
+
+
+# --- names of earlier versions --------------------------------------------------------------
+
+
+def test_a_file_of_an_earlier_version_is_read_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "old.yaml"
+    file.write_text("env: {count: 2}\nplan.imagine_share: 0.25\nworld.units: ${env.count}\n")
+    for _ in range(2):
+        loaded = load([file], CPU)
+    assert (loaded.env.num_envs, loaded.plan.imagine_fraction, loaded.world.units) == (2, 0.25, 2)
+    (record,) = caplog.records
+    assert "env.count is now env.num_envs" in record.getMessage()
+    assert "plan.imagine_share is now plan.imagine_fraction" in record.getMessage()
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_earlier_name_that_is_typed_is_an_error_that_gives_the_present_one(
+    old: str, new: str
+) -> None:
+    assert new in dict(schema_fields()) and old not in dict(schema_fields())
+    with pytest.raises(UserError, match=new.replace(".", r"\.")):
+        load([], [*CPU, f"{old}=1"])

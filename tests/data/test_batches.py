@@ -1,0 +1,56 @@
+"""BatchSampler gathered while an update runs are those that would have been gathered after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import VECTOR, random_batch
+
+from latentplan.data.batches import BatchSampler
+from latentplan.data.replay import Replay
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def replay(tmp_path: Path) -> Replay:
+    replay = Replay(tmp_path, VECTOR, capacity=60, envs=2)
+    rows, _ = random_batch(2, 40)
+    for t in range(40):
+        replay.add(rows.map(lambda x, t=t: x[:, t].numpy()), np.zeros(2, np.int64))
+    return replay
+
+
+def test_the_order_of_batches_is_the_same(replay: Replay) -> None:
+    found = []
+    for ahead in (False, True):
+        batches = BatchSampler(replay, 3, 5, np.random.default_rng(0), CPU, ahead)
+        for _ in range(4):
+            batch, episode = batches.sample()
+            with batches.prefetch():
+                found.append((batch.reward.clone(), episode.clone()))
+        batches.close()
+    for (a, b), (c, d) in zip(found[:4], found[4:], strict=True):
+        assert torch.equal(a, c) and torch.equal(b, d)
+    assert not torch.equal(found[0][0], found[1][0])
+
+
+def test_nothing_is_read_once_the_update_is_over(replay: Replay) -> None:
+    """A batch in the making would mix the rows that an addition overwrites."""
+    batches = BatchSampler(replay, 3, 5, np.random.default_rng(0), CPU, ahead=True)
+    with batches.prefetch():
+        pass
+    assert batches._next.done()
+    batches.close()
+
+
+def test_what_goes_wrong_meanwhile_is_raised_where_it_is_missed(replay: Replay) -> None:
+    batches = BatchSampler(replay, 3, 500, np.random.default_rng(0), CPU, ahead=True)
+    with batches.prefetch():
+        pass
+    with pytest.raises(ValueError, match="no window"):
+        batches.sample()
+    batches.close()

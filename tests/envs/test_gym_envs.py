@@ -1,0 +1,294 @@
+"""Readers' own environments: what is understood, what is refused, how they may break."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from environments import make, run_python, walk
+
+from latentplan.types import EnvSpec, UserError
+
+MODULE = """
+import os
+import time
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Mine(gymnasium.Env):
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
+
+    def __init__(self, render_mode=None, kind="plain"):
+        self.render_mode, self.kind, self.time = render_mode, kind, 0
+        high = np.array([2, 4], np.float32)
+        self.action_space = spaces.Box(0 * high, high)
+        if kind == "unmakeable":
+            raise OSError("100% broken")
+        if kind == "unbounded":
+            self.action_space = spaces.Box(-np.inf, np.inf, (2,))
+        if kind == "discrete":
+            self.action_space = spaces.Discrete(3)
+        plain = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+        image = spaces.Box(0, 255, (40, 30, 3), np.uint8)
+        self.observation_space = plain
+        if kind in ("image", "floating"):
+            self.observation_space = image
+        if kind == "dict":
+            vector = spaces.Box(-1, 1, (2, 2), np.float32)
+            self.observation_space = spaces.Dict({"z": vector, "eye": image, "a": plain})
+        if kind == "two eyes":
+            self.observation_space = spaces.Dict({"left": image, "right": image})
+        if kind == "gray":
+            self.observation_space = spaces.Box(0, 255, (40, 30, 1), np.uint8)
+
+    def observe(self):
+        image = np.full((40, 30, 3), 7, np.uint8)
+        image[:, :15] = 100
+        plain = np.array([self.time, *np.ravel(self.action)])
+        if self.kind == "image":
+            return image
+        if self.kind == "floating":
+            return image / 255
+        if self.kind in ("short", "long"):
+            return plain[:1] if self.kind == "short" else np.ones(4)
+        if self.kind == "dict":
+            return {"z": np.ones((2, 2), np.float32), "eye": image, "a": plain}
+        return plain
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time, self.action = 0, np.zeros(2)
+        self.action[0] = self.np_random.uniform()
+        if self.kind == "unbuildable":
+            raise ValueError("100% broken")
+        return self.observe(), {}
+
+    def step(self, action):
+        self.time, self.action = self.time + 1, action
+        if self.time == 3 and self.kind == "hangs":
+            time.sleep(1000)
+        if self.time == 3 and self.kind == "dies":
+            os._exit(7)
+        if self.time == 3 and self.kind == "raises":
+            raise ZeroDivisionError("100% broken")
+        reward = float("nan") if self.kind == "nan" else 1.0
+        ended, cut = self.time == 5, self.kind == "cut"
+        return self.observe(), reward, ended and not cut, ended and cut, {}
+
+    def render(self):
+        frame = np.zeros((100, 50, 3), np.uint8)
+        frame[:50] = 255
+        return frame
+
+
+gymnasium.register("Mine-v0", Mine)
+"""
+KINDS = ("plain", "cut", "unbounded", "discrete", "image", "dict", "hangs", "dies", "raises", "nan")
+WRONG = ("two eyes", "gray", "unbuildable", "unmakeable", "short", "long", "floating")
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("mine") / "mine.py"
+    name = lambda kind: kind.title().replace(" ", "")  # noqa: E731
+    kinds = "".join(
+        f'gymnasium.register("{name(kind)}-v0", Mine, kwargs={{"kind": "{kind}"}})\n'
+        for kind in (*KINDS, *WRONG)
+    )
+    path.write_text(MODULE + kinds)
+    return str(path)
+
+
+def children() -> set[int]:
+    """Worker processes (the resource tracker of multiprocessing stays for good)."""
+    return {
+        child.pid
+        for child in psutil.Process().children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline())
+    }
+
+
+def test_actions_are_scaled_to_the_environments_bounds(module: str) -> None:
+    with make("gym:Plain-v0", module=module, repeat=1) as env:
+        assert (env.spec.action_dim, env.spec.repeat) == (2, 1)
+        assert (env.spec.action_low, env.spec.action_high) == ((0, 0), (2, 4))
+        assert EnvSpec.from_dict(json.loads(json.dumps(env.spec.to_dict()))) == env.spec
+        env.reset()
+        for action, expected in (([-1, -1], [0, 0]), ([1, 0], [2, 2]), ([3, -9], [2, 0])):
+            row, _ = env.step(np.array([action]))
+            np.testing.assert_allclose(row.obs["vector"][0, 1:], expected)
+
+
+def test_termination_inside_a_repeat(module: str) -> None:
+    with make("gym:Plain-v0", module=module, repeat=2) as env:
+        rows, frames = walk(env, 5)
+    assert [int(count[0]) for count in frames] == [0, 2, 2, 1, 0, 2]
+    assert [bool(row.is_terminal[0]) for row in rows] == [False, False, False, True, False, False]
+    assert [float(row.reward[0]) for row in rows] == [0, 2, 2, 1, 0, 2]
+    assert rows[0].obs["vector"][0, 1] != rows[4].obs["vector"][0, 1]  # another seed
+
+
+def test_an_episode_that_is_cut_does_not_terminate(module: str) -> None:
+    with make("gym:Cut-v0", module=module, repeat=2) as env:
+        rows, frames = walk(env, 5)
+    assert [int(count[0]) for count in frames] == [0, 2, 2, 1, 0, 2]
+    assert [bool(row.is_first[0]) for row in rows] == [True, False, False, False, True, False]
+    assert not any(row.is_terminal[0] for row in rows)
+
+
+@pytest.mark.parametrize("workers", [False, True])
+def test_a_foreign_frame_is_resized(module: str, workers: bool) -> None:
+    with make("gym:Plain-v0", "both", num_envs=2, module=module, workers=workers) as env:
+        assert env.spec.obs["image"] == ((64, 64, 3), "uint8")
+        row, _ = env.reset()
+    image = row.obs["image"]
+    assert image.shape == (2, 64, 64, 3) and image.dtype == np.uint8
+    assert (image[:, :30] == 255).all() and (image[:, 34:] == 0).all()
+    assert row.obs["vector"].shape == (2, 3)
+
+
+def test_dict_observations_and_images_among_them(module: str) -> None:
+    with make("gym:Dict-v0", "both", module=module) as env:
+        row, _ = env.reset()
+    assert env.spec.obs["vector"][0] == (7,)
+    np.testing.assert_array_equal(row.obs["vector"][0, 3:], np.ones(4))  # "a" before "z"
+    assert abs(int(row.obs["image"][0, 32, 10, 0]) - 100) <= 1  # its own picture, not render()
+
+
+@pytest.mark.parametrize(
+    ("kind", "obs", "words"),
+    [
+        ("Unbounded", "state", "no bounds"),
+        ("Discrete", "state", "Discrete"),
+        ("Image", "state", "obs=pixels"),
+        ("TwoEyes", "both", "several pictures .left, right."),
+        ("Gray", "state", r"\(40, 30, 1\)"),
+        ("Nowhere", "state", "env.module"),
+        ("Unbuildable", "state", "100% broken"),
+        ("Unmakeable", "state", "gym:Unmakeable-v0 cannot be built: OSError: 100% broken"),
+        ("Short", "state", r"vector of shape \(1,\) float32 .* declared \(3,\)"),
+        ("Long", "state", r"vector of shape \(4,\) float32 .* declared \(3,\)"),
+        ("Floating", "pixels", r"image .* float64 where .* uint8"),
+        ("Raises", "state", "ZeroDivisionError: 100% broken .*mine.py, line"),
+        ("Nan", "state", "reward of nan"),
+    ],
+)
+@pytest.mark.parametrize("workers", [False, True])
+def test_unusable_environments_are_refused_in_one_sentence(
+    module: str, kind: str, obs: str, words: str, workers: bool
+) -> None:
+    with (
+        pytest.raises(UserError, match=words) as caught,
+        make(f"gym:{kind}-v0", obs, module=module, workers=workers) as env,
+    ):
+        walk(env, 4)
+    assert "\n" not in str(caught.value)
+    assert not children()
+
+
+def test_a_module_that_cannot_be_imported(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text("1 / 0\n")
+    for module, words in ((str(bad), "ZeroDivisionError"), ("no_such_module", "no_such_module")):
+        with pytest.raises(UserError, match=words):
+            make("gym:Mine-v0", module=module, workers=True)
+
+
+def test_a_hung_environment_is_ended(module: str) -> None:
+    start = time.monotonic()
+    with (
+        pytest.raises(UserError, match="no answer for 3 s"),
+        make("gym:Hangs-v0", module=module, workers=True, timeout=3.0, num_envs=2) as env,
+    ):
+        walk(env, 4)
+    assert time.monotonic() - start < 20
+    assert not children()
+
+
+def test_a_dead_worker_is_reported(module: str) -> None:
+    with (
+        pytest.raises(UserError, match=r"died \(exit codes \[7\]"),
+        make("gym:Dies-v0", module=module, workers=True) as env,
+    ):
+        walk(env, 4)
+    assert not children()
+
+
+def test_closing_with_a_step_under_way_leaves_no_process() -> None:
+    env = make("dummy:count", workers=True, num_envs=2)
+    env.reset()
+    assert len(children()) == 2
+    env.step_async(np.zeros((2, 2)))
+    env.close()
+    env.close()
+    assert not children()
+
+
+def test_workers_end_with_their_owner() -> None:
+    code = (
+        "import os, psutil, sys\n"
+        "from latentplan.config.schema import EnvConfig\n"
+        "from latentplan.envs import make_vector\n"
+        "env = make_vector('dummy:count', 'state', EnvConfig(),"
+        " num_envs=1, seed=0, renderer=None)\n"
+        "env.reset()\n"
+        "print(*[p.pid for p in env._env.processes])\n"
+        "sys.stdout.flush()\n"
+        "os._exit(0)\n"  # no clean-up of any kind, as with SIGKILL
+    )
+    pids = [int(word) for word in run_python("-c", code).split()]
+    assert len(pids) == 1
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(psutil.pid_exists(pid) for pid in pids):
+        time.sleep(0.1)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_ctrl_c_does_not_reach_the_workers() -> None:
+    with make("dummy:count", workers=True) as env:
+        env.reset()
+        for pid in children():
+            os.kill(pid, signal.SIGINT)
+        time.sleep(0.3)
+        row, _ = env.step(np.zeros((1, 2)))
+    assert row.obs["vector"][0, 1] == 2
+
+
+def test_workers_never_import_torch_nor_the_main_module(tmp_path: Path) -> None:
+    """A script without a __main__ guard, with torch loaded, must not run again in its workers."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import psutil, torch\n"
+        "from latentplan.config.schema import EnvConfig\n"
+        "from latentplan.envs import make_vector\n"
+        "print('started')\n"
+        "env = make_vector('walker_walk', 'state', EnvConfig(),"
+        " num_envs=2, seed=0, renderer=None)\n"
+        "env.reset()\n"
+        "for process in env._env.processes:\n"
+        "    maps = psutil.Process(process.pid).memory_maps(grouped=True)\n"
+        "    paths = ' '.join(m.path for m in maps)\n"
+        "    print('libtorch' in paths, 'mujoco' in paths)\n"
+        "import sys\n"
+        "print('dm_control' in sys.modules)\n"
+        "env.close()\n"
+    )
+    output = run_python(str(script))
+    assert output.splitlines() == ["started", "False True", "False True", "False"]
+
+
+def test_pendulum_from_its_own_picture() -> None:
+    with make("gym:Pendulum-v1", "pixels", workers=True, image_size=32) as env:
+        row, _ = env.reset()
+        later, _ = env.step(np.ones((1, 1)))
+    assert row.obs["image"].shape == (1, 32, 32, 3)
+    assert row.obs["image"].mean() > 200  # a white ground
+    assert not np.array_equal(row.obs["image"], later.obs["image"])

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from latentplan.runs import logger
+from latentplan.runs.logger import Logger, encode_gif, write_video
+from latentplan.types import UserError
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _events(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0}).Reload()
+
+
+def _film(count: int, height: int = 12, width: int = 10) -> np.ndarray:
+    """A moving block of changing color: few colors, no two frames alike."""
+    film = np.zeros((count, height, width, 3), np.uint8)
+    for t in range(count):
+        left = t % (width - 3)
+        film[t, 2:6, left : left + 3] = (40 + t % 50, 200 - t % 50, (t * 7) % 250)
+    return film
+
+
+def _decode(gif: bytes) -> tuple[np.ndarray, list[int]]:
+    image = Image.open(io.BytesIO(gif))
+    frames, durations = [], []
+    for t in range(image.n_frames):
+        image.seek(t)
+        frames.append(np.asarray(image.convert("RGB")))
+        durations.append(image.info["duration"])
+    assert image.info["loop"] == 0
+    return np.stack(frames), durations
+
+
+def test_write_logs_means_and_forgets_them(tmp_path: Path) -> None:
+    log = Logger(tmp_path)
+    log.add({"train/loss/image": torch.tensor(2.0, requires_grad=True), "episode/score": 10})
+    log.add({"train/loss/image": torch.tensor(4.0, dtype=torch.bfloat16)})
+    row = log.write(1000, now={"fps/fps": 50.0})
+    expected = {"train/loss/image": 3.0, "episode/score": 10.0, "fps/fps": 50.0}
+    assert row == {"step": 1000, "time": row["time"], **expected}
+    assert log.write(2000).keys() == {"step", "time"}
+    assert _lines(tmp_path)[0] == row, "a line is on the disk as soon as it is written"
+    log.close()
+    events = _events(tmp_path)
+    for tag, value in expected.items():
+        ((step, logged),) = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert (step, logged) == (1000, pytest.approx(value))
+
+
+def test_tensors_are_not_read_before_write(tmp_path: Path) -> None:
+    log = Logger(tmp_path)
+    loss = torch.zeros(())
+    log.add({"loss": loss})
+    loss += 5.0  # seen by write only if add had not converted the tensor to a number
+    assert log.write(1)["loss"] == 5.0
+
+
+def test_lines_stay_strict_json(tmp_path: Path) -> None:
+    log = Logger(tmp_path)
+    log.add({"bad": torch.tensor(math.nan), "worse": math.inf, "good": 1.0})
+    row = log.write(1)
+    assert math.isnan(row["bad"]) and row["worse"] == math.inf
+    (line,) = _lines(tmp_path)
+    assert (line["bad"], line["worse"], line["good"]) == (None, None, 1.0)
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_resume_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    log = Logger(tmp_path)
+    for frame in (1000, 2000, 3000):
+        log.write(frame, now={"score": float(frame)})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1500, "time": 9')  # torn by a crash
+    log = Logger(tmp_path, frame=2000)
+    assert [line["step"] for line in _lines(tmp_path)] == [1000, 2000]
+    log.write(2500, now={"score": -1.0})
+    log.close()
+    assert [line["step"] for line in _lines(tmp_path)] == [1000, 2000, 2500]
+    scores = [(event.step, event.value) for event in _events(tmp_path).Scalars("score")]
+    assert scores == [(1000, 1000.0), (2000, 2000.0), (2500, -1.0)]
+
+
+def test_a_last_line_without_its_end_is_not_run_into(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 5.0}')
+    Logger(tmp_path, frame=1).write(2)
+    assert [line["step"] for line in _lines(tmp_path)] == [1, 2]
+
+
+def test_time_goes_on_over_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(logger.time, "monotonic", lambda: now[0])
+    log = Logger(tmp_path)
+    now[0] += 30
+    assert log.write(1000)["time"] == 30
+    now[0] += 10
+    assert log.write(2000)["time"] == 40
+    now[0] = 7.0  # another boot of the machine
+    log = Logger(tmp_path, frame=1000)
+    now[0] += 5
+    assert log.write(1500)["time"] == 45, "time spent on dropped frames was spent all the same"
+    assert Logger(tmp_path, frame=0).write(10)["time"] == 0, "a new run begins at zero"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    log = Logger(tmp_path)
+    log._file.close()
+    log._file = full = open("/dev/full", "w")  # noqa: SIM115  (closing it fails too)
+    with pytest.raises(UserError, match=r"Metrics cannot be written.*No space left"):
+        log.write(1)
+    with pytest.raises(OSError):
+        full.close()
+
+
+def test_video_is_an_animated_summary_and_a_file(tmp_path: Path) -> None:
+    log = Logger(tmp_path)
+    film = _film(20)
+    log.video("eval/video", film, 3000, fps=10)
+    log.text("config", "task: walker", 0)
+    log.close()
+    content = (tmp_path / "videos" / "eval-video-3000.gif").read_bytes()
+    (event,) = _events(tmp_path).Images("eval/video")
+    assert (event.step, event.width, event.height) == (3000, 10, 12)
+    assert event.encoded_image_string == content
+    frames, durations = _decode(content)
+    np.testing.assert_array_equal(frames, film)
+    assert durations == [100] * 20
+    assert _events(tmp_path).Tags()["tensors"] == ["config/text_summary"]
+
+
+def test_gif_of_many_colors_is_close_and_small() -> None:
+    y, x = np.mgrid[:64, :64]
+    smooth = np.stack([x * 3, y * 3, np.full_like(x, 90)], -1).astype(np.uint8)
+    film = np.stack([np.roll(smooth, 2 * t, 1) for t in range(60)])
+    gif = encode_gif(film, 15)
+    frames, durations = _decode(gif)
+    assert frames.shape == film.shape and set(durations) == {70}
+    assert np.abs(frames.astype(int) - film).mean() < 6
+    assert len(gif) < film.size / 3
+
+
+def test_still_frames_keep_their_time() -> None:
+    film = np.repeat(_film(3), 5, axis=0)
+    frames, durations = _decode(encode_gif(film, 10))
+    shown = np.concatenate(
+        [np.repeat(f[None], d // 100, 0) for f, d in zip(frames, durations, strict=True)]
+    )
+    np.testing.assert_array_equal(shown, film)
+
+
+def test_long_gifs_are_thinned_but_last_as_long() -> None:
+    film = _film(1001)
+    frames, durations = _decode(encode_gif(film, 20))
+    np.testing.assert_array_equal(frames, film[::5])
+    assert sum(durations) == pytest.approx(1001 * 1000 / 20, rel=0.01)
+    assert len(frames) <= logger.MAX_GIF_FRAMES
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((2, 4, 4, 3), np.float32),
+        np.zeros((4, 4, 3), np.uint8),
+        np.zeros((2, 3, 4, 4), np.uint8),
+        np.zeros((0, 4, 4, 3), np.uint8),
+    ],
+)
+def test_gif_refuses_other_arrays(frames: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"\(T, H, W, 3\) uint8"):
+        encode_gif(frames, 15)
+
+
+def test_video_file_with_ffmpeg(tmp_path: Path) -> None:
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    film = _film(12, height=65, width=43)
+    path = write_video(tmp_path / "out" / "eval.mp4", film, 10)
+    assert path == tmp_path / "out" / "eval.mp4"
+    reader = ffmpeg.read_frames(str(path))
+    meta = next(reader)
+    assert meta["size"] == (44, 66) and meta["fps"] == 10
+    frames = [np.frombuffer(frame, np.uint8).reshape(66, 44, 3) for frame in reader]
+    assert len(frames) == 12
+    assert np.abs(np.stack(frames)[:, :65, :43].astype(int) - film).mean() < 10
+
+
+def test_video_file_without_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logger.importlib.util, "find_spec", lambda name: None)
+    path = write_video(tmp_path / "eval.mp4", _film(5), 10)
+    assert path == tmp_path / "eval.gif"
+    np.testing.assert_array_equal(_decode(path.read_bytes())[0], _film(5))
+
+
+def test_video_file_when_ffmpeg_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/no/such/ffmpeg")
+    assert write_video(tmp_path / "eval.mp4", _film(5), 10) == tmp_path / "eval.gif"
+    assert [path.name for path in tmp_path.iterdir()] == ["eval.gif"]
+
+
+@pytest.mark.parametrize("lists_encoders", [True, False])
+def test_video_file_that_ffmpeg_did_not_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists_encoders: bool
+) -> None:
+    """It takes all frames, fails, and says so to nobody; an older film is no sign of success."""
+    real = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    listing = f'case "$*" in *-encoders*) exec "{real}" "$@";; esac\n' if lists_encoders else ""
+    failing = tmp_path / "ffmpeg"
+    failing.write_text(f"#!/bin/sh\n{listing}cat > /dev/null\nexit 1\n")
+    failing.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(failing))
+    (tmp_path / "eval.mp4").write_bytes(b"older")
+    assert write_video(tmp_path / "eval.mp4", _film(5), 10) == tmp_path / "eval.gif"
+    assert (tmp_path / "eval.mp4").read_bytes() == b"older"
+    assert {path.name for path in tmp_path.iterdir()} == {"ffmpeg", "eval.mp4", "eval.gif"}
+
+
+def test_video_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/eval.gif cannot be written"):
+        write_video(tmp_path / "file" / "eval.mp4", _film(5), 10)

@@ -1,0 +1,36 @@
+"""Threads beside other programs."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import pytest
+
+from latentplan.runtime import cores
+
+
+@pytest.mark.parametrize(("busy", "threads"), [(0.2, "4"), (1.6, "2"), (9.0, "1")])
+def test_looking_at_runs_leaves_busy_cores_alone(
+    busy: float, threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("psutil.getloadavg", lambda: (busy, 0.0, 0.0))
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    cores.limit_threads_to_idle_cores()
+    assert os.environ["OMP_NUM_THREADS"] == "7", "somebody's own choice"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    cores.limit_threads_to_idle_cores()
+    assert os.environ["OMP_NUM_THREADS"] == threads
+
+
+def test_threads_that_would_wait_for_each_other_are_warned_of(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for load, threads, warned in ((0.2, 2, False), (1.0, 2, True), (5.0, 1, False)):
+        monkeypatch.setattr("psutil.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "latentplan"):
+            cores.warn_if_busy(threads)
+        assert ("train.threads=1" in caplog.text) == warned

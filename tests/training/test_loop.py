@@ -1,0 +1,144 @@
+"""What the loops of training and evaluation do with rows: carries, counters, seeds, checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from environments import make
+from tiny import VECTOR, agent_config, recorded, run_config
+
+import latentplan.training.loop
+from latentplan.agent import Agent
+from latentplan.data.replay import Replay
+from latentplan.envs import VectorEnv, make_eval_env, make_train_env
+from latentplan.evaluation.evaluate import run_episodes
+from latentplan.runs import checkpoint, run_folder
+from latentplan.runtime.device import pick_device
+from latentplan.training.compiling import make_agent
+from latentplan.training.loop import Trainer, train
+from latentplan.types import Latent
+
+
+def carries(patch: pytest.MonkeyPatch, name: str) -> list[tuple[Latent, Latent]]:
+    """What every call of a method of the agent's took along, and what it gave."""
+    real, seen = getattr(Agent, name), []
+
+    def call(agent: Agent, row: object, carry: Latent, *rest: object) -> tuple:
+        found = real(agent, row, carry, *rest)
+        seen.append((carry, found[1]))
+        return found
+
+    patch.setattr(Agent, name, call)
+    return seen
+
+
+def handed_on(seen: list[tuple[Latent, Latent]]) -> bool:
+    return len(seen) > 2 and all(before[1] is after[0] for before, after in pairwise(seen))
+
+
+# --- evaluation -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "lengths"), [(1, [7, 10, 8]), (2, [7, 11, 10])])
+def test_scores_are_the_returns_of_whole_episodes(
+    count: int, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the counting environment every frame earns its number. Of two environments the second
+    plays episodes 3 and 4, and the first, whose 0 and 1 are shorter, goes on until it has ended:
+    that does not count."""
+    seen = carries(monkeypatch, "act")
+    first = [0, 3][:count]
+    with make("dummy:count", num_envs=count, repeat=1, mode="eval", first_episodes=first) as env:
+        found = run_episodes(Agent(env.spec, agent_config()), env, 3)
+    assert found.lengths == lengths
+    assert found.returns == [n * (n + 1) / 2 for n in lengths]
+    assert handed_on(seen)
+
+
+def test_evaluation_and_training_play_other_episodes(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    other = replace(config, seed=1)
+    envs = [
+        *(make_train_env(x, None) for x in (config, other)),
+        *(make_eval_env(config, None, 1, x.seed) for x in (config, other)),
+    ]
+    first = {env.reset()[0].obs["vector"].tobytes() for env in envs}
+    assert len(first) == 4
+    agents = [make_agent(x, VECTOR, pick_device("cpu"))[0] for x in (config, config, other)]
+    same, again, another = (agent.actor.net.output.weight for agent in agents)
+    assert (same == again).all() and not (same == another).all()
+
+
+# --- training -------------------------------------------------------------------------------
+
+
+def test_what_was_seen_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what was seen while actions were still random: the prefill ends in mid-episode."""
+    seen = carries(monkeypatch, "explore")
+    train(run_config(tmp_path / "run", "log.inspect_every=0"))
+    assert seen[0][0].deter.any() and handed_on(seen)
+
+
+def test_rows_of_several_environments(tmp_path: Path) -> None:
+    settings = ("task=dummy:count", "env.num_envs=2", "env.repeat=1", "steps=80", "train.length=4")
+    run = train(run_config(tmp_path / "run", *settings, "log.inspect_every=0"))
+    saved = checkpoint.load(run / "checkpoint.pt")
+    with run_folder.open_replay(run) as replay:
+        rows, number = replay.sample(400, 4, np.random.default_rng(0))
+        history = replay.history()
+    assert ((np.diff(number) != 0) == rows.is_first[:, 1:]).all()  # an episode has one number
+    parity = (number - rows.obs["vector"][..., 0] * 2).astype(int)
+    assert set(parity.flatten()) == {0, 1} and (parity == parity[:, :1]).all()  # whose it is
+    assert saved["decisions"] == saved["frames"] == (~history.is_first).sum()
+
+
+@pytest.mark.parametrize("patience", [1e9, 0.0], ids=["patient", "late"])
+def test_checkpoints_wait_for_the_end_of_an_episode(
+    patience: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a while: one that is late is written where it is."""
+    saved, real = [], Trainer.save
+
+    def save(trainer: Trainer) -> None:
+        saved.append(bool(trainer.env.is_last.all()))
+        real(trainer)
+
+    monkeypatch.setattr(Trainer, "save", save)
+    monkeypatch.setattr(latentplan.training.loop, "FIRST_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(latentplan.training.loop, "PATIENCE_SECONDS", patience)
+    train(run_config(tmp_path / "run", "log.checkpoint_seconds=1e-6", "log.inspect_every=0"))
+    assert len(saved) > 2 and all(saved[:-1]) == (patience > 0)  # the last one ends the session
+
+
+def test_minutes_are_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a second passes whenever the loop looks."""
+    seconds = iter(range(1_000_000))
+    clock = type("Clock", (), {"monotonic": staticmethod(lambda: float(next(seconds)))})
+    monkeypatch.setattr(latentplan.training.loop, "time", clock)
+    steps = recorded(monkeypatch, VectorEnv, "step_wait")
+    train(run_config(tmp_path / "run", "train.minutes=0.5", "steps=100_000", "log.inspect_every=0"))
+    assert 14 <= len(steps) <= 16  # the loop looks for the limit, and for a due checkpoint
+
+
+# --- keeping --------------------------------------------------------------------------------
+
+
+def test_a_look_at_a_replay_is_a_look_at_a_copy(tmp_path: Path) -> None:
+    """As it was at the checkpoint, though rows were added since; the run's own is not touched."""
+    run = train(run_config(tmp_path / "run", "log.inspect_every=0"))
+    config, spec, saved = run_folder.load(run)
+    replay = Replay(run / "replay", spec, capacity=config.replay.capacity, envs=1)
+    replay.load_state_dict(saved["replay"])
+    rows, _ = replay.sample(1, 1, np.random.default_rng(0))
+    known = replay.history()
+    replay.add(rows.map(lambda x: x[:, 0]), np.zeros(1, int))
+    replay.close()
+    content = lambda: {x.name: x.read_bytes() for x in (run / "replay").iterdir()}  # noqa: E731
+    before = content()
+    with run_folder.open_replay(run) as copy:
+        np.testing.assert_array_equal(copy.history().reward, known.reward)
+    assert content() == before
