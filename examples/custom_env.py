@@ -69,11 +69,9 @@ SETTINGS = [
 
 def main() -> None:
     import latentplan
-    from latentplan.config.loading import load
-    from latentplan.training.loop import train
 
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    run = train(load(overrides=[*SETTINGS, *sys.argv[1:]]))
+    run = latentplan.train([*SETTINGS, *sys.argv[1:]])
 
     agent = latentplan.load(run)
     env = gymnasium.make("Point-v0", max_episode_steps=50)

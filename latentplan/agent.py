@@ -1,4 +1,4 @@
-"""The agent: act, explore, update. Owns networks and optimizer, knows no process or file."""
+"""The agent: act, explore, update. It owns the networks and the optimizer."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from latentplan.world.model import WorldModel
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss term became NaN or infinite; raised before the weights were touched."""
+    """A loss or gradient is NaN or infinite. The weights have not changed."""
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """``auto`` takes bfloat16 where the hardware multiplies it natively."""
+    """Whether large products run in bfloat16; ``auto``: where the hardware multiplies it."""
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Whichever unit it is: updates take as long or less (docs/performance.md).
+    # With either unit, updates take as long as in float32 or less (docs/performance.md).
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def choose_objective(config: Config) -> type[Objective]:
-    """What the actor improves, by ``behavior.improvement`` and ``mpdp.policies``."""
+    """The objective of the actor, by ``behavior.improvement`` and ``mpdp.policies``."""
     if config.behavior.improvement == "dreamer":
         return DreamerObjective
     return PerStepMpdp if config.mpdp.policies == "per_step" else SharedMpdp
@@ -43,13 +43,13 @@ def choose_objective(config: Config) -> type[Objective]:
 class Agent(nn.Module):
     """A Dreamer agent with an ensemble of dynamics heads.
 
-    ``world`` may be any model that has what is used here of :class:`WorldModel`: ``spec`` and
-    ``feature_size``; initial, filter, features, step, step_unmeasured, draw_noise, autocast,
-    fit_image_normalizers, loss, updated. ``config.world`` must say its number of ``members``.
-    ``tests/test_plug_and_play.py`` has another model.
+    ``world`` may be any model with the following attributes and methods of :class:`WorldModel`:
+    ``spec``, ``feature_size``, initial, filter, features, step, step_unmeasured, draw_noise,
+    autocast, fit_image_normalizers, loss, updated. ``config.world.members`` must be its number of
+    ensemble members. ``tests/behavior/test_plug_and_play.py`` has another model.
 
-    State that belongs to an environment is an argument and a return value (``carry``), so that
-    any number of environments, evaluations and resumed runs share one agent.
+    The state of an environment (``carry``) is an argument and a return value, so that any number of
+    environments and evaluations share one agent.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Agent(nn.Module):
                     (self.critic.net, o.critic_lr),
                     (self.temperature, o.temperature_lr),
                 )
-                if list(module.parameters())  # a temperature that is not tuned has none
+                if list(module.parameters())  # a fixed temperature has none
             ],
             lr=o.world_lr,
             clip=o.clip,
@@ -116,7 +116,7 @@ class Agent(nn.Module):
     # --- acting -----------------------------------------------------------------------------
 
     def initial(self, n: int) -> Latent:
-        """The carry of ``n`` environments before their first row."""
+        """The carry of ``n`` environments, before their first row."""
         return self.world.initial(n)
 
     @torch.no_grad()
@@ -127,13 +127,13 @@ class Agent(nn.Module):
         mode: str = "sample",
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Latent]:
-        """Take in one row of N environments and decide.
+        """Choose actions for one row of N environments.
 
         Args:
             row: (N, ...) tensors on the agent's device.
             carry: from :meth:`initial` or the previous call.
-            mode: the policy's ``mean``, a ``sample`` of it, or what the ``planner`` finds.
-            generator: of all samples; default the global one.
+            mode: ``mean`` or ``sample`` of the policy, or ``planner``.
+            generator: random generator of all samples; default the global one.
 
         Returns:
             Actions (N, A) in [-1, 1] and the new carry.
@@ -149,27 +149,30 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def explore(self, row: Timestep, carry: Latent) -> tuple[Tensor, Latent, dict[str, Tensor]]:
-        """As :meth:`act`, for training: plan optimistically, or sample where nothing is planned.
+        """Choose actions for training: plan optimistically, or sample the policy without a planner.
 
         Returns:
-            Actions (N, A), the new carry, and what the plan was like.
+            Actions (N, A), the new carry, and metrics of the plan.
         """
         c = self.config.plan
         if not c.explore or c.candidates == 1:
             return *self.act(row, carry), {}
         latent = self.world.filter(row, carry)
-        action, found = self._plan(latent, c.explore_rate)
-        return action, latent, plan_metrics("explore", [found], c.explore_rate)
+        action, plan = self._plan(latent, c.explore_rate)
+        return action, latent, plan_metrics("explore", [plan], c.explore_rate)
 
     def _plan(
         self, latent: Latent, optimism: float, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Plan]:
-        """The planned actions (N, A) of N environments; the plan has them in another order, for
-        members are dealt out to blocks of rows, and no environment is to keep one for good."""
+        """The planned actions (N, A) of N environments, and the plan, whose rows are shuffled.
+
+        Ensemble members are dealt out to blocks of rows. Without the shuffle an environment would
+        always be planned for by the same member.
+        """
         n = latent.deter.shape[0]
         order = torch.randperm(n, device=self.device, generator=generator)
-        found = self.behavior.plan(latent.map(lambda x: x[order]), optimism, generator)
-        return found.action.clamp(-1, 1)[order.argsort()], found
+        plan = self.behavior.plan(latent.map(lambda x: x[order]), optimism, generator)
+        return plan.action.clamp(-1, 1)[order.argsort()], plan
 
     # --- learning ---------------------------------------------------------------------------
 
@@ -180,10 +183,10 @@ class Agent(nn.Module):
             batch: (B, T) rows on the agent's device. episode: (B, T) int64.
 
         Returns:
-            Metrics as detached tensors, so that nobody waits for the device before writing them.
+            Metrics as detached tensors, so that the device is not waited for here.
 
         Raises:
-            NonFiniteLossError: naming the terms; the weights are as before.
+            NonFiniteLossError: it names the terms. The weights have not changed.
         """
         self.optimizer.zero_grad()
         self.world.fit_image_normalizers(batch.obs)
@@ -201,10 +204,10 @@ class Agent(nn.Module):
         return {f"train/loss/{k}": v.detach() for k, v in terms.items()} | seen | metrics
 
     def _require_finite(self, terms: dict[str, Tensor]) -> None:
-        """A finite loss can have an infinite gradient: both are looked at before weights move."""
+        """Check losses and gradients: a finite loss can have an infinite gradient."""
         grads = {n: p.grad for n, p in self.named_parameters() if p.grad is not None}
         norms = torch._foreach_norm(list(grads.values()))
-        if torch.stack([*terms.values(), *norms]).isfinite().all():  # the one wait for the device
+        if torch.stack([*terms.values(), *norms]).isfinite().all():  # waits for the device, once
             return
         bad = [name for name, x in terms.items() if not x.isfinite()]
         if bad:

@@ -1,4 +1,4 @@
-"""The nouns that every layer shares, the legend of their shapes, and how time is aligned.
+"""The data types that all folders share, the legend of their shapes, and how time is aligned.
 
 Symbols (the authority for every shape comment in the code)::
 
@@ -7,7 +7,7 @@ Symbols (the authority for every shape comment in the code)::
     M ensemble members   A action   X embedding
     D deterministic   S groups x C classes   F = D + S*C features
 
-Alignment. A row is what was true *on arriving* at time t, so nothing is ever shifted::
+Alignment. A row holds what was true on arriving at time t, so that nothing is shifted::
 
     row t:    obs[t]   prev_action[t]   reward[t]   is_first[t]   is_terminal[t]
                o0          0               0            1             0
@@ -37,11 +37,11 @@ if TYPE_CHECKING:  # environment workers read this module and must start without
 
 
 class UserError(Exception):
-    """A mistake that the person at the keyboard can mend: shown as one sentence, exit code 2."""
+    """A mistake that the user can correct. The command line shows its sentence and exits with 2."""
 
 
 class EnvSpec(NamedTuple):
-    """What an environment exchanges with an agent, in plain values that can be saved as JSON.
+    """The observations and actions of an environment, in plain values that can be saved as JSON.
 
     ``obs`` maps a name to ``(shape, dtype name)``; a uint8 entry of shape (height, width, 3) is an
     image, a float32 entry of shape (dim,) a vector. Actions are ``(action_dim,)`` in [-1, 1].
@@ -50,8 +50,8 @@ class EnvSpec(NamedTuple):
     obs: dict[str, tuple[tuple[int, ...], str]]
     action_dim: int
     repeat: int  # frames per decision
-    action_low: tuple[float, ...] = ()  # what -1 and 1 stand for in the environment, (A,) each;
-    action_high: tuple[float, ...] = ()  # empty where that is not known
+    action_low: tuple[float, ...] = ()  # (A,) the environment's actions for -1
+    action_high: tuple[float, ...] = ()  # and for 1; both are empty where they are not known
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a file; :meth:`from_dict` reads them."""
@@ -78,24 +78,24 @@ class Timestep(NamedTuple):
     """Rows of experience: ``(N, ...)`` from environments, ``(B, T, ...)`` from replay."""
 
     obs: dict[str, Array]
-    prev_action: Array  # (..., A) float32, what led here; 0 where is_first
+    prev_action: Array  # (..., A) float32, the action that led here; 0 where is_first
     reward: Array  # (...,) float32, received on arriving here; 0 where is_first
     is_first: Array  # (...,) bool, this row starts an episode
     is_terminal: Array  # (...,) bool, nothing can be earned after this row
 
     def map(self, f: Callable[[Array], Array]) -> Timestep:
-        """Every array through ``f``."""
+        """Apply ``f`` to every array."""
         return Timestep({name: f(x) for name, x in self.obs.items()}, *map(f, self[1:]))
 
     def to(self, device: torch.device | str) -> Timestep:
-        """Every array as a tensor there; what already is one there is not copied."""
+        """Every array as a tensor on ``device``; tensors that are there already are not copied."""
         import torch
 
         return self.map(lambda x: torch.as_tensor(x).to(device, non_blocking=True))
 
 
 def join(rows: Sequence[Timestep], how: Callable[[list[Array]], Array]) -> Timestep:
-    """Rows put together array by array, by ``how``: stacked or concatenated."""
+    """Join rows array by array with ``how``, which stacks or concatenates."""
     obs = {name: how([row.obs[name] for row in rows]) for name in rows[0].obs}
     return Timestep(obs, *(how(list(x)) for x in zip(*(row[1:] for row in rows), strict=True)))
 
@@ -109,33 +109,33 @@ class Latent(NamedTuple):
     )
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Latent:
-        """Both parts through ``f``."""
+        """Apply ``f`` to both parts."""
         return Latent(f(self.deter), f(self.stoch))
 
 
 class StepNoise(NamedTuple):
     """The randomness of model steps, drawn ahead so that rollouts can share it."""
 
-    member: Tensor | None  # (..., N) int64, which member moves each row; None: member i moves the
-    # i-th of M equal blocks of rows, so that one head per row is evaluated and not all
+    member: Tensor | None  # (..., N) int64, the member that moves each row; None: member i moves
+    # the i-th of M equal blocks of rows, so that only one head is evaluated per row
     uniform: Tensor  # (..., N, S) in [0, 1), one per categorical group
 
 
 class Prediction(NamedTuple):
-    """What the model says of one action: where it leads, and what is met on arriving there."""
+    """The model's prediction for one action: the next state, and what is received there."""
 
     latent: Latent
     reward: Tensor  # (N,)
-    cont: Tensor  # (N,) probability of going on
-    uncertainty: Tensor | None  # (N,) disagreement of the ensemble about ``latent``, where measured
+    cont: Tensor  # (N,) probability that the episode continues
+    uncertainty: Tensor | None  # (N,) disagreement of the ensemble about ``latent``, if measured
 
 
 class WorldLoss(NamedTuple):
-    """What a world model says of a replayed batch (B, T)."""
+    """The losses of a world model on a replayed batch (B, T), and its posterior states."""
 
     terms: dict[str, Tensor]  # () each, weighted; their sum is the loss
     latent: Latent  # (B, T) posterior
-    high_uncertainty: Tensor  # () 95th percentile over the rows: what planning measures bonuses in
+    high_uncertainty: Tensor  # () 95th percentile over the rows, which sets the scale of bonuses
     metrics: dict[str, Tensor]
 
 
@@ -147,7 +147,7 @@ class Choice(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """An imagined trajectory, aligned as in the picture above."""
+    """An imagined trajectory, aligned as in the diagram above."""
 
     latent: Latent  # (N, H+1, ...)
     choice: Choice  # (N, H, A), the actions taken and their noise

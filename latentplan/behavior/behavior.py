@@ -21,7 +21,7 @@ from latentplan.types import EnvSpec, Latent, Rollout, StepNoise
 
 
 class World(Protocol):
-    """What behavior uses of a world model."""
+    """The part of a world model that behavior uses."""
 
     spec: EnvSpec
     step: Step
@@ -53,16 +53,18 @@ class Behavior:
         self.temperature = temperature
 
     def policy(self, latent: Latent, step: int = 0, attached: bool = False) -> ActionDist:
-        """The actor at latents (...), as it would be ``step`` steps ahead.
+        """The action distribution at latents (...).
 
-        On detached features, Dreamer's way, an action changes what comes after it, not the states
-        that the actor will read. ``attached``, the objective's whole gradient is taken.
+        Args:
+            step: which policy of an actor with one policy per future step.
+            attached: let gradients pass from the policy into the latents. Dreamer detaches them:
+                an action then changes later rewards, but not the inputs of later decisions.
         """
         features = self.world.features(latent)
         return self.actor(features if attached else features.detach(), step)
 
     def value(self, latent: Latent) -> Tensor:
-        """What the slow critic says of latents (...): (...)."""
+        """The slow critic's values of latents: (...) -> (...)."""
         return self.critic.slow_value(self.world.features(latent))
 
     def plan(
@@ -72,10 +74,12 @@ class Behavior:
         generator: torch.Generator | None = None,
         first: ActionDist | None = None,
     ) -> Plan:
-        """UP-MPC from N latents, in the units that the configuration asks for.
+        """Plan with UP-MPC from N latents, by the ``plan`` section of the configuration.
 
         Args:
-            first: the policy there, if known.
+            optimism: weight of the uncertainty in the score.
+            generator: of the policy's noise and the model's; default the global one.
+            first: the policy at ``latent``, where the caller has it already.
         """
         c, n = self.config.plan, latent.deter.shape[0]
         draw = {"device": latent.deter.device, "generator": generator}
@@ -139,7 +143,7 @@ class Behavior:
         return torch.randperm(n, device=self.return_scale.range.device)[:count]
 
     def conservative(self, rows: Tensor, policy: Policy | None = None) -> PlannedActing:
-        """Imagination's ``act`` that plans for ``rows`` (R,), with a penalty for uncertainty."""
+        """An ``act`` for imagination that plans for ``rows`` (R,) and penalizes uncertainty."""
         c = self.config.plan
         search = lambda latent, first: self.plan(latent, -c.imagine_rate, first=first)  # noqa: E731
         return PlannedActing(policy or self.policy, search, rows, c.replan_every or c.horizon)
@@ -147,7 +151,7 @@ class Behavior:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """No gradient reaches the weights inside, while it may still flow through the module."""
+    """Inside, gradients flow through the module but do not reach its weights."""
     module.requires_grad_(False)
     try:
         yield

@@ -1,16 +1,17 @@
-"""Conservative imagination: a planner acts in imagined rollouts, and what the actor learns of it.
+"""Conservative imagination: a planner acts in imagined rollouts, and the actor learns from it.
 
-A chosen action is the best of K, not a sample of the policy. ``log pi * advantage`` of it would be
-wrong, and so would the gradient through the noise that made it: chosen noise leans towards what
-scores well, and following it widens the policy even where nothing is gained. What is right:
+The chosen action is the best of K candidates, so it is not a sample of the policy. The score
+function ``log pi * advantage`` of it would be biased. The pathwise gradient through its noise would
+be biased too: the chosen noise points towards higher scores, which widens the policy even on a
+linear score. Two estimators are correct:
 
-- all K candidates *are* samples, so they estimate the gradient, each against the others
-  (:func:`leave_one_out_loss`);
-- through the chosen action the return may move the mean, not the deviation.
+- All K candidates are samples of the policy, and each is compared with the others
+  (:func:`leave_one_out_loss`).
+- The return may move the mean, but not the deviation, through the chosen action.
 
-The critic learns the returns of these rollouts: where all rows are planned at every step, the value
-of the *planner*; otherwise that of what acted, a mixture of planner and policy. With MPDP it learns
-from the other rows, those of the policy.
+The critic learns the returns of these rollouts. Where every row is planned at every step, that is
+the value of the planner; otherwise it is the value of a mixture of planner and policy. With MPDP
+the critic learns only from the rows that the policy led.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from latentplan.types import Choice, Latent
 
 
 class PlannedActing:
-    """The ``act`` of :func:`latentplan.behavior.imagination.imagine` that plans for some rows.
+    """An ``act`` for :func:`latentplan.behavior.imagination.imagine` that plans for some rows.
 
     Args:
-        policy: acts in the other rows, and in planned rows with the chosen candidate's noise.
-        plan: latent (R), the policy there -> Plan, conservative.
-        rows: (R,) int64, which of the N rows are planned.
+        policy: acts in the other rows, and between plans with the chosen candidate's noise.
+        plan: makes a conservative plan from latents (R) and the policy there.
+        rows: (R,) int64, the planned ones of the N rows.
         every: steps between plans.
 
     Attributes:
-        plans: (step, plan) of every planning; of the candidates' latents only the last is kept.
+        plans: every plan with its step; only the last latent of each candidate is kept.
     """
 
     def __init__(
@@ -74,18 +75,19 @@ def learn_from_plans(
 ) -> Planned:
     """What the actor gains from the candidates of planned rows.
 
-    Their returns are those of the behavior, whatever the plan's score left out: only the *choice*
-    of an action is the planner's.
+    The candidates' returns use the discount and the value of the behavior, even where the plan's
+    score leaves them out: the planner decides only which action is taken.
 
     Args:
         dist: (N, H) the policy at the states of the rollout.
-        value: latent (R, L, K) -> (R, L, K), of the state after the last step of each candidate of
-            L plans.
-        scale: () of returns. discount: per step.
-        lam: with the pathwise gradient, that of the returns; None with the score function. The
-            pathwise loss counts an action at h once in every return before it, sum_{j<=h} lam^j
-            times in all, and what it says of the deviation here must weigh the same. There the mean
-            learns through the chosen action.
+        value: latents (R, L, K) -> values (R, L, K), for the states after the last step of each
+            candidate of L plans.
+        scale: () the return scale.
+        discount: per step.
+        lam: None with the score-function gradient. With the pathwise gradient, the lambda of the
+            returns: the mean then learns through the chosen action, and only the deviation learns
+            here. The pathwise loss counts an action at step h in every return before it,
+            sum_{j<=h} lam^j times, so the gain here has the same weight.
     """
     n, horizon = dist.mean.shape[:2]
     steps = [h for h, _ in acting.plans]

@@ -15,16 +15,16 @@ Act = Callable[[Latent, int], Choice]
 
 
 def follow(actions: Tensor) -> Act:
-    """Recorded ``actions`` (N, H, A) as an ``act``."""
+    """An ``act`` that takes recorded ``actions`` (N, H, A)."""
     nothing = torch.zeros_like(actions[:, 0])
     return lambda latent, h: Choice(actions[:, h], nothing)
 
 
 def sampled(policy: Callable[[Latent, int], ActionDist], noise: Tensor | None = None) -> Act:
-    """Samples of a policy as an ``act``.
+    """An ``act`` that samples a policy.
 
     Args:
-        policy: latent (N), step h -> what it would do there.
+        policy: latent (N), step h -> distribution over actions (N, A).
         noise: (H, N, A) standard normal; drawn when not given.
     """
 
@@ -48,14 +48,14 @@ def imagine(
 
     Args:
         step: the model, one action ahead.
-        act: what to do in a latent at step h; a policy, a planner, or recorded actions.
+        act: chooses the action in a latent at step h: a policy, a planner, or recorded actions.
         start: (N) states.
         horizon: H.
         noise: the model's randomness with a leading axis H; drawn inside ``step`` when not given.
-        window: every so many steps the gradient is cut, as if another rollout began there.
+        window: steps after which the gradient is cut, as if another rollout began there.
 
     Returns:
-        A rollout (N, H); gradients flow through it unless the caller forbids them.
+        A rollout (N, H). Gradients flow through it unless the caller disables them.
     """
     latents, choices, predictions = [start], [], []
     for h in range(horizon):

@@ -1,4 +1,4 @@
-"""What actor and critic learn from an imagined rollout: losses as pure functions of tensors."""
+"""The losses of actor and critic as pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from latentplan.types import Rollout
 
 
 class Target(NamedTuple):
-    """What is known of a rollout before anything is learned from it."""
+    """Returns and weights of a rollout."""
 
     returns: Tensor  # (N, H) lambda-return from the state left at h
-    weight: Tensor  # (N, H) probability that the state left at h is reached at all, discounted
+    weight: Tensor  # (N, H) discounted probability that the state left at h is reached
 
 
 class Planned(NamedTuple):
-    """What planned rows change in the actor's loss."""
+    """The changes of the actor's loss in planned rows."""
 
     own: Tensor  # (N, H) 1 where the action was a sample of the policy, 0 where it was chosen
-    learns: Tensor  # (N, H) 0 where a chosen candidate was merely followed: no entropy is paid
-    gain: Tensor  # (N, H) what the candidates of a plan teach, 0 where there was no plan
+    learns: Tensor  # (N, H) 0 between plans, where the chosen candidate is followed, else 1
+    gain: Tensor  # (N, H) gain from the candidates of a plan, 0 where there was no plan
 
 
 def make_target(
@@ -53,19 +53,19 @@ def actor_loss(
     config: BehaviorConfig,
     planned: Planned | None = None,
 ) -> Tensor:
-    """The loss whose gradient improves the policy; () .
+    """The actor's loss () of DreamerV3 ("Actor learning").
 
-    ``reinforce``: log-likelihood of the sampled action times its advantage; unbiased, and the
-    world needs no gradient. ``pathwise``: the return itself, differentiated through the model's
-    steps (straight-through at the discrete states); less noise, some bias.
+    ``reinforce`` is the log-likelihood of the sampled action times its advantage. It is unbiased,
+    and the world model needs no gradient. ``pathwise`` is the return itself, differentiated through
+    the model's steps (straight-through at the discrete states). It has less noise and some bias.
 
     Args:
         dist: the policy at the states left, (N, H), on detached features.
-        target: its returns carry the gradient that ``pathwise`` climbs.
-        baseline: (N, H) critic's value of the states left.
-        scale: () return scale S, in whose units entropy is paid.
-        alpha: () what a nat of it earns.
-        planned: where a planner chose among samples of the policy (``conservative.py``).
+        target: its returns carry the gradient that ``pathwise`` follows.
+        baseline: (N, H) the critic's values of the states left.
+        scale: () return scale S; entropy is paid in its units.
+        alpha: () bonus per nat of entropy.
+        planned: changes where a planner chose among samples of the policy (``conservative.py``).
     """
     if config.gradient == "reinforce":
         advantage = ((target.returns - baseline) / scale).detach()
@@ -77,7 +77,8 @@ def actor_loss(
     entropy = alpha * dist.entropy()
     if planned is not None:
         gain = gain + planned.gain
-        entropy = entropy * planned.learns  # else it would outweigh the returns
+        # Between plans the returns teach nothing, and entropy alone would widen the policy.
+        entropy = entropy * planned.learns
     return -(target.weight * (gain + entropy)).mean()
 
 
@@ -89,11 +90,12 @@ def critic_loss(
     slow: Tensor,
     slow_scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Two-hot likelihood of the returns, and a pull towards the slow critic.
+    """The critic's loss: the two-hot likelihood of the returns and of the slow critic's values.
 
     Args:
         features: (..., F) detached. returns, weight: (...).
         slow: (...) the slow critic's values of the same states.
+        slow_scale: weight of their likelihood.
 
     Returns:
         The loss () and the critic's values (...).
@@ -121,13 +123,13 @@ def replay_returns(
 
 
 def distillation_loss(dist: ActionDist, action: Tensor, score: Tensor, tau: float) -> Tensor:
-    """Pull the policy's mean towards the better of K scored candidates (beyond the paper).
+    """Move the policy's mean towards the better of K scored candidates (not in the paper).
 
-    - tau sum_k (w_k - 1/K) log pi(a_k), w = softmax(score / tau). The baseline 1/K makes equal
-    scores teach nothing. Where scores differ by less than tau, this is (but for a factor of
-    1 - 1/K) the policy gradient of the score, so a weight of 1 means as much as that; larger
-    differences count no more than tau. Only the mean learns: the better candidates lie to one side
-    of it, and their spread about it would widen the policy even on a linear score.
+    The loss is -tau sum_k (w_k - 1/K) log pi(a_k) with w = softmax(score / tau). The baseline 1/K
+    makes candidates of equal score teach nothing. Where scores differ by less than tau, this is the
+    policy gradient of the score times 1 - 1/K. Larger differences count as tau. Only the mean
+    learns: the better candidates lie on one side of it, and their distance from it would widen the
+    policy even on a linear score.
 
     Args:
         dist: the policy, (..., A). action: (..., K, A), its samples. score: (..., K).

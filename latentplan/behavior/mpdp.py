@@ -40,11 +40,11 @@ StepPolicy = Callable[[Latent, int], ActionDist]
 
 
 class Improvement(NamedTuple):
-    """The objective of N states, and what it is made of."""
+    """The objective of N states, and its parts."""
 
-    objective: Tensor  # (N,) J, to be climbed
-    taken: Tensor  # (N, H) 1 for the steps taken before the value stands in
-    penalty: Tensor  # (N,) what of J is the penalty for uncertainty, <= 0
+    objective: Tensor  # (N,) J, to be maximized
+    taken: Tensor  # (N, H) 1 for the steps before the value replaces the rest
+    penalty: Tensor  # (N,) the part of J that is the penalty for uncertainty, <= 0
     entropy: Tensor  # (H,) mean of H(pi_i) over the states that take step i
 
 
@@ -62,8 +62,8 @@ def roll_out(
         policy: latent (N), step h -> pi_h there. noise: (H, N, A) standard normal.
 
     Returns:
-        The rollout (N, H), and the entropy of pi_h in the state left at h (N, H): its expectation
-        is that of -log pi_h(a_h | s_h), its variance is less.
+        The rollout (N, H), and the entropy of pi_h in the state left at h (N, H). The entropy has
+        the expectation of -log pi_h(a_h | s_h) and less variance.
     """
     entropies = []
 
@@ -89,21 +89,22 @@ def improve(
     uncertainty_scale: Tensor | float = 1.0,
     reward_magnitude: Tensor | float = 1.0,
 ) -> Improvement:
-    """J of a rollout's starts; gradients reach whatever made the rollout.
+    """The objective J of the first states of rollouts, differentiable through the rollouts.
 
     Args:
         entropy: (N, H) from :func:`roll_out`.
         value: (N, H) soft value of the states arrived at, in units of reward.
-        alpha: the entropy temperature. beta: of the penalty.
+        alpha: the entropy temperature.
+        beta: weight of the penalty for uncertainty.
         threshold: in units of the uncertainty scale; None: all H steps are taken.
         reward_scale, uncertainty_scale: S and U.
         reward_magnitude: R, the reward that weighs as much as an uncertainty of U.
 
     Raises:
-        ValueError: a penalty or a threshold, but the rollout carries no uncertainty.
+        ValueError: there is a penalty or a threshold, but the rollout carries no uncertainty.
     """
     if rollout.uncertainty is None and (beta or threshold is not None):
-        raise ValueError("The uncertainty that the objective asks for is not measured.")
+        raise ValueError("The objective needs the uncertainty, which was not measured.")
     uncertainty = torch.zeros_like(entropy)
     if rollout.uncertainty is not None:
         uncertainty = rollout.uncertainty / uncertainty_scale
@@ -123,16 +124,16 @@ def improve(
 
 
 def _taken(uncertainty: Tensor, threshold: float | None) -> Tensor:
-    """(N, H) 1 for the steps before the first one, from the second on, that is too uncertain."""
+    """(N, H) 1 for the first step, and for the later ones up to the first that is too uncertain."""
     if threshold is None:
         return torch.ones_like(uncertainty)
     certain = (uncertainty <= threshold).to(uncertainty.dtype)
-    certain[:, 0] = 1.0  # without a first step there would be nothing to improve
+    certain[:, 0] = 1.0  # the objective needs at least one step
     return certain.cumprod(1)
 
 
 def mpdp_metrics(improvement: Improvement) -> dict[str, Tensor]:
-    """Horizon used, what the penalty makes of the objective, the entropy of each step's policy."""
+    """The mean horizon, the penalty's fraction of the objective, and the entropy of each step."""
     share = improvement.penalty.abs() / (
         improvement.objective.detach().abs() + improvement.penalty.abs() + 1e-8
     )

@@ -17,29 +17,29 @@ class Actor(nn.Module):
     """(..., F) -> a distribution over actions (..., A).
 
     Args:
-        steps: 1, or policies pi_0 .. pi_{steps-1} for as many future steps, side by side. The
+        policies: 1, or the number of policies pi_0 .. pi_{policies-1}, one per future step. The
             first one acts.
     """
 
     def __init__(
-        self, features: int, action_dim: int, config: BehaviorConfig, norm: str, steps: int = 1
+        self, features: int, action_dim: int, config: BehaviorConfig, norm: str, policies: int = 1
     ):
         super().__init__()
-        self.config, self.steps = config, steps
+        self.config, self.policies = config, policies
         sizes = features, config.units, config.layers, 2 * action_dim
         # Nearly zero output: the first policy is centered and equally wide everywhere.
-        if steps == 1:
+        if policies == 1:
             self.net = MLP(*sizes, norm=norm, scale=0.01)
         else:
-            self.net = EnsembleMLP(steps, *sizes, scale=0.01)
+            self.net = EnsembleMLP(policies, *sizes, scale=0.01)
 
     def forward(self, features: Tensor, step: int = 0) -> ActionDist:
-        raw = self.net(features) if self.steps == 1 else self.net.one(features, step)
+        raw = self.net(features) if self.policies == 1 else self.net.one(features, step)
         return ActionDist(raw, self.config.std_min, self.config.std_max)
 
 
 class Critic(nn.Module):
-    """(..., F) -> a distribution over values, and a slowly following copy for targets."""
+    """(..., F) -> a distribution over values, with a slow copy that makes targets."""
 
     def __init__(self, features: int, config: BehaviorConfig, norm: str):
         super().__init__()
@@ -52,7 +52,7 @@ class Critic(nn.Module):
         return TwoHot(self.net(features), self.bins)
 
     def slow_value(self, features: Tensor) -> Tensor:
-        """What the slow copy expects: (..., F) -> (...)."""
+        """The expected value by the slow copy: (..., F) -> (...)."""
         return TwoHot(self.slow_net(features), self.bins).mean()
 
     @torch.no_grad()
@@ -64,7 +64,12 @@ class Critic(nn.Module):
 
 
 class Temperature(nn.Module):
-    """The entropy temperature alpha, fixed, or tuned to a target entropy as in SAC (2018)."""
+    """The entropy temperature alpha: fixed, or tuned to a target entropy (SAC, 2018).
+
+    Args:
+        alpha: the fixed or the initial value.
+        target: nats; None keeps alpha fixed.
+    """
 
     def __init__(self, alpha: float, target: float | None):
         super().__init__()
@@ -77,9 +82,9 @@ class Temperature(nn.Module):
 
     @property
     def value(self) -> Tensor:
-        """() detached."""
+        """() alpha, detached."""
         return self.log_alpha.detach().exp()
 
     def loss(self, entropy: Tensor) -> Tensor:
-        """() Its gradient raises alpha while the ``entropy`` (...) is below the target."""
+        """The loss () whose gradient raises alpha while ``entropy`` (...) is below the target."""
         return self.log_alpha * (entropy.detach().mean() - self.target)

@@ -1,8 +1,8 @@
 """UP-MPC: uncertainty-aware, policy-guided model-predictive control (COPlanner, ICLR 2024).
 
-From every state, K candidates follow the policy through the model for P steps; the first action of
-the best is chosen. One signed number, ``optimism``, makes uncertainty a bonus (in the real
-environment) or a penalty (inside imagined rollouts).
+From every state, K candidates follow the policy through the model for P steps. The first action of
+the best candidate is chosen. The sign of one number, ``optimism``, makes uncertainty a bonus (in
+the real environment) or a penalty (in imagined rollouts).
 
     G^k = ret^k + optimism * novelty^k
     ret = sum_i d_i r_i / S + d_P v(z_P) / S        novelty = sum_i d_i u_i / U
@@ -28,15 +28,15 @@ Value = Callable[[Latent], Tensor]
 
 
 class Plan(NamedTuple):
-    """What was considered and what was chosen; nothing in it carries a gradient."""
+    """The candidates, their scores, and the choice; nothing in it carries a gradient."""
 
     action: Tensor  # (N, A) first action of the chosen candidate
     noise: Tensor  # (N, P, A) the policy's noise that made the chosen candidate's actions
-    best: Tensor  # (N,) int64, which candidate
+    best: Tensor  # (N,) int64 index of the chosen candidate
     score: Tensor  # (N, K) G, -inf where it was not finite
-    ret: Tensor  # (N, K) divided by the reward scale; the value at the end included
-    value: Tensor  # (N, K) the part of ``ret`` that is the value at the end
-    novelty: Tensor  # (N, K) divided by the uncertainty scale; 0 where it was not measured
+    ret: Tensor  # (N, K) return divided by the reward scale, with the value of the last state
+    value: Tensor  # (N, K) the part of ``ret`` that is the value of the last state
+    novelty: Tensor  # (N, K) uncertainty divided by its scale; 0 where it was not measured
     candidates: Rollout  # leading axes (N, K)
 
 
@@ -65,20 +65,20 @@ def plan(
         start: (N) states.
         first: the policy at ``start``, where the caller has it already.
         candidates: K. horizon: P, steps of each candidate.
-        optimism: > 0 seeks what the model does not know, < 0 avoids it, 0 ignores it.
-        discount: of a step, multiplied by the predicted probability of going on.
-        value: latent (N, K) -> (N, K), what the state after the last step is worth; None: nothing.
+        optimism: weight of the uncertainty; > 0 seeks it, < 0 avoids it, 0 ignores it.
+        discount: per step, multiplied by the predicted probability that the episode continues.
+        value: latents (N, K) -> values (N, K) of the states after the last step; None: zero.
         reward_scale, uncertainty_scale: S and U.
-        noise: (N, K, P, A) standard normal, of the policy; drawn when not given.
-        step_noise: the model's randomness (P, N), *shared* by the candidates of a state: with
-            common random numbers lucky dynamics are not mistaken for good actions. None: each
-            candidate has its own, drawn by ``step``.
+        noise: (N, K, P, A) standard normal noise of the policy; drawn when not given.
+        step_noise: the model's randomness (P, N), shared by the candidates of a state. With common
+            random numbers, a score tells good actions from lucky dynamics. None: each candidate
+            has its own, drawn by ``step``.
 
     Returns:
-        The plan. A score that is not finite never wins, unless no candidate has a finite one.
+        The plan. A score that is not finite wins only where no candidate has a finite one.
 
     Raises:
-        ValueError: optimism about an uncertainty that ``step`` does not measure.
+        ValueError: optimism is not 0 but ``step`` measures no uncertainty.
     """
     n = start[0].shape[0]
     first = first or policy(start)  # once for all candidates of a state
@@ -94,16 +94,16 @@ def plan(
     act = sampled(lambda latent, h: policy(latent) if h else first, noise)
     rollout = _split(imagine(step, act, starts, horizon, step_noise), n)
     weight, after = discounts(rollout.cont, discount)
-    worth = torch.zeros_like(after)
+    final = torch.zeros_like(after)
     if value is not None:
-        worth = after * value(rollout.latent.map(lambda x: x[:, :, -1])) / reward_scale
-    ret = (weight * rollout.reward).sum(-1) / reward_scale + worth
+        final = after * value(rollout.latent.map(lambda x: x[:, :, -1])) / reward_scale
+    ret = (weight * rollout.reward).sum(-1) / reward_scale + final
     novelty = torch.zeros_like(ret)
     if rollout.uncertainty is not None:
         novelty = (weight * rollout.uncertainty).sum(-1) / uncertainty_scale
     elif optimism:
-        raise ValueError("The uncertainty that a plan is asked to weigh is not measured.")
-    # 0 * inf is not a number: without optimism the uncertainty must not be able to spoil a score.
+        raise ValueError("The plan needs the uncertainty, which was not measured.")
+    # 0 * inf is not a number, so without optimism the uncertainty stays out of the score.
     score = ret + optimism * novelty if optimism else ret
     score = score.masked_fill(~score.isfinite(), -torch.inf)
     best = score.argmax(1)
@@ -114,19 +114,20 @@ def plan(
         best,
         score,
         ret,
-        worth,
+        final,
         novelty,
         rollout,
     )
 
 
 def plan_metrics(purpose: str, plans: Sequence[Plan], optimism: float) -> dict[str, Tensor]:
-    """What to watch: how far each term of the score tells candidates apart, what choosing brings.
+    """How much each term of the score differs between candidates, and what the choice gains.
 
     A spread is the standard deviation over the candidates of a state, averaged over states.
-    ``bonus_share`` is that of the uncertainty in both: 0 the rate does nothing, 1 everything.
-    ``gain`` is the return of the chosen candidate above the average one. States with a score that
-    is not finite are left out and their candidates counted as ``invalid``.
+    ``bonus_share`` is the uncertainty's part of the sum of the spreads of return and uncertainty:
+    at 0 the rate has no effect, at 1 it decides alone. ``gain`` is the return of the chosen
+    candidate minus the mean over candidates. States with a score that is not finite are left out;
+    their scores that are not finite are counted as ``invalid``.
     """
     score, ret, value, novelty = (
         torch.cat([getattr(x, name) for x in plans])
@@ -152,8 +153,10 @@ def plan_metrics(purpose: str, plans: Sequence[Plan], optimism: float) -> dict[s
 
 
 def _shared(noise: StepNoise, candidates: int) -> tuple[Tensor | None, Tensor]:
-    """Every candidate of a state gets the state's noise. Members dealt out in blocks (None) need
-    nothing: candidates of a state lie next to each other."""
+    """The noise of N states, repeated for every candidate of a state.
+
+    Members that are dealt out in blocks (None) stay: candidates of a state are neighbors.
+    """
     member, uniform = noise
     if member is not None:
         member = repeat(member, "p n -> p (n k)", k=candidates)
@@ -161,7 +164,7 @@ def _shared(noise: StepNoise, candidates: int) -> tuple[Tensor | None, Tensor]:
 
 
 def _split(rollout: Rollout, n: int) -> Rollout:
-    """Leading axis (N K) -> (N, K) in every field."""
+    """Split the leading axis (N K) of every field into (N, K)."""
     parts = lambda x: rearrange(x, "(n k) ... -> n k ...", n=n)  # noqa: E731
     return Rollout(
         latent=rollout.latent.map(parts),

@@ -1,4 +1,4 @@
-"""Returns and the scale on which they are measured."""
+"""Returns, and the running scales of returns and uncertainty."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def lambda_returns(
     Args:
         reward: (N, H). value: (N, H) of the states arrived at. discount: (N, H), gamma * cont.
         lam: 0 for one-step targets, 1 for Monte Carlo.
-        last: (N, H) bool; the trajectory was cut after this arrival, so its value stands in.
+        last: (N, H) bool; the trajectory was cut after this arrival, so its value replaces the
+            rest.
 
     Returns:
         (N, H): the return from the state *left* at h.
@@ -36,18 +37,21 @@ def lambda_returns(
 
 
 def discounts(cont: Tensor, discount: float) -> tuple[Tensor, Tensor]:
-    """d_0 .. d_{P-1} (..., P) of the steps of a rollout, and d_P (...) of what comes after it.
+    """The discounts d_0 .. d_{P-1} (..., P) of the steps of a rollout, and d_P (...) after it.
 
     Args:
-        cont: (..., P) probability of going on.
+        cont: (..., P) probability that the episode continues.
+        discount: per step.
     """
     decay = (discount * cont).cumprod(-1)
     return torch.cat([torch.ones_like(decay[..., :1]), decay[..., :-1]], -1), decay[..., -1]
 
 
 class ReturnScale(nn.Module):
-    """Running 5-95 percentile range of returns, at least 1: large returns are scaled down, small
-    ones are never blown up (DreamerV3, "Actor learning")."""
+    """Running range between the 5th and 95th percentile of returns (DreamerV3, "Actor learning").
+
+    It is at least 1, so large returns are scaled down and small ones are not scaled up.
+    """
 
     def __init__(self, rate: float):
         super().__init__()
@@ -64,17 +68,17 @@ class ReturnScale(nn.Module):
 
     @property
     def value(self) -> Tensor:
-        """() the scale S, corrected for the zero it started from."""
+        """() the scale S, corrected for its start at zero."""
         correction = 1 - (1 - self.rate) ** self.count.clamp(min=1)
         return (self.range / correction).clamp(min=1.0)
 
 
 class UncertaintyScale(nn.Module):
-    """Largest running value, so far, of the uncertainty's 95th percentile on replayed rows.
+    """Largest running value so far of the uncertainty's 95th percentile on replayed rows.
 
-    It never decreases: uncertainty itself shrinks as the model learns, and in units of a scale that
-    shrank along, a bonus for it would never fade. Except for the first ``warmup`` updates, when
-    the members disagree because of their initialization, 10 to 30 times as much as ever after.
+    The scale never decreases. The uncertainty shrinks as the model learns; with a scale that shrank
+    along, a bonus for it would never fade. The first ``warmup`` updates are an exception, because
+    the members then disagree by their initialization, 10 to 30 times as much as later.
     """
 
     def __init__(self, rate: float, warmup: int):
@@ -86,12 +90,12 @@ class UncertaintyScale(nn.Module):
 
     @torch.no_grad()
     def update(self, high: Tensor) -> None:
-        """Take in the percentile () of a batch."""
+        """Update with the percentile () of a batch."""
         self.count.add_(1)
-        young = self.count <= self.warmup
-        self.recent.copy_(torch.where(young, high, self.recent.lerp(high, self.rate)))
+        warming = self.count <= self.warmup
+        self.recent.copy_(torch.where(warming, high, self.recent.lerp(high, self.rate)))
         self.largest.copy_(
-            torch.where(young, self.recent, torch.maximum(self.largest, self.recent))
+            torch.where(warming, self.recent, torch.maximum(self.largest, self.recent))
         )
 
     @property

@@ -131,8 +131,8 @@ def reached(s: Scene) -> Tensor:
 
 
 def walk(s: Scene, window: int) -> list[tuple[Tensor, ...]]:
-    """The steps of a window from its first state on, with the gradient of every action: (N,) entropy,
-    reward, uncertainty, continuation, and value on arriving."""
+    """The steps of a window from its first state on, with the gradient of every action: (N,)
+    entropy, reward, uncertainty, continuation, and value on arriving."""
     begin, latent, world = window * SIZE, s.left(window * SIZE), s.agent.world
     if s.apart:  # every window has a row of its own
         noise, drawn = s.noise[window::COUNT], [x[:, window::COUNT] for x in s.drawn]
