@@ -12,9 +12,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+import latentplan
+from latentplan.config.renamed import RENAMED
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = [
@@ -198,3 +202,43 @@ def test_docker_copies_what_exists() -> None:
     for line in re.findall(r"^COPY (.+)$", text, flags=re.MULTILINE):
         for source in line.split()[:-1]:
             assert (ROOT / source).exists(), source
+
+
+def test_the_changelog_names_every_renamed_key() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    for old, new in RENAMED.items():
+        assert f"| `{old}` | `{new}` |" in text
+
+
+def test_the_workflow_runs_the_test_script() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["tools/test"]
+    used = {step["uses"].split("@")[0] for step in job["steps"] if "uses" in step}
+    assert used == {"actions/checkout", "actions/setup-python"}
+
+
+def test_pre_commit_hooks_are_local() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert [repository["repo"] for repository in config["repos"]] == ["local"]
+    assert all(hook["language"] == "system" for hook in config["repos"][0]["hooks"])
+
+
+def test_the_citation_file_has_the_version_of_the_package() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["version"] == latentplan.__version__
+    for work in (citation, *citation["references"]):
+        assert work["title"] and work["authors"] and work["type"]
+    assert len(citation["references"]) == 3
+
+
+def test_result_files_contain_no_path_of_a_machine() -> None:
+    files = [path for path in (ROOT / "docs/results").iterdir() if path.suffix in (".json", ".csv")]
+    assert files
+    for path in files:
+        # A path that begins at the root follows a quotation mark, an equals sign, or a comma.
+        found = re.findall(
+            r"""(?:^|["'=:,\s])(/[\w.]+/[^"',\s]*)""", path.read_text(), re.MULTILINE
+        )
+        assert found == [], path.name

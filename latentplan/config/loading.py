@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -23,21 +24,43 @@ from yaml import YAMLError
 from latentplan.config.renamed import RENAMED, present_names
 from latentplan.config.schema import Config
 from latentplan.config.tasks import parse_task
-from latentplan.config.validation import check
+from latentplan.config.validation import bounds_of, check
 from latentplan.runtime import device
 from latentplan.types import UserError
 
 log = logging.getLogger("latentplan")
+SWITCH = {"false": "off", "true": "on"}  # of keys that can be on or off, among others
+
+
+def as_config(source: Config | Mapping[str, Any] | Sequence[str]) -> Config:
+    """A configuration from one, from keys and values, or from what the command line takes.
+
+    Args:
+        source: a `Config`; a mapping whose keys are dotted or nested; or files and ``key=value``.
+
+    Raises:
+        UserError: as :func:`load`.
+    """
+    if isinstance(source, Config):
+        return source
+    if isinstance(source, Mapping):
+        return _resolve([_from_mapping(source)])
+    overrides = [item for item in source if "=" in item]
+    return load([item for item in source if "=" not in item], overrides)
 
 
 def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
     """Merge presets, files and ``key.sub=value`` overrides into a frozen configuration.
 
     Raises:
-        UserError: unknown key (naming the nearest), wrong type (naming the field), unreadable file,
-            or a value outside a field's choices.
+        UserError: a key is unknown (the message names the nearest one), a value has the wrong type
+            or is outside its bounds, or a file cannot be read.
     """
-    user = [_read(Path(name)) for name in files] + [_parse(item) for item in overrides]
+    return _resolve([*(_read(Path(name)) for name in files), *map(_parse, overrides)])
+
+
+def _resolve(user: Sequence[DictConfig]) -> Config:
+    """Put the presets that ``user`` chooses before it."""
     chosen = _merge([_schema(), _read(preset_folder() / "default.yaml"), *user])
     size = chosen.size if chosen.size != "auto" else _default_size(chosen.device)
     task = task_preset(chosen.task)
@@ -121,7 +144,8 @@ def _ablation(name: str) -> list[DictConfig]:
 def _read(path: Path) -> DictConfig:
     """A file of keys, in sections or dotted as on the command line."""
     try:
-        node = OmegaConf.load(path)
+        text = path.read_text(encoding="utf-8")
+        node, written = OmegaConf.create(text), yaml.load(text, yaml.BaseLoader)
     except OSError as error:
         hint = "" if path.suffix else f" (overrides are written key=value, a task as task={path})"
         raise UserError(
@@ -133,12 +157,19 @@ def _read(path: Path) -> DictConfig:
     if not isinstance(node, DictConfig):
         raise UserError(f"The configuration {path} is not a mapping of keys to values.")
     # References are not resolved yet: they may be to keys of other files.
-    flat, changes = present_names(flatten(OmegaConf.to_container(node, resolve=False)))
+    flat = flatten(OmegaConf.to_container(node, resolve=False))
+    flat, changes = present_names(_texts_as_written(flat, flatten(written)))
     _check_keys(flat, str(path))
     if changes:
         _warn_of_renamed(path, "; ".join(changes))
+    return _nested(flat)
+
+
+def _nested(flat: Mapping[str, Any]) -> DictConfig:
+    """``{"env.repeat": 2}`` -> ``{"env": {"repeat": 2}}``. Of a key that is there twice the later
+    value stays."""
     nested = OmegaConf.create()
-    for key, value in flat.items():  # of a key that is there twice the later one wins
+    for key, value in flat.items():
         OmegaConf.update(nested, key, value)
     _correct_types(nested)
     return nested
@@ -156,13 +187,22 @@ def _parse(item: str) -> DictConfig:
         node = OmegaConf.from_dotlist([item])
     except (YAMLError, ValueError, OmegaConfBaseException) as error:
         raise UserError(f"The override {item!r} cannot be parsed.") from error
+    key, _, text = item.partition("=")
     flat = flatten(OmegaConf.to_container(node, resolve=False))
+    return _from_typed(_texts_as_written(flat, {key: text}), item)
+
+
+def _from_mapping(settings: Mapping[str, Any]) -> DictConfig:
+    return _from_typed(flatten(settings), "the configuration")
+
+
+def _from_typed(flat: Mapping[str, Any], where: str) -> DictConfig:
+    """Keys that somebody types now, who should know of their present names."""
     for key in flat:
         if key in RENAMED:
-            raise UserError(f"{key} in {item} has another name now: {RENAMED[key]}.")
-    _check_keys(flat, item)
-    _correct_types(node)
-    return node
+            raise UserError(f"{key} in {where} has another name now: {RENAMED[key]}.")
+    _check_keys(flat, where)
+    return _nested(flat)
 
 
 def _check_keys(flat: Mapping[str, Any], where: str) -> None:
@@ -181,12 +221,25 @@ def _check_keys(flat: Mapping[str, Any], where: str) -> None:
             raise UserError(f"Unknown key {key!r} in {where}{hint}")
 
 
+def _texts_as_written(flat: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
+    """``flat`` with the values of text keys as somebody wrote them.
+
+    YAML would read ``off`` as false, 1.10 as 1.1 and 12:30 as a number.
+    """
+    known = _known()
+    is_text = lambda key: isinstance(known.get(RENAMED.get(key, key)), str)  # noqa: E731
+    return {
+        key: written[key] if is_text(key) and isinstance(written.get(key), str) else value
+        for key, value in flat.items()
+    }
+
+
 def _correct_types(node: DictConfig) -> None:
-    """YAML reads ``off`` as false and 1e6 as a float; the schema says which type is meant."""
+    """Convert values that YAML reads as another type: 1e6 as a float, false for ``off``."""
     known = _known()
     for key, value in flatten(OmegaConf.to_container(node, resolve=False)).items():
-        if value is False and isinstance(known[key], str):
-            OmegaConf.update(node, key, "off")
+        if "off" in bounds_of(key).choices and str(value).lower() in SWITCH:
+            OmegaConf.update(node, key, SWITCH[str(value).lower()])
         if isinstance(value, float) and value.is_integer() and type(known[key]) is int:
             OmegaConf.update(node, key, int(value))
 

@@ -1,4 +1,4 @@
-"""Keys of earlier versions, and their present names.
+"""Keys and values of earlier versions, and their present names.
 
 Files of earlier versions are read with one warning. On the command line an earlier name is an error
 that gives the present one.
@@ -14,17 +14,22 @@ RENAMED = {
     "plan.imagine_share": "plan.imagine_fraction",
     "mpdp.entropy_share": "mpdp.entropy_fraction",
 }
+RENAMED_VALUES = {"train.compile": {"cell": "on", "full": "on"}}
 
 
 def present_names(flat: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """``flat`` under the present names of its keys, and what was renamed: ``"old is now new"``.
 
-    References to keys, ``${section.key}``, are renamed too.
+    References to keys, ``${section.key}``, and values that have another name are renamed too.
     """
-    result = {}
+    result, changes = {}, [f"{key} is now {RENAMED[key]}" for key in flat if key in RENAMED]
     for key, value in flat.items():
+        values = RENAMED_VALUES.get(key, {})
+        if isinstance(value, str) and value in values:
+            changes.append(f"{key}={value} is now {key}={values[value]}")
+            value = values[value]
         if isinstance(value, str):
             for old, new in RENAMED.items():
                 value = value.replace("${" + old + "}", "${" + new + "}")
         result[RENAMED.get(key, key)] = value
-    return result, [f"{key} is now {RENAMED[key]}" for key in flat if key in RENAMED]
+    return result, changes

@@ -311,8 +311,8 @@ class TrainConfig:
     )
     compile: str = setting(
         "auto",
-        "What torch.compile compiles; auto: cell on CUDA, else full.",
-        choices=("auto", "off", "cell", "full"),
+        "Compile the agent's functions with torch.compile; auto: on.",
+        choices=("auto", "on", "off"),
     )
     precision: str = setting(
         "auto",

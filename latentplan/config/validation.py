@@ -53,13 +53,18 @@ def check(flat: dict[str, Any]) -> None:
     _check_ensemble(flat)
 
 
+def bounds_of(key: str) -> Bounds:
+    """The bounds that stand beside the field of ``key``."""
+    return _bounds()[key]
+
+
 def check_bounds(key: str, value: object) -> None:
     """Check one value by the bounds that stand beside its field.
 
     Raises:
         UserError: naming the key.
     """
-    bounds = _bounds()[key]
+    bounds = bounds_of(key)
     if bounds.choices and value not in bounds.choices:
         raise UserError(f"{key} must be one of {', '.join(bounds.choices)}, not {value!r}.")
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -114,3 +114,15 @@ def make_eval_env(config: Config, renderer: Renderer | None, num_envs: int, seed
         mode="eval",
         renderer=renderer,
     )
+
+
+def make_env(config: Config, *, num_envs: int = 1, seed: int = 0) -> VectorEnv:
+    """The environments of :func:`make_eval_env`, with the renderer that the configuration asks for.
+
+    Args:
+        config: for example that of a loaded agent, ``latentplan.load(run).config``.
+
+    Raises:
+        UserError: the task cannot be built, or no renderer works.
+    """
+    return make_eval_env(config, pick_renderer(config), num_envs, seed)

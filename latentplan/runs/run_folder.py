@@ -34,6 +34,12 @@ CHANGEABLE = (
     *("train.minutes", "train.threads", "train.compile"),
 )
 CHANGEABLE_SECTIONS = ("eval.", "log.")
+# Beginnings of names in the checkpoints of earlier versions, and what they are now.
+RENAMED_WEIGHTS = {
+    "scale.": "return_scale.",
+    "novelty_scale.": "uncertainty_scale.",
+    "world.pictures.": "world.image_normalizers.",
+}
 
 
 def checkpoint_path(folder: Path) -> Path:
@@ -160,40 +166,57 @@ def check_same(folder: Path, config: Config) -> None:
             )
 
 
-def as_drawn(folder: Path, config: Config) -> Config:
-    """With the ``env.render_quality`` that a run began with, where the configuration leaves it
-    open: another machine might draw other pictures than those that its agent knows.
+def with_recorded_quality(folder: Path, config: Config) -> Config:
+    """The configuration with the ``env.render_quality`` that the run in ``folder`` began with,
+    where it is ``auto``. Another machine might draw images that the agent does not know.
 
     Raises:
         UserError: run.json is damaged.
     """
     quality = config.env.render_quality
     if quality == "auto" and needs_renderer(config.task, config.obs):
-        quality = _begun(folder, "render_quality")
+        quality = _first_choice(folder, "render_quality")
     return replace(config, env=replace(config.env, render_quality=quality))
 
 
-def as_trained(folder: Path, config: Config) -> Config:
-    """As :func:`as_drawn`, and with the run's ``train.precision``: for a run that goes on."""
+def with_recorded_choices(folder: Path, config: Config) -> Config:
+    """As :func:`with_recorded_quality`, and with the ``train.precision`` that the run began with.
+
+    Raises:
+        UserError: run.json is damaged.
+    """
     precision = config.train.precision
     if precision == "auto":
-        precision = _begun(folder, "precision")
-    return as_drawn(folder, replace(config, train=replace(config.train, precision=precision)))
+        precision = _first_choice(folder, "precision")
+    return with_recorded_quality(
+        folder, replace(config, train=replace(config.train, precision=precision))
+    )
 
 
-def _begun(folder: Path, key: str) -> str:
-    """What a run chose in its first session, if it has saved anything; else ``auto``."""
+def _first_choice(folder: Path, key: str) -> str:
+    """The value that a run chose in its first session; ``auto`` if it has saved nothing."""
     record = _record(folder)
     chosen = record["sessions"][0].get(key) if record["saved"] and record["sessions"] else None
     return chosen or "auto"
 
 
+def _present_name(name: str) -> str:
+    """The present name of a weight or buffer that an earlier version saved."""
+    for old, new in RENAMED_WEIGHTS.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
 def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
     """Put a checkpoint's weights into an agent.
+
+    Weights have their present names afterwards, whatever version wrote the checkpoint.
 
     Raises:
         UserError: the checkpoint is of another architecture; the agent is unchanged.
     """
+    state = {_present_name(name): weight for name, weight in state.items()}
     own = agent.state_dict()
     for name in (*own, *state):
         there = tuple(state[name].shape) if name in state else "nothing"
@@ -228,7 +251,7 @@ def load(
     config = load_resolved(folder / "config.yaml", plan)
     if module:
         config = _with_module(config, module)
-    config = as_drawn(folder, config)
+    config = with_recorded_quality(folder, config)
     payload = checkpoint.load(checkpoint_path(folder))
     return config, EnvSpec.from_dict(payload["spec"]), payload
 

@@ -1,8 +1,8 @@
-"""``torch.compile``, in one place: which functions, when, and what happens without a compiler.
+"""Which functions ``torch.compile`` gets, and what happens without a compiler.
 
-Functions are compiled, never modules: names in checkpoints stay as they are, and what is not named
-here runs as written. ``cell``: one step of the model, of filtering, of the policy. ``full``: also
-what runs once per update over all rows (coders, divergences, heads, the critic).
+Functions are compiled, never modules, so that names in checkpoints stay as they are. Functions that
+are not listed here run as written. On a CPU compiling takes about a minute and saves a tenth of an
+update, with planning and MPDP a fifth (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from latentplan.config.schema import Config
 from latentplan.types import EnvSpec
 
 log = logging.getLogger("latentplan")
-# One per agent of the process, shape, measured or not, with gradient or without: past the limit a
-# function silently runs as written.
+# A function is compiled once per agent of the process, shape, and combination of measured
+# uncertainty and gradient. Beyond this limit a function runs as written, without a message.
 RECOMPILES = 256
 
 
 def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> tuple[Agent, str]:
-    """A new agent of the configuration's seed, and how it is compiled (:func:`compile_agent`)."""
+    """A new agent by the configuration's seed, and the result of :func:`compile_agent`."""
     torch.manual_seed(config.seed)
     agent = Agent(spec, config, device)
     return agent, compile_agent(agent, config.train.compile)
@@ -34,50 +34,49 @@ def compile_agent(agent: Agent, mode: str) -> str:
     """Compile the agent's functions in place.
 
     Args:
-        mode: ``off``, ``cell``, ``full``, or ``auto``: ``cell`` on CUDA, else ``full``, which was
-            seen to save a tenth of an update on a CPU, with planning and MPDP a fifth, for about a
-            minute of compiling at the start (docs/performance.md).
+        mode: ``on``, ``off`` or ``auto``, which is ``on``.
 
     Returns:
         The mode that is in effect: ``off`` where nothing can be compiled, with a warning.
     """
-    if mode == "auto":
-        mode = "cell" if agent.device.type == "cuda" else "full"
     if mode == "off":
-        return mode
+        return "off"
     trouble = missing(agent.device)
     if trouble:
         log.warning("nothing is compiled: %s", trouble)
         return "off"
     torch._dynamo.config.recompile_limit = RECOMPILES
-    # A compiler that fails later, killed by the Ctrl-C that asks a run to save, say: as written.
+    # If the compiler fails later, for example because Ctrl-C ends it, functions run as written.
     torch._dynamo.config.suppress_errors = True
     world = agent.world
-    named: list[tuple[Any, str]] = [
-        *((world, "_step"), (world.rssm, "_filter")),
-        *((agent.actor, "forward"), (agent.critic, "slow_value")),
+    methods = ("_step", "patchify", "_encode", "_errors", "_divergence", "_outcome_losses")
+    functions: list[tuple[Any, str]] = [
+        *((world, name) for name in methods),
+        (world.rssm, "_filter"),
+        (agent.actor, "forward"),
+        (agent.critic, "slow_value"),
+        (agent.learner, "_value_loss"),
     ]
-    if mode == "full":
-        over_rows = ("patchify", "_encode", "_errors", "_divergence", "_outcome_losses")
-        named += [*((world, name) for name in over_rows), (agent.learner, "_value_loss")]
-    for owner, name in named:
+    for owner, name in functions:
         setattr(owner, name, torch.compile(getattr(owner, name), dynamic=False))
-    return mode
+    return "on"
 
 
 def missing(device: torch.device) -> str | None:
-    """Why nothing can be compiled here, in one line; None where something can."""
+    """The reason why nothing can be compiled on ``device``, in one line; None if it can."""
     add: Callable[[torch.Tensor], torch.Tensor] = torch.compile(lambda x: x + 1)
     try:
         add(torch.zeros(1, device=device))
-    except Exception as error:  # whatever a compiler that is not there, or broken, may raise
+    except Exception as error:  # a missing or broken compiler raises errors of many types
         return str(error).strip().splitlines()[0]
     return None
 
 
 def is_compiler_failure(error: Exception) -> bool:
-    """Whether a compiler failed in a place that ``suppress_errors`` does not cover: graphs of
-    gradients are compiled in their first ``backward()``."""
+    """Whether a compiler failed where ``suppress_errors`` has no effect.
+
+    Graphs of gradients are compiled in their first ``backward()``, which it does not cover.
+    """
     from torch._dynamo.exc import BackendCompilerFailed  # slow, and needed only then
     from torch._inductor.exc import CppCompileError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -15,18 +15,18 @@ import numpy as np
 import torch
 
 from latentplan.agent import NonFiniteLossError
+from latentplan.config.loading import as_config
 from latentplan.config.schema import Config
 from latentplan.data.batches import BatchSampler
 from latentplan.data.replay import Replay
-from latentplan.envs import Renderer, make_train_env, pick_renderer
+from latentplan.envs import Renderer, make_train_env
 from latentplan.runs import checkpoint, run_folder
 from latentplan.runs.provenance import describe
-from latentplan.runtime.allocator import configure_malloc
 from latentplan.runtime.clock import Every, Ratio
-from latentplan.runtime.device import pick_device
 from latentplan.runtime.disk import gigabytes
 from latentplan.training.compiling import is_compiler_failure, make_agent
 from latentplan.training.monitor import Monitor
+from latentplan.training.start import Start, resolve
 from latentplan.types import Latent, Timestep, UserError
 
 log = logging.getLogger("latentplan")
@@ -34,28 +34,40 @@ FIRST_CHECKPOINT_SECONDS = 30.0
 PATIENCE_SECONDS = 25.0  # a due checkpoint waits this long for the end of an episode
 
 
-def train(config: Config) -> Path:
-    """Train, or go on with the run in ``config.run_dir``; return the folder.
+OnLog = Callable[[dict[str, float]], object]
+
+
+def train(
+    config: Config | Mapping[str, Any] | Sequence[str], *, on_log: OnLog | None = None
+) -> Path:
+    """Train, or go on with the run in ``config.run_dir``.
+
+    Args:
+        config: a configuration, keys and values (``{"task": "walker_walk", "env.repeat": 2}``), or
+            the files and ``key=value`` items of the command line.
+        on_log: called with every row of metrics that is written: ``step`` (environment frames),
+            ``time`` (seconds), and the metrics by name.
+
+    Returns:
+        The run folder.
 
     Raises:
-        UserError: see the message; nothing of an existing run is lost.
+        UserError: the configuration is wrong, or the session cannot begin or go on; the message
+            says why. An existing run loses nothing.
     """
-    torch.set_num_threads(config.train.threads or torch.get_num_threads())
-    configure_malloc()
-    folder = Path(config.run_dir)
-    run_folder.check_resumable(folder, config)
-    trainer = Trainer(config, folder)
+    start = resolve(as_config(config))
+    trainer = Trainer(start, on_log)
     try:
         with stop_on_signal() as stop:
             trainer.run(stop)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"{trainer.device} has no memory left. A smaller train.batch, behavior.starts_fraction "
-            "or plan.imagine_fraction, or another size, takes less, in a run_dir of its own."
+            f"{start.device} has no memory left. A smaller train.batch, behavior.starts_fraction "
+            "or plan.imagine_fraction, or another size, takes less. Choose another run_dir for it."
         ) from error
     finally:
         trainer.close()
-    return folder
+    return start.folder
 
 
 class Stop:
@@ -84,35 +96,32 @@ def stop_on_signal() -> Iterator[Stop]:
 
 
 class Trainer:
-    """All that one run holds. ``frames`` counts environment frames, ``decisions`` actions."""
+    """A run in training. ``frames`` counts environment frames, ``decisions`` counts actions."""
 
-    def __init__(self, config: Config, folder: Path):
+    def __init__(self, start: Start, on_log: OnLog | None = None):
         self.begin = time.monotonic()
-        self.config, self.folder = run_folder.as_trained(folder, config), folder
-        self.device = pick_device(config.device)
-        if self.device.type == "cuda" and self.device.index is not None:
-            torch.cuda.set_device(self.device)  # whose memory is logged, whose name is recorded
-        path = run_folder.checkpoint_path(folder)
-        saved = checkpoint.load(path) if path.exists() else None
-        renderer = pick_renderer(self.config)
-        self.env = make_train_env(config, renderer, saved["episodes"] if saved else None)
+        self.config, self.folder, self.device = start.config, start.folder, start.device
+        saved = start.saved
+        self.env = make_train_env(self.config, start.renderer, saved["episodes"] if saved else None)
         try:
             self._build(saved)
             bfloat16 = self.agent.world.bfloat16
-            run_folder.write(folder, config, describe(self.env.spec, renderer, bfloat16))
+            description = describe(self.env.spec, start.renderer, bfloat16)
+            run_folder.write(self.folder, start.asked, description)
             self.monitor = Monitor(
-                config,
-                folder,
+                start.asked,
+                self.folder,
                 self.agent,
                 self.replay,
-                renderer,
+                start.renderer,
                 due=saved["due"] if saved else None,
                 frame=self.frames,
+                on_log=on_log,
             )
         except BaseException:
             self.env.close()
             raise
-        self._announce(renderer)
+        self._announce(start.renderer)
 
     def _build(self, saved: dict[str, Any] | None) -> None:
         config, spec, train = self.config, self.env.spec, self.config.train

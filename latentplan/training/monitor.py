@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,12 @@ class Monitor:
         *,
         due: Mapping[str, Any] | None = None,
         frame: int = 0,
+        on_log: Callable[[dict[str, float]], object] | None = None,
     ):
         self.config, self.agent, self.replay, self.renderer = config, agent, replay, renderer
         self.folder, self.logger = folder, Logger(folder, frame=frame)
         self.watch = Stopwatch()
+        self._on_log = on_log
         self._due = {
             "log": Every(config.log.every),
             "eval": Every(config.eval.every),
@@ -141,6 +143,8 @@ class Monitor:
         self.watch.reset()
         counts = {"train/updates": updates, "replay/rows": len(self.replay)}
         line = self.logger.write(frames, now={**rates, **counts, **memory(), **disk(self.folder)})
+        if self._on_log is not None:
+            self._on_log(line)
         shown = {
             "return": line.get("episode/score"),
             "eval": line.get("episode/eval_score"),

@@ -21,7 +21,7 @@ class ImageNormalizer(nn.Module):
 
     Most of a rendered scene is background. Without the statistics the coders spend hundreds of
     updates on painting it, and a thin moving part is lost in the encoder's input; measured in
-    docs/results.md. The loss stays in picture units: only its parametrization changes.
+    docs/lab_notes/pixels.md. The loss stays in picture units: only its parametrization changes.
 
     They are cut once, as bytes, so that whatever is then done to them runs along memory.
     """

@@ -383,9 +383,12 @@ def test_a_file_of_an_earlier_version_is_read_with_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "old.yaml"
-    file.write_text("env: {count: 2}\nplan.imagine_share: 0.25\nworld.units: ${env.count}\n")
+    file.write_text(
+        "env: {count: 2}\nplan.imagine_share: 0.25\nworld.units: ${env.count}\ntrain.compile: full"
+    )
     for _ in range(2):
         loaded = load([file], CPU)
+    assert loaded.train.compile == "on"
     assert (loaded.env.num_envs, loaded.plan.imagine_fraction, loaded.world.units) == (2, 0.25, 2)
     (record,) = caplog.records
     assert "env.count is now env.num_envs" in record.getMessage()
@@ -399,3 +402,11 @@ def test_an_earlier_name_that_is_typed_is_an_error_that_gives_the_present_one(
     assert new in dict(schema_fields()) and old not in dict(schema_fields())
     with pytest.raises(UserError, match=new.replace(".", r"\.")):
         load([], [*CPU, f"{old}=1"])
+
+
+@pytest.mark.parametrize("text", ["1.10", "no", "off", "12:30:45", "0x10", "1e3", "a=b", "~x"])
+def test_a_text_is_kept_as_it_is_written(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"run_dir: {text}\n")
+    assert load([file], CPU).run_dir == text
+    assert load([], [*CPU, f"run_dir={text}"]).run_dir == text

@@ -48,28 +48,31 @@ def configured(
 SOFT = world_config(anneal_updates=4)  # states harden without a new compilation
 PLAN = {"candidates": 3, "horizon": 2}
 MPDP = {"improvement": "mpdp", "gradient": "pathwise", "replay_scale": 0.0}
-CASES: dict[str, tuple[str, dict[str, Any]]] = {  # full compiles all that cell does
-    "reinforce": ("full", {"spec": BOTH, "world": SOFT, "plan": PLAN}),
-    "pathwise": ("cell", {"spec": VECTOR, "behavior": {"gradient": "pathwise"}, "plan": PLAN}),
-    "shared": (
-        "cell",
-        {"spec": VECTOR, "behavior": MPDP, "plan": PLAN}
-        | {"mpdp": {"policies": "shared", "horizon": 2}, "distill": {"weight": 1.0}},
-    ),
-    "per_step": (
-        "cell",
-        {"spec": VECTOR, "behavior": MPDP, "mpdp": {"policies": "per_step", "horizon": 2}},
-    ),
+CASES: dict[str, dict[str, Any]] = {
+    "reinforce": {"spec": BOTH, "world": SOFT, "plan": PLAN},
+    "pathwise": {"spec": VECTOR, "behavior": {"gradient": "pathwise"}, "plan": PLAN},
+    "shared": {
+        "spec": VECTOR,
+        "behavior": MPDP,
+        "plan": PLAN,
+        "mpdp": {"policies": "shared", "horizon": 2},
+        "distill": {"weight": 1.0},
+    },
+    "per_step": {
+        "spec": VECTOR,
+        "behavior": MPDP,
+        "mpdp": {"policies": "per_step", "horizon": 2},
+    },
 }
 
 
 @needs_compiler
-@pytest.mark.parametrize(("mode", "settings"), CASES.values(), ids=CASES)
-def test_compiled_and_plain_agree(mode: str, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_compiled_and_plain_agree(name: str) -> None:
     """An update moves a weight by about the rate, 1e-3, whatever its gradient's size: where the
     gradients differed, the weights would differ by as much. Rounding leaves 1e-6."""
-    plain, fast = (configured(**settings) for _ in range(2))
-    assert compile_agent(fast, mode) == mode
+    plain, fast = (configured(**CASES[name]) for _ in range(2))
+    assert compile_agent(fast, "on") == "on"
     assert plain.state_dict().keys() == fast.state_dict().keys()
     spec = plain.world.spec
     for seed in range(2):
@@ -80,7 +83,7 @@ def test_compiled_and_plain_agree(mode: str, settings: dict[str, Any]) -> None:
         torch.testing.assert_close(metrics[0], metrics[1], rtol=2e-4, atol=1e-5)
         weights = (dict(agent.named_parameters()) for agent in (plain, fast))
         torch.testing.assert_close(*weights, rtol=0, atol=1e-5)
-    if mode != "full":
+    if name != "reinforce":
         return  # acting takes no gradient: once is enough
     row = random_batch(2, 1, spec)[0].map(lambda x: x[:, 0])
     actions = []
@@ -94,8 +97,8 @@ def test_a_run_compiles_unless_told_otherwise() -> None:
     agent = make_agent()
     assert compile_agent(agent, "off") == "off" and "_step" not in vars(agent.world)
     auto = compile_agent(agent, load().train.compile)
-    assert auto == ("full" if missing(agent.device) is None else "off")
-    assert ("_step" in vars(agent.world)) == (auto == "full")
+    assert auto == ("on" if missing(agent.device) is None else "off")
+    assert ("_step" in vars(agent.world)) == (auto == "on")
     for words in (["size=tiny"], ["train.compile=off"], ["train.compile=False"]):
         assert load([], words).train.compile == "off"
 
@@ -111,7 +114,7 @@ def test_without_a_compiler_training_goes_on(
 
     monkeypatch.setattr(compiling.torch, "compile", broken)
     agent = make_agent()
-    assert compile_agent(agent, "cell") == "off" and "_step" not in vars(agent.world)
+    assert compile_agent(agent, "on") == "off" and "_step" not in vars(agent.world)
     assert "No working C++ compiler found" in caplog.text and "long story" not in caplog.text
 
 
@@ -120,7 +123,7 @@ def test_a_compiler_that_fails_later_leaves_functions_as_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain, fast = make_agent(), make_agent()
-    assert compile_agent(fast, "cell") == "cell"
+    assert compile_agent(fast, "on") == "on"
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/bin/false",))
     monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
     for agent in (plain, fast):
@@ -131,7 +134,7 @@ def test_a_compiler_that_fails_later_leaves_functions_as_written(
 
 
 def test_the_choice_is_a_setting_of_the_session() -> None:
-    assert load([], ["train.compile=full"]).train.compile == "full"
+    assert load([], ["train.compile=on"]).train.compile == "on"
     assert "train.compile" in CHANGEABLE
     with pytest.raises(UserError, match=r"train\.compile"):
         load([], ["train.compile=yes"])

@@ -61,7 +61,7 @@ def run_differences(one: Path, other: Path) -> list[str]:
         (2 * EPISODE, ["obs=pixels", "world.uncertainty=probes", "behavior.gradient=reinforce"]),
         (2 * EPISODE, ["plan.candidates=3", "plan.imagine_fraction=0.5", "plan.replan_every=2"]),
         (2 * EPISODE, ["ablation=mpdp", "mpdp.horizon=2", "behavior.target_entropy=-1"]),
-        (2 * EPISODE, ["plan.candidates=3", "train.compile=full"]),
+        (2 * EPISODE, ["plan.candidates=3", "train.compile=on"]),
     ],
     ids=["usual", "prefill", "others", "planned", "mpdp", "compiled"],
 )
@@ -155,7 +155,7 @@ def test_what_drew_a_session_is_recorded(tmp_path: Path, monkeypatch: pytest.Mon
         asked.append(config.env.render_quality)
         return drawn
 
-    monkeypatch.setattr("latentplan.training.loop.pick_renderer", pick)
+    monkeypatch.setattr("latentplan.training.start.pick_renderer", pick)
     for steps in (16, 32):
         few = run_config(tmp_path / "run", f"steps={steps}", "eval.every=0", "log.inspect_every=0")
         train(few)
@@ -166,7 +166,7 @@ def test_what_drew_a_session_is_recorded(tmp_path: Path, monkeypatch: pytest.Mon
     assert load_resolved(tmp_path / "run" / "config.yaml").env.render_quality == "auto"
     assert run_folder.load(tmp_path / "run")[0].env.render_quality == "fast"
     asked_for = run_config(tmp_path / "run", "env.render_quality=exact")
-    assert run_folder.as_drawn(tmp_path / "run", asked_for) == asked_for
+    assert run_folder.with_recorded_quality(tmp_path / "run", asked_for) == asked_for
 
 
 def test_a_run_keeps_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
