@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +13,6 @@ from latentplan.behavior.dreamer import DreamerObjective
 from latentplan.behavior.learner import Learner
 from latentplan.behavior.mpdp import PerStepMpdp, SharedMpdp
 from latentplan.behavior.networks import Actor, Critic, Temperature
-from latentplan.behavior.objective import Objective
 from latentplan.behavior.planner import Plan, plan_metrics
 from latentplan.behavior.returns import ReturnScale, UncertaintyScale
 from latentplan.config.schema import Config
@@ -33,7 +35,12 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def choose_objective(config: Config) -> type[Objective]:
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """The sum () of loss terms."""
+    return cast(Tensor, sum(terms.values()))
+
+
+def choose_objective(config: Config) -> type[DreamerObjective | SharedMpdp | PerStepMpdp]:
     """The objective of the actor, by ``behavior.improvement`` and ``mpdp.policies``."""
     if config.behavior.improvement == "dreamer":
         return DreamerObjective
@@ -191,10 +198,10 @@ class Agent(nn.Module):
         self.optimizer.zero_grad()
         self.world.fit_image_normalizers(batch.obs)
         terms, latent, high_uncertainty, seen = self.world.loss(batch, episode)
-        sum(terms.values()).backward()
+        total(terms).backward()
         start = latent.map(lambda x: x.detach())
         behavior, metrics = self.learner.losses(start, batch)
-        sum(behavior.values()).backward()
+        total(behavior).backward()
         terms |= behavior
         self._require_finite(terms)
         self.optimizer.step()

@@ -29,11 +29,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # environment workers read this module and must start without torch
-    import numpy as np
     import torch
     from torch import Tensor
 
-    Array = np.ndarray | Tensor
+    Array = Any  # np.ndarray from environments and replay, Tensor on the learner's device
 
 
 class UserError(Exception):
@@ -119,6 +118,10 @@ class StepNoise(NamedTuple):
     member: Tensor | None  # (..., N) int64, the member that moves each row; None: member i moves
     # the i-th of M equal blocks of rows, so that only one head is evaluated per row
     uniform: Tensor  # (..., N, S) in [0, 1), one per categorical group
+
+    def at(self, h: int) -> StepNoise:
+        """The noise of step h, where the leading axis is that of steps."""
+        return StepNoise(None if self.member is None else self.member[h], self.uniform[h])
 
 
 class Prediction(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Protocol
@@ -11,25 +11,37 @@ import torch
 from torch import Tensor, nn
 
 from latentplan.behavior.conservative import PlannedActing
-from latentplan.behavior.imagination import Step, imagine, sampled
+from latentplan.behavior.imagination import imagine, sampled
 from latentplan.behavior.networks import Actor, Critic, Temperature
 from latentplan.behavior.planner import Plan, Policy, plan
 from latentplan.behavior.returns import ReturnScale, UncertaintyScale
 from latentplan.config.schema import Config
 from latentplan.nn.distributions import ActionDist
-from latentplan.types import EnvSpec, Latent, Rollout, StepNoise
+from latentplan.types import EnvSpec, Latent, Prediction, Rollout, StepNoise
 
 
 class World(Protocol):
     """The part of a world model that behavior uses."""
 
     spec: EnvSpec
-    step: Step
-    step_unmeasured: Step
-    features: Callable[[Latent], Tensor]
-    draw_noise: Callable[[int, int, torch.Generator | None], StepNoise]
-    autocast: Callable[[], AbstractContextManager]
-    requires_grad_: Callable[[bool], object]
+
+    def step(
+        self, latent: Latent, action: Tensor, noise: StepNoise | None = None
+    ) -> Prediction: ...
+
+    def step_unmeasured(
+        self, latent: Latent, action: Tensor, noise: StepNoise | None = None
+    ) -> Prediction: ...
+
+    def features(self, latent: Latent) -> Tensor: ...
+
+    def autocast(self) -> AbstractContextManager[None]: ...
+
+    def draw_noise(
+        self, n: int, horizon: int, generator: torch.Generator | None = None
+    ) -> StepNoise: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> object: ...
 
 
 class Behavior:
@@ -82,7 +94,7 @@ class Behavior:
             first: the policy at ``latent``, where the caller has it already.
         """
         c, n = self.config.plan, latent.deter.shape[0]
-        draw = {"device": latent.deter.device, "generator": generator}
+        device = latent.deter.device
         shape = (n, c.candidates, c.horizon, self.world.spec.action_dim)
         with self.world.autocast():
             return plan(
@@ -97,7 +109,7 @@ class Behavior:
                 value=self.value if c.value else None,
                 reward_scale=self.return_scale.value if c.normalize_reward else 1.0,
                 uncertainty_scale=self.uncertainty_scale.value if c.normalize_uncertainty else 1.0,
-                noise=torch.randn(shape, **draw),
+                noise=torch.randn(shape, device=device, generator=generator),
                 step_noise=self.world.draw_noise(n, c.horizon, generator),
             )
 
@@ -150,7 +162,7 @@ class Behavior:
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
+def frozen(module: nn.Module | World) -> Iterator[None]:
     """Inside, gradients flow through the module but do not reach its weights."""
     module.requires_grad_(False)
     try:

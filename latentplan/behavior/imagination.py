@@ -63,16 +63,16 @@ def imagine(
         if window is not None and h % window == 0:
             latent = latent.map(lambda x: x.detach())
         choice = act(latent, h)
-        at_h = None if noise is None else StepNoise(*(x if x is None else x[h] for x in noise))
+        at_h = None if noise is None else noise.at(h)
         prediction = step(latent, choice.action, at_h)
         choices.append(choice)
         predictions.append(prediction)
         latents.append(prediction.latent)
-    uncertain = predictions[0].uncertainty is not None
+    uncertainty = [p.uncertainty for p in predictions if p.uncertainty is not None]
     return Rollout(
         latent=Latent(*(torch.stack(x, 1) for x in zip(*latents, strict=True))),
         choice=Choice(*(torch.stack(x, 1) for x in zip(*choices, strict=True))),
         reward=torch.stack([p.reward for p in predictions], 1),
         cont=torch.stack([p.cont for p in predictions], 1),
-        uncertainty=torch.stack([p.uncertainty for p in predictions], 1) if uncertain else None,
+        uncertainty=torch.stack(uncertainty, 1) if uncertainty else None,
     )

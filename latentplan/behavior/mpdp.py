@@ -149,7 +149,7 @@ class _MpdpObjective:
     """What MPDP with shared policies and MPDP with one policy per step have in common."""
 
     soft = True
-    candidate_lam = 0.0  # the objective counts every action once
+    candidate_lam: float | None = 0.0  # the objective counts every action once
 
     def __init__(self, behavior: Behavior):
         self.behavior, self.config = behavior, behavior.config.mpdp

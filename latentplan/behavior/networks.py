@@ -29,17 +29,22 @@ class Actor(nn.Module):
         sizes = features, config.units, config.layers, 2 * action_dim
         # Nearly zero output: the first policy is centered and equally wide everywhere.
         if policies == 1:
-            self.net = MLP(*sizes, norm=norm, scale=0.01)
+            self.net: MLP | EnsembleMLP = MLP(*sizes, norm=norm, scale=0.01)
         else:
             self.net = EnsembleMLP(policies, *sizes, scale=0.01)
 
     def forward(self, features: Tensor, step: int = 0) -> ActionDist:
-        raw = self.net(features) if self.policies == 1 else self.net.one(features, step)
+        if isinstance(self.net, EnsembleMLP):
+            raw = self.net.one(features, step)
+        else:
+            raw = self.net(features)
         return ActionDist(raw, self.config.std_min, self.config.std_max)
 
 
 class Critic(nn.Module):
     """(..., F) -> a distribution over values, with a slow copy that makes targets."""
+
+    bins: Tensor
 
     def __init__(self, features: int, config: BehaviorConfig, norm: str):
         super().__init__()
@@ -87,4 +92,6 @@ class Temperature(nn.Module):
 
     def loss(self, entropy: Tensor) -> Tensor:
         """The loss () whose gradient raises alpha while ``entropy`` (...) is below the target."""
+        if self.target is None:
+            raise ValueError("A fixed temperature has no loss.")
         return self.log_alpha * (entropy.detach().mean() - self.target)

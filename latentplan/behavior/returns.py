@@ -53,6 +53,10 @@ class ReturnScale(nn.Module):
     It is at least 1, so large returns are scaled down and small ones are not scaled up.
     """
 
+    range: Tensor
+    count: Tensor
+    levels: Tensor
+
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
@@ -80,6 +84,10 @@ class UncertaintyScale(nn.Module):
     along, a bonus for it would never fade. The first ``warmup`` updates are an exception, because
     the members then disagree by their initialization, 10 to 30 times as much as later.
     """
+
+    recent: Tensor
+    largest: Tensor
+    count: Tensor
 
     def __init__(self, rate: float, warmup: int):
         super().__init__()

@@ -150,7 +150,7 @@ def measure(
         extra["loop"] = loop_cost(config, loop_seconds)
     return {
         "widths": _widths(config),
-        "precision": "bfloat16 where it pays" if agent.world.bfloat16 else "float32",
+        "precision": "bfloat16 where it pays" if agent.world.use_bfloat16 else "float32",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "compiled": compiled,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from latentplan.agent import Agent
+from latentplan.agent import Agent, total
 from latentplan.behavior.behavior import frozen
 from latentplan.types import EnvSpec, Latent, Rollout, Timestep
 
@@ -105,10 +105,10 @@ class UpdateParts:
         _backward([*latent, logits])
 
     def decoder(self) -> None:
-        sum(self.agent.world._reconstruction(self.features, self.rows).values()).backward()
+        total(self.agent.world._reconstruction(self.features, self.rows)).backward()
 
     def heads(self) -> None:
-        sum(self.heads_only.loss(self.batch, self.episode).terms.values()).backward()
+        total(self.heads_only.loss(self.batch, self.episode).terms).backward()
 
     def imagination(self) -> None:
         with frozen(self.agent.world), torch.set_grad_enabled(self.objective.differentiable):
@@ -118,7 +118,7 @@ class UpdateParts:
 
     def actor_critic(self) -> None:
         losses, _ = self.learner.losses(self.latent, self.batch)
-        sum(losses.values()).backward()
+        total(losses).backward()
 
     def optimizer(self) -> None:
         self.agent.optimizer.step()

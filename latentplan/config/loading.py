@@ -14,7 +14,7 @@ from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -100,6 +100,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _flat(node: DictConfig) -> dict[str, Any]:
+    """Every key of a node; references stay as they are."""
+    return flatten(cast("dict[str, Any]", OmegaConf.to_container(node, resolve=False)))
+
+
 def preset_folder() -> Path:
     """``configs/``; the package holds a link to it, which a wheel replaces by the files."""
     return Path(__file__).resolve().parents[1] / "configs"
@@ -157,7 +162,7 @@ def _read(path: Path) -> DictConfig:
     if not isinstance(node, DictConfig):
         raise UserError(f"The configuration {path} is not a mapping of keys to values.")
     # References are not resolved yet: they may be to keys of other files.
-    flat = flatten(OmegaConf.to_container(node, resolve=False))
+    flat = _flat(node)
     flat, changes = present_names(_texts_as_written(flat, flatten(written)))
     _check_keys(flat, str(path))
     if changes:
@@ -188,7 +193,7 @@ def _parse(item: str) -> DictConfig:
     except (YAMLError, ValueError, OmegaConfBaseException) as error:
         raise UserError(f"The override {item!r} cannot be parsed.") from error
     key, _, text = item.partition("=")
-    flat = flatten(OmegaConf.to_container(node, resolve=False))
+    flat = _flat(node)
     return _from_typed(_texts_as_written(flat, {key: text}), item)
 
 
@@ -227,7 +232,10 @@ def _texts_as_written(flat: Mapping[str, Any], written: Mapping[str, Any]) -> di
     YAML would read ``off`` as false, 1.10 as 1.1 and 12:30 as a number.
     """
     known = _known()
-    is_text = lambda key: isinstance(known.get(RENAMED.get(key, key)), str)  # noqa: E731
+
+    def is_text(key: str) -> bool:
+        return isinstance(known.get(RENAMED.get(key, key)), str)
+
     return {
         key: written[key] if is_text(key) and isinstance(written.get(key), str) else value
         for key, value in flat.items()
@@ -237,7 +245,7 @@ def _texts_as_written(flat: Mapping[str, Any], written: Mapping[str, Any]) -> di
 def _correct_types(node: DictConfig) -> None:
     """Convert values that YAML reads as another type: 1e6 as a float, false for ``off``."""
     known = _known()
-    for key, value in flatten(OmegaConf.to_container(node, resolve=False)).items():
+    for key, value in _flat(node).items():
         if "off" in bounds_of(key).choices and str(value).lower() in SWITCH:
             OmegaConf.update(node, key, SWITCH[str(value).lower()])
         if isinstance(value, float) and value.is_integer() and type(known[key]) is int:
@@ -247,12 +255,12 @@ def _correct_types(node: DictConfig) -> None:
 @cache
 def _known() -> Mapping[str, Any]:
     """Every key and its default."""
-    return MappingProxyType(flatten(OmegaConf.to_container(_schema())))
+    return MappingProxyType(_flat(_schema()))
 
 
 @cache  # to be merged, which copies it
 def _schema() -> DictConfig:
-    schema = OmegaConf.structured(Config)
+    schema: DictConfig = OmegaConf.structured(Config)
     _thaw(schema)
     return schema
 
@@ -267,7 +275,7 @@ def _thaw(node: DictConfig) -> None:
 
 def _merge(nodes: Sequence[DictConfig]) -> DictConfig:
     try:
-        merged = OmegaConf.merge(*nodes)
+        merged = cast(DictConfig, OmegaConf.merge(*nodes))
         OmegaConf.resolve(merged)  # here, where a bad ${reference} can still be named
         return merged
     except OmegaConfBaseException as error:
@@ -277,10 +285,10 @@ def _merge(nodes: Sequence[DictConfig]) -> DictConfig:
 
 
 def _finish(merged: DictConfig) -> Config:
-    flat = flatten(OmegaConf.to_container(merged))
+    flat = _flat(merged)
     check(flat)
     if not flat["run_dir"]:
         task = _task_name(flat["task"])
         ablation = "" if flat["ablation"] == "none" else f"-{flat['ablation']}"
         merged.run_dir = f"runs/{task}-{flat['obs']}-{flat['size']}{ablation}-s{flat['seed']}"
-    return OmegaConf.to_object(merged)
+    return cast(Config, OmegaConf.to_object(merged))

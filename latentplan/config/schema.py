@@ -147,7 +147,7 @@ class WorldConfig:
     @property
     def uncertainty_members(self) -> int:
         """Members of the ensemble whose disagreement is the uncertainty."""
-        return getattr(self, uncertainty_members_field(self.uncertainty))
+        return int(getattr(self, uncertainty_members_field(self.uncertainty)))
 
 
 @dataclass(frozen=True)

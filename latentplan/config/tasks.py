@@ -46,7 +46,7 @@ def _plain(name: str) -> str:
 
 def _spellings() -> dict[str, str]:
     """Every accepted plain spelling of a dm_control task -> its ``domain/task``."""
-    table = {}
+    table: dict[str, str] = {}
     for domain, tasks in DMC_TASKS.items():
         names = [domain, *(alias for alias, full in _ALIASES.items() if full == domain)]
         for task in tasks:

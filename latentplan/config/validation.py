@@ -78,14 +78,14 @@ def check_bounds(key: str, value: object) -> None:
         raise UserError(f"{key} must be at most {bounds.at_most}, not {value}.")
 
 
-def _check_plan(flat: dict[str, object]) -> None:
+def _check_plan(flat: dict[str, Any]) -> None:
     if flat["plan.replan_every"] > flat["plan.horizon"]:
         raise UserError("plan.replan_every must not exceed plan.horizon: a plan ends there.")
     if flat["distill.weight"] and flat["plan.candidates"] == 1:
         raise UserError("distill.weight needs candidates to distil: set plan.candidates.")
 
 
-def _check_mpdp(flat: dict[str, object]) -> None:
+def _check_mpdp(flat: dict[str, Any]) -> None:
     if flat["behavior.gradient"] != "pathwise":
         raise UserError(
             "behavior.improvement=mpdp climbs the model: it needs behavior.gradient=pathwise."
@@ -113,7 +113,7 @@ def _check_mpdp(flat: dict[str, object]) -> None:
         )
 
 
-def _check_ensemble(flat: dict[str, object]) -> None:
+def _check_ensemble(flat: dict[str, Any]) -> None:
     ensemble = "world." + uncertainty_members_field(flat["world.uncertainty"])
     mpdp = flat["behavior.improvement"] == "mpdp"
     asked = mpdp and (flat["mpdp.beta"] or flat["mpdp.adaptive_horizon"])

@@ -56,8 +56,8 @@ class BatchSampler:
                 self._next.exception()  # waits; an error is raised where the batch is taken
 
     def _gather(self) -> tuple[Timestep, Tensor]:
-        rows, episode = self.replay.sample(self.batch, self.length, self.rng)
-        rows, episode = rows.to("cpu"), torch.from_numpy(episode)
+        arrays, numbers = self.replay.sample(self.batch, self.length, self.rng)
+        rows, episode = arrays.to("cpu"), torch.from_numpy(numbers)
         if self.device.type != "cuda":
             return rows, episode
         return rows.map(torch.Tensor.pin_memory), episode.pin_memory()

@@ -83,7 +83,7 @@ def export(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
         raise UserError(f"{path} must end in {' or '.join(SUFFIXES)}.")
     write, open_file = (_write_onnx, _open_onnx) if path.suffix == ".onnx" else (_write, _open)
     agent, config, spec, saved = run_folder.load_agent(folder)
-    agent.world.bfloat16 = False  # not every machine that a policy goes to has it
+    agent.world.use_bfloat16 = False  # not every machine that a policy goes to has it
     decision = Decision(agent).eval().requires_grad_(False)
     inputs = _examples(agent, spec)
     description = {
@@ -204,6 +204,7 @@ def _write_onnx(decision: Decision, example: tuple[Tensor, ...], about: dict, pa
         input_names=list(decision.inputs),
         output_names=list(OUTPUTS),
     )
+    assert program is not None  # with dynamo=True there is always one
     program.model.metadata_props["latentplan.json"] = json.dumps(about)
     program.save(path)
 
@@ -218,8 +219,7 @@ def _open_onnx(path: Path) -> Decide:
 
     def decide(*tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         arrays = (x.numpy() for x in tensors)
-        return tuple(
-            map(torch.from_numpy, session.run(None, dict(zip(names, arrays, strict=True))))
-        )
+        action, deter, stoch = session.run(None, dict(zip(names, arrays, strict=True)))
+        return torch.from_numpy(action), torch.from_numpy(deter), torch.from_numpy(stoch)
 
     return decide

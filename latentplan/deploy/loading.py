@@ -73,7 +73,8 @@ class LoadedAgent:
         row = row.to(self.agent.device)
         action, self._carry = self.agent.act(row, self._carry, "mean", self._generator)
         self._action, self._first = action.cpu().numpy(), False
-        return self._action[0].copy()
+        chosen: np.ndarray = self._action[0].copy()
+        return chosen
 
     def to_env(self, action: np.ndarray) -> np.ndarray:
         """An action (A,) in [-1, 1] in the units of the environment, as training scaled it.
@@ -92,7 +93,8 @@ class LoadedAgent:
         x = self._finite(action)
         if (abs(x) > 1 + ROUNDING).any():  # most likely in the environment's units
             raise ValueError(f"an executed action must be within [-1, 1], got {x}")
-        return np.clip(x, -1, 1).astype(np.float32)[None]
+        clipped: np.ndarray = np.clip(x, -1, 1).astype(np.float32)[None]
+        return clipped
 
     def _finite(self, action: np.ndarray) -> np.ndarray:
         x, shape = np.asarray(action, np.float64), (self.spec.action_dim,)

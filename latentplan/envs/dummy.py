@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from gymnasium import spaces
 
@@ -10,12 +12,11 @@ from latentplan.envs.simulator import Simulator, image_space, vector_space
 
 def build(name: str, obs: str, image_size: int) -> Simulator:
     """``name`` is ``pixels`` or ``count``."""
-    make = {"pixels": Blob, "count": Count}[name]
-    return make(obs, image_size)
+    return Blob(obs, image_size) if name == "pixels" else Count(obs, image_size)
 
 
 def _observation_space(obs: str, image_size: int, dim: int) -> spaces.Dict:
-    parts = {}
+    parts: dict[str, spaces.Space[Any]] = {}
     if obs in ("pixels", "both"):
         parts["image"] = image_space(image_size, image_size)
     if obs in ("state", "both"):

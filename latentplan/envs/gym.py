@@ -39,6 +39,8 @@ def import_module(module: str) -> None:
         if name in sys.modules:
             return
         spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} cannot be imported")
         loaded = importlib.util.module_from_spec(spec)
         sys.modules[name] = loaded  # classes in it look themselves up there
         try:
@@ -82,13 +84,13 @@ class GymEnvironment:
             os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame without a display
             self._env = self._make("rgb_array")
         self.action_low, self.action_high = self._action_bounds()
-        parts = {}
+        parts: dict[str, spaces.Space[Any]] = {}
         if obs in ("pixels", "both"):
             parts["image"] = self._find_image_space(entries)
         if obs in ("state", "both"):
             if not self._state_keys:
                 raise UserError(f"gym:{name} observes nothing but images; use obs=pixels.")
-            dims = [int(np.prod(entries[key].shape)) for key in self._state_keys]
+            dims = [int(np.prod(entries[key].shape or ())) for key in self._state_keys]
             parts["vector"] = vector_space(sum(dims))
         self.observation_space = spaces.Dict(parts)
         self._observation: dict[str, Any] = {}
@@ -119,7 +121,7 @@ class GymEnvironment:
     def _make(self, render_mode: str | None) -> gymnasium.Env:
         try:
             # Not every environment takes a render_mode; it is named only where one is wanted.
-            mode = {} if render_mode is None else {"render_mode": render_mode}
+            mode: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
             return gymnasium.make(self._name, disable_env_checker=True, **mode)
         except gymnasium.error.UnregisteredEnv as error:
             raise UserError(
@@ -164,11 +166,14 @@ class GymEnvironment:
 
     def _find_image_space(self, entries: dict[str, spaces.Space]) -> spaces.Box:
         if self._image_key is not None:
-            return image_space(*entries[self._image_key].shape[:2])
+            shape = entries[self._image_key].shape
+            assert shape is not None  # of an image space
+            return image_space(*shape[:2])
         self._env.reset(seed=0)
         return image_space(*self._render().shape[:2])
 
     def _own_image(self) -> np.ndarray:
+        assert self._image_key is not None  # else :meth:`_render` makes the image
         return np.asarray(self._observation[self._image_key])
 
     def _render(self) -> np.ndarray:

@@ -54,7 +54,7 @@ def missing_library(backend: str, loads: Callable[[str], bool] = _loads) -> tupl
 
 def _time_frames(render: Callable[[], object], seconds: float) -> float:
     """Seconds per frame, the median of as many as fit into ``seconds``."""
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
         start = time.perf_counter()

@@ -111,7 +111,7 @@ class EpisodeEnv(gymnasium.Env):
         index: int,
         first_episode: int = 0,
     ) -> None:
-        self.observation_space = known.observation
+        self.observation_space: spaces.Dict = known.observation
         self.action_space = spaces.Box(-1.0, 1.0, (known.action_dim,), np.float32)
         self._build = build
         self._simulator: Simulator | None = None
@@ -165,8 +165,9 @@ class EpisodeEnv(gymnasium.Env):
         return self._observe(), total, bool(terminated), bool(truncated), {"frames": frames}
 
     def _observe(self) -> dict[str, np.ndarray]:
+        assert self._simulator is not None  # it was built at the latest by the first reset
         observation = self._simulator.observe()
-        for name, space in self.observation_space.items():
+        for name, space in self.observation_space.spaces.items():
             x = observation[name]
             # Gymnasium would broadcast one number to many, and a picture in [0, 1] to black.
             if x.shape != space.shape or x.dtype != space.dtype:

@@ -58,7 +58,7 @@ class VectorEnv:
         self._pending: np.ndarray | None = None
         self._async = env.workers
         if env.workers:
-            self._env = self._start(makers)
+            self._env: Any = self._start(makers)  # of two classes with different methods
         else:
             self._env = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
 
@@ -234,7 +234,7 @@ def _spec_of(known: Spaces, env: EnvConfig) -> EnvSpec:
     obs: dict[str, tuple[tuple[int, ...], str]] = {}
     for name, space in known.observation.spaces.items():
         is_image = name == "image"
-        shape = (env.image_size, env.image_size, 3) if is_image else tuple(space.shape)
+        shape = (env.image_size, env.image_size, 3) if is_image else tuple(space.shape or ())
         obs[name] = (shape, "uint8" if is_image else "float32")
     bounds = known.action_low, known.action_high
     return EnvSpec(obs, known.action_dim, env.repeat, *bounds)

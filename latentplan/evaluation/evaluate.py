@@ -42,7 +42,9 @@ class Scores(NamedTuple):
         if not spec.images:
             return None
         ends = np.flatnonzero(self.rows.is_first[1:, 0])
-        return self.rows.obs[spec.images[0]][: ends[0] + 1 if len(ends) else None, 0]
+        length = ends[0] + 1 if len(ends) else None
+        frames: np.ndarray = self.rows.obs[spec.images[0]][:length, 0]
+        return frames
 
 
 def run_episodes(agent: Agent, env: VectorEnv, episodes: int, mode: str = "mean") -> Scores:

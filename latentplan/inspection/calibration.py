@@ -25,7 +25,7 @@ from torch import Tensor
 from latentplan.agent import Agent
 from latentplan.behavior.imagination import follow, imagine
 from latentplan.nn.distributions import mixed_probs, symlog
-from latentplan.types import StepNoise, Timestep
+from latentplan.types import Latent, StepNoise, Timestep
 
 CONTEXT, HORIZON = 8, 15  # decisions that the model sees, and is then on its own
 ROLLOUTS = 8  # at least, per window; their mean is the prediction
@@ -35,7 +35,7 @@ def windows(rows: Timestep, length: int, stride: int) -> Timestep:
     """Of rows (T, N), windows (B, length) that begin every ``stride`` rows of an episode and do not
     leave it. Arrays of numpy; B may be 0."""
     total, count = rows.is_first.shape
-    begins = [[], []]
+    begins: list[list[int]] = [[], []]
     for n in range(count):
         firsts = [*np.flatnonzero(rows.is_first[:, n]), total]
         for first, end in pairwise(firsts):
@@ -84,7 +84,7 @@ def k_step(agent: Agent, rows: Timestep, context: int, decode: bool = True) -> K
         "reward": (mean(rollout.reward) - rows.reward[:, context:]).abs(),
     }
     for h in range(horizon):  # pictures of all steps at once would be gigabytes
-        arrived = rollout.latent.map(lambda x, h=h: x[:, h + 1])
+        arrived = Latent(rollout.latent.deter[:, h + 1], rollout.latent.stoch[:, h + 1])
         priors = world.rssm.prior_logits(arrived.deter).float()
         own = priors[member, torch.arange(len(member), device=agent.device)]
         predicted, seen = (
@@ -127,7 +127,9 @@ def one_step(agent: Agent, rows: Timestep, context: int) -> np.ndarray:
     posterior, _ = agent.world.observe(rows)
     left = posterior.map(lambda x: rearrange(x[:, context - 1 : -1], "b t ... -> (b t) ..."))
     action = rearrange(rows.prev_action[:, context:], "b t a -> (b t) a")
-    return agent.world.step(left, action).uncertainty.cpu().numpy()
+    uncertainty = agent.world.step(left, action).uncertainty
+    assert uncertainty is not None  # `step` always measures it
+    return uncertainty.cpu().numpy()
 
 
 def auroc(known: np.ndarray, unknown: np.ndarray) -> float:

@@ -86,10 +86,10 @@ def calibrate_agent(
             known = replay.sample_within_episodes(count, CONTEXT + HORIZON, rng)
         if not len(known.reward):
             raise UserError(f"No episode of the replay lasted {CONTEXT + HORIZON} decisions.")
-        known, unknown, new = (
+        of_known, of_unseen, of_new = (
             one_step(agent, x.to(agent.device), CONTEXT) for x in (known, other, rows)
         )
-        separation, own = auroc(known, unknown), auroc(known, new)
+        separation, own = auroc(of_known, of_unseen), auroc(of_known, of_new)
     report = {
         "run": str(folder),
         "task": config.task,

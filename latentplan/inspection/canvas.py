@@ -102,7 +102,7 @@ def width_of(words: str) -> int:
 
 
 @cache
-def _font() -> ImageFont.FreeTypeFont:
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(FONT_SIZE)  # comes with Pillow, so pictures are alike anywhere
 
 

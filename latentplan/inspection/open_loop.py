@@ -37,6 +37,7 @@ def open_loop(agent: Agent, batch: Timestep, context: int) -> OpenLoop:
         *(torch.cat([a, b[:, 1:]], 1) for a, b in zip(posterior, rollout.latent, strict=True))
     )
     reward, _ = world.outcome(world.features(latents))
+    assert rollout.uncertainty is not None  # `step` always measures it
     seen = torch.full_like(batch.reward[:, :context], torch.nan)
     return OpenLoop(decode(agent, latents), reward, torch.cat([seen, rollout.uncertainty], 1))
 

@@ -87,7 +87,7 @@ def draw_fan(plan: Plan, pictures: np.ndarray | None, optimism: float, title: st
         terms = f"return {number(ret[k])} {optimism:+g} x uncertainty {number(novelty[k])}"
         words = f"#{place + 1}  score {number(score[k])} = {terms}"
         parts.append(_line(words, CHOSEN if chosen else TEXT))
-        numbers = [[] for _ in range(rewards.shape[1] + 1)]
+        numbers: list[list[tuple[str, Color]]] = [[] for _ in range(rewards.shape[1] + 1)]
         for step, reward in enumerate(rewards[k]):
             numbers[step + 1].append((f"r {number(reward)}", TEXT))
             if doubts is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -20,6 +21,8 @@ PIECES = 2  # that their product is made of: one over all rows is slower
 class HalvingConv(nn.Conv2d):
     """4 x 4, stride 2: (N, inputs, H, W) -> (N, outputs, H / 2, W / 2)."""
 
+    bias: nn.Parameter
+
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, KERNEL, stride=STRIDE, padding=PADDING)
 
@@ -36,7 +39,7 @@ class DoublingConv(nn.ConvTranspose2d):
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, KERNEL, stride=STRIDE, padding=PADDING, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         if not _by_product(x, x.shape[-2:].numel(), self.out_channels):
             return super().forward(x)
         return _Convolution.apply(x, self.weight.to(x.dtype), True)
@@ -58,14 +61,14 @@ class _Convolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.transposed = transposed
         return _convolve(x, weight, transposed)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, weight = ctx.saved_tensors
         own = weight_gradient(*(grad, x) if ctx.transposed else (x, grad))
         own = rearrange(own, "o (i j c) -> o c i j", i=KERNEL, j=KERNEL)

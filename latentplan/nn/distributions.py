@@ -4,6 +4,7 @@ in loops over imagined steps."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class _SampleStraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, logits: Tensor, uniform: Tensor, unimix: float, hardness: Tensor | None
+        ctx: Any, logits: Tensor, uniform: Tensor, unimix: float, hardness: Tensor | None
     ) -> Tensor:
         softmax = torch.softmax(logits, -1)
         ctx.save_for_backward(softmax)
@@ -51,7 +52,7 @@ class _SampleStraightThrough(torch.autograd.Function):
         return sample if hardness is None else probs.lerp_(sample, hardness)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (softmax,) = ctx.saved_tensors
         weighted = grad * softmax
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -58,10 +59,11 @@ class EnsembleMLP(nn.Module):
 
     def one(self, x: Tensor, member: int) -> Tensor:
         """Of one member alone: (..., inputs) -> (..., outputs)."""
-        for layer in self.layers[:-1]:
+        *hidden, output = cast("list[EnsembleLinear]", list(self.layers))
+        for layer in hidden:
             x = layer.one(x, member)
             x = F.silu(F.layer_norm(x, x.shape[-1:], eps=1e-4))
-        return self.layers[-1].one(x, member)
+        return output.one(x, member)
 
 
 def bootstrap_mask(episode: Tensor, members: int, share: float) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class LaProp(torch.optim.Optimizer):
@@ -17,7 +18,7 @@ class LaProp(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float,
         *,
         clip: float,
@@ -30,7 +31,7 @@ class LaProp(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             for p in params:
@@ -41,17 +42,17 @@ class LaProp(torch.optim.Optimizer):
             if params:
                 self._update(group, params)
 
-    def _update(self, group: dict, params: list[nn.Parameter]) -> None:
+    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         states = [self.state[p] for p in params]
-        grads = [p.grad for p in params]
+        raw = [p.grad for p in params if p.grad is not None]
         # Tensors that start at zero (output layers, biases) may move by at least 1e-3 clip.
         limits = torch._foreach_norm(params)
         torch._foreach_clamp_min_(limits, 1e-3)
         torch._foreach_mul_(limits, group["clip"])
-        norms = torch._foreach_norm(grads)
+        norms = torch._foreach_norm(raw)
         torch._foreach_maximum_(norms, limits)
         torch._foreach_div_(limits, norms)
-        grads = torch._foreach_mul(grads, limits)
+        grads = torch._foreach_mul(raw, limits)
 
         torch._foreach_add_([s["step"] for s in states], 1.0)
         step = float(states[0]["step"])

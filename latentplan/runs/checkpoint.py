@@ -71,11 +71,11 @@ def load(path: Path) -> dict[str, Any]:
 
 def random_state() -> dict[str, Any]:
     """The state of every global random generator: torch (CPU and CUDA), NumPy, Python."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "numpy": [name, keys.tolist(), position, has_gauss, gauss],
+        "numpy": [name, np.asarray(keys).tolist(), position, has_gauss, gauss],
         "python": random.getstate(),
     }
 
@@ -93,7 +93,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 def generator_state(rng: np.random.Generator) -> dict[str, Any]:
     """The state of a NumPy generator with the default bit generator, in plain integers."""
-    return rng.bit_generator.state
+    return dict(rng.bit_generator.state)
 
 
 def set_generator_state(rng: np.random.Generator, state: dict[str, Any]) -> None:

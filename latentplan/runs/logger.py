@@ -97,7 +97,7 @@ class Logger:
         )
         # SummaryWriter.add_video needs moviepy, and logs nothing with its newer versions.
         summary = Summary(value=[Summary.Value(tag=tag, image=image)])
-        self._writer.file_writer.add_summary(summary, frame)
+        self._writer._get_file_writer().add_summary(summary, frame)
         return path
 
     def points(
@@ -139,7 +139,7 @@ class Logger:
         """What tells this run from others in the HPARAMS tab, and the scalars it is judged by."""
         # SummaryWriter.add_hparams would open another run, without the curves.
         for summary in hparams(dict(values), dict.fromkeys(metrics, 0.0)):
-            self._writer.file_writer.add_summary(summary)
+            self._writer._get_file_writer().add_summary(summary)
 
     def text(self, tag: str, text: str, frame: int) -> None:
         """Log ``text`` (Markdown) to TensorBoard."""
@@ -241,8 +241,9 @@ def _write_bytes(path: Path, content: bytes) -> None:
 
 
 def _mean(kept: list[Tensor | float]) -> float:
-    if all(isinstance(value, Tensor) for value in kept):
-        return float(torch.stack(kept).float().mean())
+    tensors = [value for value in kept if isinstance(value, Tensor)]
+    if len(tensors) == len(kept):  # on a GPU one transfer, and not one per value
+        return float(torch.stack(tensors).float().mean())
     return sum(float(value) for value in kept) / len(kept)
 
 

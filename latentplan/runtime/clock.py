@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -85,7 +86,7 @@ class Ratio:
     def state_dict(self) -> dict[str, float | int | None]:
         return {"rows": self._rows, "previous": self._previous, "widest": self._widest}
 
-    def load_state_dict(self, state: dict[str, float | int | None]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self._rows = state["rows"]
         self._previous = state["previous"]
         self._widest = state["widest"]

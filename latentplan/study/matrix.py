@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -73,7 +73,7 @@ def read_study(path: Path) -> Study:
     that is taken."""
     try:
         node = OmegaConf.merge(OmegaConf.structured(Study), OmegaConf.load(path))
-        study = OmegaConf.to_object(node)
+        study = cast(Study, OmegaConf.to_object(node))
     except OSError as error:
         raise UserError(f"The study {path} cannot be read: {error.strerror}.") from error
     except (YAMLError, ValueError, OmegaConfBaseException) as error:

@@ -105,7 +105,7 @@ class Trainer:
         self.env = make_train_env(self.config, start.renderer, saved["episodes"] if saved else None)
         try:
             self._build(saved)
-            bfloat16 = self.agent.world.bfloat16
+            bfloat16 = self.agent.world.use_bfloat16
             description = describe(self.env.spec, start.renderer, bfloat16)
             run_folder.write(self.folder, start.asked, description)
             self.monitor = Monitor(

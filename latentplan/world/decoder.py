@@ -22,7 +22,7 @@ class ConvDecoder(nn.Module):
     to patches of 4 x 4 pixels, a third of the work at full size.
     """
 
-    def __init__(self, features: int, shape: tuple[int, int, int], config: WorldConfig):
+    def __init__(self, features: int, shape: tuple[int, ...], config: WorldConfig):
         super().__init__()
         height, width, channels = shape
         norm, patch = config.norm, PATCH[config.coder]
@@ -39,13 +39,16 @@ class ConvDecoder(nn.Module):
             self.convs.append(conv)
             self.norms.append(ChannelNorm(norm, wide))
         if patch > 1:
-            self.output: nn.Module = nn.Conv2d(wide, channels * patch**2, 3, padding=1)
+            self.output: nn.Conv2d | nn.ConvTranspose2d = nn.Conv2d(
+                wide, channels * patch**2, 3, padding=1
+            )
             init_weight(self.output.weight, wide * 9)
         else:
             self.output = nn.ConvTranspose2d(wide, channels, 4, stride=2, padding=1)
             init_weight(self.output.weight, wide * 4)
-        nn.init.zeros_(self.output.bias)
-        self.to(memory_format=torch.channels_last)
+        if self.output.bias is not None:
+            nn.init.zeros_(self.output.bias)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, features: Tensor) -> Tensor:
         x = rearrange(

@@ -25,7 +25,7 @@ class ConvEncoder(nn.Module):
     with patches of 4 x 4, which skips the widest feature map and with it half of the time.
     """
 
-    def __init__(self, shape: tuple[int, int, int], config: WorldConfig):
+    def __init__(self, shape: tuple[int, ...], config: WorldConfig):
         super().__init__()
         height, width, channels = shape
         if height % 2**LEVELS or width % 2**LEVELS:
@@ -42,12 +42,13 @@ class ConvEncoder(nn.Module):
             scale *= 2
             channels = self._add(HalvingConv(channels, config.depth * scale // 2), config.norm)
         self.size = channels * (height // scale) * (width // scale)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _add(self, conv: nn.Conv2d, norm: str) -> int:
         """Initialize and append; how many channels it gives."""
         init_weight(conv.weight, conv.weight[0].numel())
-        nn.init.zeros_(conv.bias)
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
         self.convs.append(conv)
         self.norms.append(ChannelNorm(norm, conv.out_channels))
         return conv.out_channels
@@ -70,10 +71,9 @@ class Encoder(nn.Module):
     def __init__(self, spec: EnvSpec, config: WorldConfig):
         super().__init__()
         self.images, self.vectors = spec.images, spec.vectors
-        self.convs = nn.ModuleDict(
-            {name: ConvEncoder(spec.obs[name][0], config) for name in self.images}
-        )
-        self.size = sum(conv.size for conv in self.convs.values())
+        convs = {name: ConvEncoder(spec.obs[name][0], config) for name in self.images}
+        self.convs = nn.ModuleDict(convs)
+        self.size = sum(conv.size for conv in convs.values())
         if self.vectors:
             inputs = sum(spec.obs[name][0][0] for name in self.vectors) + 1
             layers, units = config.vector_layers, config.units

@@ -3,6 +3,8 @@ units in which what moves is large and what stands still is zero."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -26,7 +28,12 @@ class ImageNormalizer(nn.Module):
     They are cut once, as bytes, so that whatever is then done to them runs along memory.
     """
 
-    def __init__(self, shape: tuple[int, int, int], patch: int):
+    batches: Tensor
+    mean: Tensor
+    variance: Tensor
+    spread: Tensor
+
+    def __init__(self, shape: tuple[int, ...], patch: int):
         super().__init__()
         self.patch = patch
         height, width, self.channels = shape
@@ -99,7 +106,7 @@ class _SquaredError(torch.autograd.Function):
     over whole batches of pictures, the loss took longer than the decoder's convolutions forward."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, image: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, image: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
         grad, errors, twice = torch.empty_like(x), [], 2 * spread
         rows = cached_rows(mean.numel(), x.device)
         for to, *given in zip(*(y.split(rows) for y in (grad, x, image)), strict=True):
@@ -111,7 +118,7 @@ class _SquaredError(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (own,) = ctx.saved_tensors
         out, rows = torch.empty_like(own), cached_rows(own[0].numel(), own.device)
         for to, x, factor in zip(*(y.split(rows) for y in (out, own, grad)), strict=True):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+from typing import cast
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -37,13 +41,15 @@ class WorldModel(nn.Module):
             stay in float32: small products are slower in bfloat16, and logarithms need the bits.
     """
 
+    bins: Tensor
+
     def __init__(self, spec: EnvSpec, config: WorldConfig, bfloat16: bool = False):
         super().__init__()
-        self.spec, self.config, self.bfloat16 = spec, config, bfloat16
+        self.spec, self.config, self.use_bfloat16 = spec, config, bfloat16
         self.feature_size = config.deter + config.stoch * config.classes
-        self.image_normalizers = nn.ModuleDict(
-            {name: ImageNormalizer(spec.obs[name][0], PATCH[config.coder]) for name in spec.images}
-        )
+        patch = PATCH[config.coder]
+        normalizers = {name: ImageNormalizer(spec.obs[name][0], patch) for name in spec.images}
+        self.image_normalizers = cast("Mapping[str, ImageNormalizer]", nn.ModuleDict(normalizers))
         self.encoder = Encoder(spec, config)
         self.decoder = Decoder(spec, self.feature_size, config)
         self.rssm = RSSM(config, spec.action_dim, self.encoder.size)
@@ -68,7 +74,7 @@ class WorldModel(nn.Module):
 
     def autocast(self) -> torch.autocast:
         """The context in which products over many rows run."""
-        return torch.autocast(self.bins.device.type, torch.bfloat16, enabled=self.bfloat16)
+        return torch.autocast(self.bins.device.type, torch.bfloat16, enabled=self.use_bfloat16)
 
     # --- verbs ------------------------------------------------------------------------------
 
@@ -89,7 +95,7 @@ class WorldModel(nn.Module):
 
     def _encode(self, obs: dict[str, Tensor]) -> Tensor:
         """Of observations that were cut."""
-        dtype = torch.bfloat16 if self.bfloat16 else torch.float32
+        dtype = torch.bfloat16 if self.use_bfloat16 else torch.float32
         pictures = {
             name: x.normalize(obs[name], dtype) for name, x in self.image_normalizers.items()
         }
@@ -132,14 +138,14 @@ class WorldModel(nn.Module):
         trajectory is then one hypothesis about the world, as in the papers on ensembles. Where M
         divides ``n``, the rows are dealt out in blocks; callers shuffle them if order matters.
         """
-        c, draw = self.config, {"device": self.bins.device, "generator": generator}
-        uniform = torch.rand(horizon, n, c.stoch, **draw)
+        c, device = self.config, self.bins.device
+        uniform = torch.rand(horizon, n, c.stoch, device=device, generator=generator)
+        drawn = partial(torch.randint, c.members, device=device, generator=generator)
         if c.member_per == "step":
-            return StepNoise(torch.randint(c.members, (horizon, n), **draw), uniform)
+            return StepNoise(drawn((horizon, n)), uniform)
         if n % c.members == 0:
             return StepNoise(None, uniform)
-        member = torch.randint(c.members, (1, n), **draw)
-        return StepNoise(member.expand(horizon, n), uniform)
+        return StepNoise(drawn((1, n)).expand(horizon, n), uniform)
 
     def step(self, latent: Latent, action: Tensor, noise: StepNoise | None = None) -> Prediction:
         """What the model says of one action: (N), (N, A) -> Prediction (N)."""
@@ -155,19 +161,17 @@ class WorldModel(nn.Module):
         self, latent: Latent, action: Tensor, noise: StepNoise | None, measure: bool
     ) -> Prediction:
         if noise is None:
-            noise = StepNoise(
-                *(x if x is None else x[0] for x in self.draw_noise(action.shape[0], 1))
-            )
+            noise = self.draw_noise(action.shape[0], 1).at(0)
         by_heads = measure and self.probes is None
         following, logits = self.rssm.imagine_step(latent, action, noise, all_members=by_heads)
         uncertainty = None
-        if by_heads:
+        if by_heads and logits is not None:
             # In pieces: 138 instead of 161 ms for 1020 plans.
             pieces = logits.split(cached_rows(logits[:, 0].numel(), logits.device), 1)
             uncertainty = torch.cat(
                 [self.disagreement(mixed_probs(x.float(), self.config.unimix)) for x in pieces]
             )
-        elif measure:
+        elif measure and self.probes is not None:
             uncertainty = self.probes.uncertainty(self.features(latent), bound_action(action))
         reward, cont = self.outcome(self.features(following))
         return Prediction(following, reward, cont, uncertainty)
@@ -221,9 +225,9 @@ class WorldModel(nn.Module):
         reward, alive = batch.reward.flatten(), ~batch.is_terminal.flatten()
         terms.update(self._outcome_losses(features, reward, alive))
         if self.probes is not None:
-            terms["probes"], uncertainty = self._probe_loss(
-                latent, batch, owned(self.config.probe_members)
-            )
+            owners = owned(self.config.probe_members)
+            terms["probes"], uncertainty = self._probe_loss(self.probes, latent, batch, owners)
+        assert uncertainty is not None  # either the prior heads or the probes measure it
         high = torch.nanquantile(uncertainty, 0.95)
         metrics |= {
             "train/model/uncertainty": uncertainty.nanmean(),
@@ -304,11 +308,13 @@ class WorldModel(nn.Module):
         }
         return terms, metrics, None if self.probes is not None else self.disagreement(p.detach())
 
-    def _probe_loss(self, latent: Latent, batch: Timestep, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _probe_loss(
+        self, probes: Probes, latent: Latent, batch: Timestep, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         features = self.features(latent)
         inside = ~batch.is_first[:, 1:]  # never across an episode boundary
         mask = mask[:, :, 1:] & inside
-        loss, uncertainty = self.probes.loss(
+        loss, uncertainty = probes.loss(
             rearrange(features[:, :-1], "b t f -> (b t) f"),
             rearrange(batch.prev_action[:, 1:], "b t a -> (b t) a"),
             rearrange(latent.stoch[:, 1:], "b t s c -> (b t) (s c)"),

@@ -27,6 +27,8 @@ def bound_action(action: Tensor) -> Tensor:
 class RSSM(nn.Module):
     """Shapes: deter (..., D), stoch (..., S, C), logits (..., S, C), priors (M, ..., S, C)."""
 
+    updates: Tensor
+
     def __init__(self, config: WorldConfig, action_dim: int, embed_size: int):
         super().__init__()
         c = self.config = config
@@ -60,7 +62,7 @@ class RSSM(nn.Module):
         """
         if not self.config.anneal_updates:
             return None
-        return (self.updates / self.config.anneal_updates).clamp(max=1.0)
+        return torch.clamp(self.updates / self.config.anneal_updates, max=1.0)
 
     def _sample(self, logits: Tensor, uniform: Tensor) -> Tensor:
         return sample_one_hot(logits, uniform, self.config.unimix, self.hardness)

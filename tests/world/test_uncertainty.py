@@ -99,7 +99,7 @@ def probing() -> WorldModel:
 def probe_loss(model: WorldModel, latent: Latent, first: list[int]) -> Tensor:
     batch, episode = random_batch(2, 5)
     batch.is_first[:, first] = True
-    return model._probe_loss(latent, batch, bootstrap_mask(episode, 3, 1.0))[0]
+    return model._probe_loss(model.probes, latent, batch, bootstrap_mask(episode, 3, 1.0))[0]
 
 
 def changed_last(latent: Latent) -> Latent:

@@ -46,7 +46,7 @@ def test_probes_measure_no_transition_into_a_reset() -> None:
     batch, _ = random_batch(2, 5)
     batch.is_first[1, 3] = True
     latent, _ = model.observe(batch)
-    _, found = model._probe_loss(latent, batch, torch.ones(3, 2, 5, dtype=torch.bool))
+    _, found = model._probe_loss(model.probes, latent, batch, torch.ones(3, 2, 5, dtype=torch.bool))
     assert torch.equal(found.isnan().view(2, 4), batch.is_first[:, 1:])
 
 
