@@ -180,7 +180,7 @@ def test_a_row_cut_off_halfway_is_never_sampled(tmp_path: Path) -> None:
 def test_a_killed_process_leaves_whole_rows(tmp_path: Path) -> None:
     program = """
 import sys, itertools, pathlib
-from tests.test_replay import SPEC, Replay, fill
+from tests.data.test_replay import SPEC, Replay, fill
 replay = Replay(pathlib.Path(sys.argv[1]), SPEC, capacity=200, envs=2)
 for step in itertools.count():
     fill(replay, range(step, step + 1), 2)
