@@ -52,8 +52,8 @@ class Agent(nn.Module):
 
     ``world`` may be any model with the following attributes and methods of :class:`WorldModel`:
     ``spec``, ``feature_size``, initial, filter, features, step, step_unmeasured, draw_noise,
-    autocast, fit_image_normalizers, loss, updated. ``config.world.members`` must be its number of
-    ensemble members. ``tests/behavior/test_plug_and_play.py`` has another model.
+    autocast, fit_image_normalizers, loss, count_update. ``config.world.members`` must be the number
+    of its ensemble members. ``tests/behavior/test_plug_and_play.py`` has another model.
 
     The state of an environment (``carry``) is an argument and a return value, so that any number of
     environments and evaluations share one agent.
@@ -205,7 +205,7 @@ class Agent(nn.Module):
         terms |= behavior
         self._require_finite(terms)
         self.optimizer.step()
-        self.world.updated()
+        self.world.count_update()
         self.critic.follow()
         self.uncertainty_scale.update(high_uncertainty)
         return {f"train/loss/{k}": v.detach() for k, v in terms.items()} | seen | metrics

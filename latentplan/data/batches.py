@@ -15,12 +15,12 @@ from latentplan.types import Timestep
 
 
 class BatchSampler:
-    """Samples of a replay, (B, T) rows and the numbers of their episodes.
+    """Draws batches from a replay: rows (B, T) and the numbers of their episodes (B, T).
 
     Args:
-        ahead: gather the next batch while an update runs (:meth:`prefetch`). A GPU would wait for
-            it otherwise; a CPU has no time to spare, and a run goes on bit for bit only where
-            nothing was drawn that a checkpoint does not know of.
+        ahead: gather the next batch while an update runs (:meth:`prefetch`). The default is True
+            on a GPU, which would wait for the batch otherwise. On a CPU it saves no time, and a
+            run resumes bit for bit only if every draw is in the checkpoint.
     """
 
     def __init__(
@@ -39,21 +39,24 @@ class BatchSampler:
         self._next: Future | None = None
 
     def sample(self) -> tuple[Timestep, Tensor]:
-        """The next batch, on the device."""
+        """The next batch, on the learner's device."""
         rows, episode = self._gather() if self._next is None else self._next.result()
         self._next = None
         return rows.to(self.device), episode.to(self.device, non_blocking=True)
 
     @contextmanager
     def prefetch(self) -> Iterator[None]:
-        """Around an update. Whoever leaves it may add to the replay: nothing is read any more."""
+        """Gather the next batch during an update, where ``ahead`` is set.
+
+        The replay is not read any more after the end of the context, so rows may be added then.
+        """
         if self._pool is not None:
             self._next = self._pool.submit(self._gather)
         try:
             yield
         finally:
             if self._next is not None:
-                self._next.exception()  # waits; an error is raised where the batch is taken
+                self._next.exception()  # waits; an error is raised by the next `sample`
 
     def _gather(self) -> tuple[Timestep, Tensor]:
         arrays, numbers = self.replay.sample(self.batch, self.length, self.rng)

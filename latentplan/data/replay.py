@@ -1,14 +1,15 @@
 """Replay on disk: one memory-mapped ring of rows per environment.
 
-Rows are numbered per environment from 0 for ever; row ``i`` lives in slot ``i % rows``. Two
-counters, themselves mapped from a file in the folder, say which rows are there::
+Rows are numbered per environment from 0; row ``i`` lives in slot ``i % rows``. Two
+counters, which are mapped from a file in the folder, say which rows are valid::
 
     row       0 ........ touched - rows ........ cursor ........ touched
               overwritten           | can be sampled | dropped on resume |
 
-``cursor`` is the next row to write. ``touched`` is how far the slots have been written; it runs
-ahead of ``cursor`` while a row is being written, and after a resume from a checkpoint that is older
-than the folder, when the rows after the checkpoint are dropped: what they overwrote stays lost.
+``cursor`` is the next row to write. ``touched`` is the end of the slots that were ever written. It
+is larger than ``cursor`` while a row is being written. It is also larger after a resume from a
+checkpoint that is older than the folder: the rows after the checkpoint are dropped, and the rows
+that they overwrote stay lost.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from latentplan.runtime import disk
 from latentplan.types import EnvSpec, Timestep, UserError
@@ -27,13 +29,13 @@ FORMAT = 1
 
 
 class Replay:
-    """The last ``capacity // envs`` rows of each environment. For one thread of one process.
+    """The last ``capacity // envs`` rows of each environment, for one thread of one process.
 
-    Creates ``folder`` with files of their final size, or reopens it with what it holds.
+    Creates ``folder`` with files of their final size, or reopens it with its rows.
 
     Raises:
-        UserError: the folder holds rows of another shape, is in use by another run, or the disk is
-            too small. Whatever was there before stays as it was.
+        UserError: the folder holds rows of another shape or is in use by another run, or the disk
+            is too small. The folder stays as it was.
     """
 
     def __init__(self, folder: Path, spec: EnvSpec, *, capacity: int, envs: int) -> None:
@@ -42,7 +44,7 @@ class Replay:
         self._folder = Path(folder)
         self._envs, self._rows = envs, capacity // envs
         self._fields = _fields(spec)
-        self._lock: IO[bytes] | None = None
+        self._lock: FileLock | None = None
         meta = self._folder / "replay.json"
         if meta.exists():
             self._check_meta(meta)
@@ -65,7 +67,7 @@ class Replay:
 
     @staticmethod
     def exists(folder: Path) -> bool:
-        """Whether ``folder`` would be reopened, and not created."""
+        """Whether ``folder`` holds a replay, which would be reopened."""
         return (folder / "replay.json").exists()
 
     @staticmethod
@@ -82,11 +84,11 @@ class Replay:
 
     @property
     def _first(self) -> int:
-        """The oldest row that is whole."""
+        """The oldest complete row."""
         return max(self._touched, self._cursor, self._rows) - self._rows
 
     def add(self, row: Timestep, episode: np.ndarray) -> None:
-        """Append one row ``(N, ...)`` per environment, and the number of the episode it is of.
+        """Append one row ``(N, ...)`` per environment, and the numbers of their episodes (N,).
 
         Raises:
             ValueError: a field has another shape than the replay's.
@@ -98,7 +100,7 @@ class Replay:
                 raise ValueError(
                     f"{name}: got {np.shape(values[name])} for {self._envs} x {ring.shape[2:]}"
                 )
-        # In this order a process that dies in between leaves a torn row out of both counts.
+        # In this order an incomplete row is in neither counter if the process ends in between.
         self._touched = self._counters[1] = max(self._touched, self._cursor + 1)
         for name, ring in self._rings.items():
             ring[:, slot] = values[name]
@@ -111,11 +113,14 @@ class Replay:
     def sample(
         self, batch: int, length: int, rng: np.random.Generator
     ) -> tuple[Timestep, np.ndarray]:
-        """``batch`` windows of ``length`` rows, uniform over environments and starts.
+        """Draw ``batch`` windows of ``length`` rows, uniformly over environments and starts.
 
-        A window is what one environment met in ``length`` consecutive rows, across ends of episodes
-        (``is_first`` marks them) but never across the write head. Returns rows ``(B, T, ...)``, in
-        memory of their own, and the number of each row's episode ``(B, T)`` int64.
+        A window is ``length`` consecutive rows of one environment. It may contain the end of an
+        episode (``is_first`` marks the next one), but never the write head.
+
+        Returns:
+            Copies of the rows ``(B, T, ...)``, and the number of each row's episode ``(B, T)``
+            int64.
 
         Raises:
             ValueError: there is no such window yet (:meth:`ready`).
@@ -130,38 +135,38 @@ class Replay:
         return _gather(values), episode
 
     def sample_within_episodes(self, count: int, length: int, rng: np.random.Generator) -> Timestep:
-        """Up to ``count`` windows (B, T, ...) of rows that are of one episode each; for looking."""
+        """Draw up to ``count`` windows (B, T, ...), each within one episode, for inspection."""
         rows, episode = self.sample(4 * count, length, rng)
         keep = np.flatnonzero((episode == episode[:, :1]).all(1))[:count]
         return rows.map(lambda x: x[keep])
 
     def history(self) -> Timestep:
-        """All rows ``(N, T, ...)``, oldest first, in memory of their own.
+        """Copies of all rows ``(N, T, ...)``, oldest first.
 
         Raises:
             UserError: the first rows were overwritten.
         """
         if self._first:
             raise UserError(
-                f"The replay in {self._folder} has forgotten the run's first {self._first} rows: "
-                "give such a run a larger replay.capacity."
+                f"The replay in {self._folder} no longer has the run's first {self._first} rows: "
+                "a larger replay.capacity would keep them."
             )
         rows = {name: ring[:, : self._cursor].copy() for name, ring in self._rings.items()}
         del rows["episode"]
         return _gather(rows)
 
     def clear(self) -> None:
-        """Forget all rows; for a run that starts anew in a folder that has no checkpoint."""
+        """Remove all rows; for a run that starts again in a folder without a checkpoint."""
         self._set_counters(0, 0)
 
     def state_dict(self) -> dict[str, int]:
         return {"cursor": self._cursor, "rows": self._rows, "envs": self._envs}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go back to the rows that there were when ``state`` was saved, less those overwritten.
+        """Return to the rows at the time of ``state``, without those that were overwritten since.
 
         Raises:
-            UserError: the folder holds fewer rows than the checkpoint knows of.
+            UserError: the folder holds fewer rows than at the time of the checkpoint.
         """
         if (state["rows"], state["envs"]) != (self._rows, self._envs):
             raise UserError(
@@ -178,16 +183,16 @@ class Replay:
         self._set_counters(cursor, min(self._touched, cursor + self._rows))
 
     def flush(self) -> None:
-        """Write everything to the disk itself, so that it outlives a power cut."""
+        """Write everything to the disk, so that it survives a power cut."""
         for data in self._maps.values():
             data.flush()
 
     def close(self) -> None:
-        """Flush and let other processes open the folder; the object is of no use afterwards."""
+        """Flush and unlock the folder. The object cannot be used afterwards."""
         self.flush()
         self._rings, self._flat, self._maps = {}, {}, {}
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
     def _set_counters(self, cursor: int, touched: int) -> None:
@@ -225,21 +230,21 @@ class Replay:
         return sizes
 
     def _create(self, meta: Path) -> None:
-        """Files first, their description last: a folder without it is an unfinished creation."""
+        """Create the files, then their description: a folder without one is incomplete."""
         sizes = self._file_sizes()
         disk.require_space(self._folder, sum(sizes.values()), self._envs * self._rows)
-        made: list[Path] = []
+        created: list[Path] = []
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock = disk.lock(self._folder)
             for name, size in sizes.items():
-                made.append(self._path(name))
+                created.append(self._path(name))
                 disk.allocate(self._path(name), size)
-            made.append(meta.with_suffix(".tmp"))
-            made[-1].write_text(json.dumps(self._meta(), indent=1))
-            os.replace(made[-1], meta)
+            created.append(meta.with_suffix(".tmp"))
+            created[-1].write_text(json.dumps(self._meta(), indent=1))
+            os.replace(created[-1], meta)
         except OSError as error:
-            for path in made:
+            for path in created:
                 path.unlink(missing_ok=True)
             raise UserError(
                 f"The replay of {disk.gigabytes(sum(sizes.values()))} cannot be created in "
@@ -248,7 +253,7 @@ class Replay:
 
 
 def _fields(spec: EnvSpec) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name, shape and dtype of what a row is made of."""
+    """Name, shape and dtype of the parts of a row."""
     return {
         **{f"obs.{name}": (tuple(shape), dtype) for name, (shape, dtype) in spec.obs.items()},
         "prev_action": ((spec.action_dim,), "float32"),
@@ -272,7 +277,7 @@ def _gather(values: dict[str, np.ndarray]) -> Timestep:
 
 
 def _described(meta: dict[str, Any]) -> dict[str, str]:
-    """The description of a replay as flat text, for comparing and for error messages."""
+    """The description of a replay as texts, for comparison and for error messages."""
     fields = {
         name: f"{dtype}{tuple(int(n) for n in shape)}"
         for name, (shape, dtype) in meta["fields"].items()

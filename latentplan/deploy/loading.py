@@ -11,7 +11,7 @@ import torch
 
 from latentplan.agent import Agent
 from latentplan.config.schema import Config
-from latentplan.envs.simulator import flatten_state, is_picture, to_bounds
+from latentplan.envs.simulator import flatten_state, is_image, to_bounds
 from latentplan.runs import run_folder
 from latentplan.runtime.device import pick_device
 from latentplan.runtime.torchvision_compat import resize_frames
@@ -108,7 +108,7 @@ class LoadedAgent:
         arrays = {}
         for name, (shape, dtype) in self.spec.obs.items():
             x = np.asarray(found[name]) if name in found else None
-            if x is not None and name in self.spec.images and is_picture(x.shape, x.dtype):
+            if x is not None and name in self.spec.images and is_image(x.shape, x.dtype):
                 x = resize_frames(x[None], shape[0])[0]
             got = "nothing" if x is None else f"{x.shape} {x.dtype}"
             numbers = x is not None and dtype == "float32" and x.dtype.kind in "fiub"
@@ -126,7 +126,7 @@ class LoadedAgent:
         if set(obs) <= set(self.spec.obs):
             return obs
         arrays = {k: np.asarray(x) for k, x in obs.items()}
-        images = {k: x for k, x in arrays.items() if is_picture(x.shape, x.dtype)}
+        images = {k: x for k, x in arrays.items() if is_image(x.shape, x.dtype)}
         states = {k: x for k, x in arrays.items() if k not in images}
         found = {"image": next(iter(images.values()))} if images else {}
         return {**found, "vector": flatten_state(states)} if states else found

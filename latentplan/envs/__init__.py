@@ -1,6 +1,7 @@
-"""Environments: a task's name in, rows of experience out.
+"""Environments: they turn the name of a task into rows of experience.
 
-Workers import this package, so it does not import torch, and dm_control only inside a simulator.
+Worker processes import this package. It therefore never imports torch, and imports dm_control only
+inside a simulator.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ __all__ = [
     "Renderer",
     "VectorEnv",
     "choose_renderer",
+    "make_env",
     "make_eval_env",
     "make_train_env",
     "make_vector",
@@ -32,7 +34,7 @@ _OBS = ("pixels", "state", "both")
 
 
 def needs_renderer(task: str, obs: str) -> bool:
-    """Whether `make_vector` draws with OpenGL for this task (a renderer must be chosen)."""
+    """Whether the task is drawn with OpenGL, so that a renderer must be chosen."""
     return parse_task(task)[0] == "dmc" and obs != "state"
 
 
@@ -47,13 +49,20 @@ def make_vector(
     renderer: Renderer | None = None,
     first_episodes: Sequence[int] | None = None,
 ) -> VectorEnv:
-    """Build ``num_envs`` environments of ``task`` (any spelling that `parse_task` knows).
+    """Build environments of a task.
 
-    ``obs`` is ``pixels``, ``state`` or ``both`` and decides the rows' ``image`` (uint8, size x size
-    x 3) and ``vector`` (float32). Episode k of environment i starts from a seed that depends on
-    ``(seed, mode, i, k)`` alone; ``mode`` ``train`` and ``eval`` never share one.
-    ``first_episodes`` (num_envs,) says how many episodes earlier sessions have begun. Where pixels
-    need a ``renderer`` and none is given, it is chosen here. Raises `UserError`.
+    Episode k of environment i starts from a seed that depends only on ``(seed, mode, i, k)``.
+
+    Args:
+        task: any spelling that `parse_task` knows.
+        obs: ``pixels``, ``state`` or ``both``: the rows' ``image`` (uint8, size x size x 3) and
+            ``vector`` (float32).
+        mode: ``train`` or ``eval``, which never share a seed.
+        renderer: chosen here where images need one and none is given.
+        first_episodes: (num_envs,) number of episodes that earlier sessions have begun.
+
+    Raises:
+        UserError: the task or a setting is invalid, or the task cannot be built or drawn.
     """
     suite, name = parse_task(task)
     if obs not in _OBS:
@@ -82,7 +91,7 @@ def make_vector(
 
 
 def pick_renderer(config: Config) -> Renderer | None:
-    """The renderer that the run's pictures need; None where there are no pictures."""
+    """The renderer for the images of a run; None where no images are drawn."""
     if not needs_renderer(config.task, config.obs):
         return None
     return choose_renderer(config.env.renderer, config.env.render_quality)
@@ -91,7 +100,7 @@ def pick_renderer(config: Config) -> Renderer | None:
 def make_train_env(
     config: Config, renderer: Renderer | None, first_episodes: Sequence[int] | None = None
 ) -> VectorEnv:
-    """The environments a run collects from; a resumed run says how many episodes were begun."""
+    """The environments of training; ``first_episodes`` as of :func:`make_vector`."""
     return make_vector(
         config.task,
         config.obs,
@@ -104,7 +113,7 @@ def make_train_env(
 
 
 def make_eval_env(config: Config, renderer: Renderer | None, num_envs: int, seed: int) -> VectorEnv:
-    """Environments whose episodes training never sees, whatever the seed."""
+    """Environments whose episodes never occur in training, for any seed."""
     return make_vector(
         config.task,
         config.obs,

@@ -1,7 +1,7 @@
-"""The DeepMind Control Suite as simulators, drawn at the cost that 64 x 64 pixels deserve.
+"""The tasks of the DeepMind Control Suite, as simulators.
 
-dm_control opens its display when it is imported, so it is imported by `build` alone, after the
-environment variables that name the renderer are set.
+dm_control opens its display when it is imported. Only `build` imports it, after the environment
+variables that name the renderer have been set.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from latentplan.envs import rendering
 from latentplan.envs.simulator import flatten_state, image_space, vector_space
 from latentplan.types import UserError
 
-# Models that are random themselves (lqr) are the same in every run and every worker; episodes
-# take their randomness from the seed given to `reset`.
+# A random model (lqr) is the same in every run and every worker. Episodes take their randomness
+# from the seed of `reset`.
 _MODEL_SEED = 0
 _UNLIMITED = 1e9  # dm_control writes 1e10 for an actuator without limits
 
@@ -29,14 +29,19 @@ _UNLIMITED = 1e9  # dm_control writes 1e10 for an actuator without limits
 def build(
     name: str, obs: str, image_size: int, renderer: rendering.Renderer | None
 ) -> ControlSuite:
-    """``name`` as `parse_task` gives it. ``renderer`` is needed unless ``obs`` is ``state``."""
+    """Build a task.
+
+    Args:
+        name: as `parse_task` returns it.
+        renderer: may be None only if ``obs`` is ``state``.
+    """
     if obs != "state" and renderer is None:
         raise ValueError("pixels need a renderer")
     return ControlSuite(name, obs, image_size, None if obs == "state" else renderer)
 
 
 def import_suite(renderer: rendering.Renderer | None) -> ModuleType:
-    """Import ``dm_control.suite`` for this renderer, or without any (no display is opened)."""
+    """Import ``dm_control.suite`` for a renderer; without one, no display is opened."""
     loaded = sys.modules.get("dm_control._render")
     if loaded is None:
         _import_quietly(renderer)
@@ -44,7 +49,7 @@ def import_suite(renderer: rendering.Renderer | None) -> ModuleType:
         if loaded.BACKEND not in (None, "off"):
             raise UserError(
                 f"This process already draws with {loaded.BACKEND} and cannot change to "
-                f"{renderer.backend}; use env.workers=true, or the same renderer."
+                f"{renderer.backend}: use env.workers=true, or the same renderer."
             )
         os.environ.update(rendering.environment_variables(renderer))
         importlib.reload(loaded)  # it was imported for state vectors, without a renderer
@@ -63,7 +68,7 @@ def _import_quietly(renderer: rendering.Renderer | None) -> None:
     os.environ["MUJOCO_GL"] = "disabled"
     try:
         importlib.import_module("dm_control.suite")
-    finally:  # another library of this process may still want to draw
+    finally:  # another library of this process may draw later
         del os.environ["MUJOCO_GL"]
         if before is not None:
             os.environ["MUJOCO_GL"] = before
@@ -72,8 +77,8 @@ def _import_quietly(renderer: rendering.Renderer | None) -> None:
 class ControlSuite:
     """One task of the suite; see `latentplan.envs.simulator.Simulator`.
 
-    The vector holds all entries of dm_control's observation in sorted order of their names. The
-    image is the view of camera 0 (2 for the quadruped, whose camera 0 stays behind).
+    The vector holds all entries of dm_control's observation, in the order of their names. The image
+    is the view of camera 0, or of camera 2 for the quadruped, whose camera 0 does not follow it.
     """
 
     def __init__(
@@ -87,7 +92,7 @@ class ControlSuite:
         self._quality = renderer.quality if renderer else ""
         physics = self._env.physics
         if renderer is None:
-            # quadruped_escape asks for the contexts at every reset: "there are none" suits it.
+            # quadruped_escape reads the contexts at every reset and accepts that there are none.
             physics._make_rendering_contexts = lambda: None
         else:
             rendering.tune_model(physics.model, self._quality, image_size)
@@ -105,8 +110,8 @@ class ControlSuite:
         self._state: dict[str, Any] = {}
 
     def reset(self, seed: int, episode: int) -> None:
-        # The task draws everything from this generator; a new one makes the episode independent
-        # of what came before.
+        # The task draws everything from this generator. A new one makes the episode independent of
+        # earlier ones.
         self._env.task._random = np.random.RandomState(seed)
         self._state = self._env.reset().observation
 
@@ -117,11 +122,11 @@ class ControlSuite:
         return float(step.reward), bool(terminated), bool(step.last() and not terminated)
 
     def snapshot(self) -> np.ndarray:
-        """The state of the physics, from which several futures can be tried with `restore`."""
+        """The state of the physics, to which `restore` can return."""
         return self._env.physics.get_state().copy()
 
     def restore(self, state: np.ndarray) -> None:
-        """Put the physics back; the time limit starts anew, so that no branch ends by it."""
+        """Return the physics to ``state``. The time limit starts again."""
         with self._env.physics.reset_context():
             self._env.physics.set_state(state)
         self._env._step_count, self._env._reset_next_step = 0, False
@@ -140,12 +145,12 @@ class ControlSuite:
         if self._camera is None:
             from dm_control.mujoco import engine
 
-            # One camera for good: physics.render() builds a scene for every frame.
+            # One camera is kept, because physics.render() builds a scene for every frame.
             self._camera = engine.Camera(self._env.physics, self._size, self._size, self._camera_id)
         return np.array(self._camera.render())
 
     def describe_renderer(self) -> str:
-        """What the driver calls itself (GL_RENDERER); `render` must have been called."""
+        """The driver's name (GL_RENDERER); `render` must have been called before."""
         from OpenGL import GL
 
         with self._env.physics.contexts.gl.make_current() as context:

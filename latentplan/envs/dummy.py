@@ -1,4 +1,4 @@
-"""Tasks without any library behind them: one to learn in minutes, one to count with."""
+"""Tasks that need no simulator: one that is learned in minutes, and one for tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from latentplan.envs.simulator import Simulator, image_space, vector_space
 
 
 def build(name: str, obs: str, image_size: int) -> Simulator:
-    """``name`` is ``pixels`` or ``count``."""
+    """Build the task ``pixels`` (`Blob`) or ``count`` (`Count`)."""
     return Blob(obs, image_size) if name == "pixels" else Count(obs, image_size)
 
 
@@ -25,16 +25,16 @@ def _observation_space(obs: str, image_size: int, dim: int) -> spaces.Dict:
 
 
 class Blob:
-    """A red blob, moved by the action, earns up to 1 per frame for being near the green goal.
+    """A red blob, which the action moves, earns up to 1 per frame near the green goal.
 
-    The blob starts anywhere in the square [-1, 1]^2, the goal is its center. Reward is
-    exp(-2 distance): a random policy earns about 0.25 per frame, the best one about 0.9.
-    An episode is 64 frames long (truncated). The vector is the blob's position.
+    The blob starts anywhere in the square [-1, 1]^2, and the goal is its center. The reward is
+    exp(-2 distance): a random policy earns about 0.25 per frame, the best one about 0.9. An episode
+    is truncated after 64 frames. The vector is the position of the blob.
     """
 
     FRAMES = 64
     SPEED = 0.12  # per frame at full action
-    _RADIUS = 0.4  # a blob of few pixels goes unnoticed by a world model for a long time
+    _RADIUS = 0.4  # a world model takes long to represent a blob of few pixels
 
     def __init__(self, obs: str, image_size: int) -> None:
         self.observation_space = _observation_space(obs, image_size, 2)
@@ -76,12 +76,12 @@ class Blob:
 
 
 class Count:
-    """Says which episode, frame and action each row is, for tests of alignment.
+    """Observations that name their episode, frame and action, for tests of alignment.
 
     The vector is (episode, frame, action 0, action 1), the action being the one that led here
     (zeros at a reset). The image's upper half is filled with (episode % 256, frame % 256,
-    frame // 256), its lower half with the action scaled to bytes (`action_bytes`). Each frame
-    earns its own number. Episode e lasts `frames(e)` frames; even ones terminate, odd ones are
+    frame // 256), its lower half with the action scaled to bytes (`action_bytes`). The reward of a
+    frame is its number. Episode e lasts `frames(e)` frames; even episodes terminate, odd ones are
     truncated.
     """
 

@@ -1,4 +1,4 @@
-"""Any Gymnasium environment (>= 1.1) with Box actions as a simulator, rendered or not."""
+"""Gymnasium environments (1.1 or later) with Box actions, as simulators."""
 
 from __future__ import annotations
 
@@ -14,21 +14,27 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from latentplan.envs.simulator import flatten_state, image_space, is_picture, vector_space
+from latentplan.envs.simulator import flatten_state, image_space, is_image, vector_space
 from latentplan.types import UserError
 
 
 def build(name: str, obs: str, module: str) -> GymEnvironment:
-    """``name`` is a registered id; ``module`` (a name or a .py file) is imported first."""
+    """Build the environment with the registered id ``name``.
+
+    Args:
+        obs: ``pixels``, ``state`` or ``both``.
+        module: a module name or a .py file, which is imported first; empty: none.
+    """
     if module:
         import_module(module)
     return GymEnvironment(name, obs)
 
 
 def import_module(module: str) -> None:
-    """Import the module or file that registers the reader's environments.
+    """Import the module or file that registers a user's environments.
 
-    Raises `UserError` when it is not there or fails.
+    Raises:
+        UserError: it does not exist, or its import fails.
     """
     try:
         if not module.endswith(".py"):
@@ -42,38 +48,38 @@ def import_module(module: str) -> None:
         if spec is None or spec.loader is None:
             raise ImportError(f"{path} cannot be imported")
         loaded = importlib.util.module_from_spec(spec)
-        sys.modules[name] = loaded  # classes in it look themselves up there
+        sys.modules[name] = loaded  # pickle looks up the classes of the module there
         try:
             spec.loader.exec_module(loaded)
         except BaseException:
             del sys.modules[name]
             raise
-    except Exception as error:  # the reader's code may raise anything
+    except Exception as error:  # a user's code may raise any exception
         raise UserError(
             f"env.module={module} could not be imported: {type(error).__name__}: {error}"
         ) from error
 
 
-def _is_image(space: spaces.Space) -> bool:
-    return isinstance(space, spaces.Box) and is_picture(space.shape, space.dtype)
+def _is_image_space(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Box) and is_image(space.shape, space.dtype)
 
 
 class GymEnvironment:
-    """See `latentplan.envs.simulator.Simulator`.
+    """A Gymnasium environment; see `latentplan.envs.simulator.Simulator`.
 
-    The vector holds the observation's numbers (a Dict's entries in sorted order of their names).
-    The image is the observation's own uint8 (h, w, 3) entry where it has one, else what
-    ``render()`` draws; in its own size, which is the parent process's business to change.
+    The vector holds the numbers of the observation, the entries of a Dict in the order of their
+    names. The image is the observation's own uint8 (h, w, 3) entry where there is one, else the
+    result of ``render()``. It has its own size; the parent process resizes it.
     """
 
     def __init__(self, name: str, obs: str) -> None:
         self._name = name
         self._env = self._make(None)
         entries = self._entries_of_space(self._env.observation_space)
-        images = [key for key, space in entries.items() if _is_image(space)]
+        images = [key for key, space in entries.items() if _is_image_space(space)]
         if len(images) > 1:
             raise UserError(
-                f"gym:{name} observes several pictures ({', '.join(images)}): wrap it so that one "
+                f"gym:{name} observes several images ({', '.join(images)}): wrap it so that one "
                 "is left."
             )
         self._state_keys = [key for key in entries if key not in images]
@@ -120,13 +126,13 @@ class GymEnvironment:
 
     def _make(self, render_mode: str | None) -> gymnasium.Env:
         try:
-            # Not every environment takes a render_mode; it is named only where one is wanted.
+            # Not every environment takes a render_mode, so it is passed only where it is needed.
             mode: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
             return gymnasium.make(self._name, disable_env_checker=True, **mode)
         except gymnasium.error.UnregisteredEnv as error:
             raise UserError(
-                f"Gymnasium knows no environment {self._name!r} ({error}); "
-                "one of your own needs env.module=FILE.py, which registers it."
+                f"Gymnasium has no environment {self._name!r} ({error}). "
+                "Your own environment needs env.module=FILE.py, a file that registers it."
             ) from error
         except gymnasium.error.DependencyNotInstalled as error:
             raise UserError(f"gym:{self._name} needs another package: {error}.") from error
@@ -135,15 +141,15 @@ class GymEnvironment:
         entries = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
         for key, entry in entries.items():
             if not isinstance(entry, spaces.Box):
-                what = f"entry {key!r} of its observations" if key else "its observation"
+                part = f"entry {key!r} of its observations" if key else "its observation"
                 raise UserError(
-                    f"gym:{self._name} cannot be used: {what} is a {type(entry).__name__}, "
-                    "only Box (or a Dict of them) is understood."
+                    f"gym:{self._name} cannot be used: {part} is a {type(entry).__name__}, "
+                    "and only Box (or a Dict of them) is understood."
                 )
-            if entry.dtype == np.uint8 and len(entry.shape) == 3 and not _is_image(entry):
+            if entry.dtype == np.uint8 and len(entry.shape) == 3 and not _is_image_space(entry):
                 raise UserError(
-                    f"gym:{self._name} cannot be used: a picture must be (height, width, 3), not "
-                    f"{entry.shape}; wrap it."
+                    f"gym:{self._name} cannot be used: an image must be (height, width, 3), not "
+                    f"{entry.shape}; wrap the environment."
                 )
         return entries
 
@@ -155,12 +161,12 @@ class GymEnvironment:
         if not isinstance(space, spaces.Box):
             raise UserError(
                 f"gym:{self._name} cannot be used: its actions are {type(space).__name__}, "
-                "only Box is understood."
+                "and only Box is understood."
             )
         if not space.is_bounded():
             raise UserError(
-                f"gym:{self._name} cannot be used: its actions have no bounds; wrap it in "
-                "gymnasium.wrappers.RescaleAction or give its Box finite limits."
+                f"gym:{self._name} cannot be used: its actions have no bounds. Wrap it in "
+                "gymnasium.wrappers.RescaleAction, or give its Box finite limits."
             )
         return space.low.reshape(-1).astype(float), space.high.reshape(-1).astype(float)
 
@@ -181,9 +187,9 @@ class GymEnvironment:
             frame = self._env.render()
         except gymnasium.error.DependencyNotInstalled as error:
             raise UserError(f"Drawing gym:{self._name} needs another package: {error}.") from error
-        if not isinstance(frame, np.ndarray) or not is_picture(frame.shape, frame.dtype):
+        if not isinstance(frame, np.ndarray) or not is_image(frame.shape, frame.dtype):
             raise UserError(
-                f"gym:{self._name} does not draw: render() must give a uint8 array "
+                f"gym:{self._name} does not draw: render() must return a uint8 array "
                 "(height, width, 3) in render mode rgb_array."
             )
         return frame

@@ -1,6 +1,6 @@
-"""Draw a few frames with one backend and say as JSON how it went.
+"""Draws a few frames with one backend, and prints the result as JSON.
 
-Runs in a process of its own (``python -m latentplan.envs.probe BACKEND SECONDS``), see
+It runs in a process of its own (``python -m latentplan.envs.probe BACKEND SECONDS``); see
 `latentplan.envs.rendering.probe`.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from latentplan.envs import dmc
 from latentplan.envs.rendering import DEFAULT, QUALITIES, Renderer
 
-# Per backend: (any of these libraries, the Debian package that brings the first).
+# Per backend: alternative libraries, and the Debian package that contains the first one.
 _LIBRARIES = {
     "egl": (
         (("libEGL.so.1",), "libegl1"),
@@ -26,10 +26,10 @@ _LIBRARIES = {
     "glfw": ((("libGL.so.1",), "libgl1"),),
 }
 _SOFTWARE = ("llvmpipe", "softpipe", "swrast", "software")
-_BLACK = 1.0  # grey levels; the suite's pictures are near 75
+_BLACK = 1.0  # gray level below which a frame is black; the suite's images are near 75
 _HINTS = {
-    "egl": "no EGL device can be opened; the software one needs the Debian package "
-    "libgl1-mesa-dri, and in Docker the NVIDIA one needs "
+    "egl": "no EGL device can be opened; the software device needs the Debian package "
+    "libgl1-mesa-dri, and in Docker the NVIDIA device needs "
     "NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics",
     "osmesa": "OSMesa cannot be loaded",
     "glfw": "there is no screen to open a window on",
@@ -53,7 +53,7 @@ def missing_library(backend: str, loads: Callable[[str], bool] = _loads) -> tupl
 
 
 def _time_frames(render: Callable[[], object], seconds: float) -> float:
-    """Seconds per frame, the median of as many as fit into ``seconds``."""
+    """The median of the seconds per frame, over as many frames as fit into ``seconds``."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
@@ -64,7 +64,7 @@ def _time_frames(render: Callable[[], object], seconds: float) -> float:
 
 
 def _time_default(seconds: float) -> float:
-    """As :func:`_time_frames`, of dm_control as it comes: what our qualities are held against."""
+    """:func:`_time_frames` for dm_control's own settings, for comparison."""
     from dm_control import suite
 
     physics = suite.load("cheetah", "run").physics
@@ -77,7 +77,7 @@ def _time_default(seconds: float) -> float:
 
 
 def draw(backend: str, seconds: float) -> dict[str, object]:
-    """The fields of a `Probe` of a backend that draws; raises whatever OpenGL raises."""
+    """The fields of a `Probe`, for a backend that draws. OpenGL's exceptions are not caught."""
     timings, means, description = {}, [], ""
     for quality in QUALITIES if seconds else QUALITIES[-1:]:
         simulator = dmc.build("cheetah_run", "pixels", 64, Renderer(backend, quality, True, ""))
@@ -102,10 +102,10 @@ def draw(backend: str, seconds: float) -> dict[str, object]:
 
 
 def _explain(backend: str, error: Exception) -> str:
-    """One line without OpenGL's jargon where the meaning is known."""
+    """The error in one line, in plain words where its meaning is known."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, AttributeError) and "NoneType" in text:
-        return _HINTS[backend]  # how PyOpenGL says that a library is not there
+        return _HINTS[backend]  # PyOpenGL's error for a missing library
     if isinstance(error, ImportError | RuntimeError) or "gladLoadGL" in text:
         return f"{_HINTS[backend]} ({text})"
     return f"{type(error).__name__}: {text}"
@@ -121,7 +121,7 @@ def main(backend: str, seconds: float) -> None:
     else:
         try:
             answer = draw(backend, seconds)
-        except Exception as error:  # drivers and PyOpenGL raise all kinds
+        except Exception as error:  # drivers and PyOpenGL may raise any exception
             answer = {"works": False, "reason": _explain(backend, error)}
     sys.stdout.write(json.dumps(answer) + "\n")
 

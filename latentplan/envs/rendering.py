@@ -1,7 +1,7 @@
-"""Which OpenGL backend draws here, and how well it must draw.
+"""The choice of an OpenGL backend and of the quality of images.
 
-A backend is tried in a subprocess (`latentplan.envs.probe`): loading OpenGL is a one-way street in
-a process, and a broken driver can take its process along. Nothing here imports OpenGL.
+A backend is tried in a subprocess (`latentplan.envs.probe`), because a process cannot change its
+OpenGL library later, and a broken driver can end its process. This module never imports OpenGL.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from latentplan.types import UserError
 
 BACKENDS = ("egl", "osmesa", "glfw")
 QUALITIES = ("exact", "fast")
-DEFAULT = "dm_control's own"  # how it draws when nothing is set; timed to compare, never used
-_PATIENCE = 90.0  # seconds; a cold first import of dm_control from a slow disk takes some 20
+DEFAULT = "dm_control's own"  # dm_control's settings, which are timed for comparison only
+_TIMEOUT = 90.0  # seconds; a first import of dm_control from a slow disk takes about 20
 
 
 class Renderer(NamedTuple):
-    """How environments draw; recorded with a run, because scores depend on it."""
+    """How environments draw. It is recorded with a run, because scores depend on it."""
 
     backend: str  # egl | osmesa | glfw
     quality: str  # exact | fast
     software: bool  # no GPU behind it
-    description: str  # what the driver calls itself
+    description: str  # the driver's name
 
 
 class Probe(NamedTuple):
-    """What came of drawing with one backend. ``works`` false: see ``reason``."""
+    """The result of drawing with one backend; ``reason`` says why it does not work."""
 
     backend: str
     works: bool
     reason: str = ""
-    library: str = ""  # the missing one, where that is the reason
-    package: str = ""  # and the Debian package that brings it
+    library: str = ""  # the missing library, if that is the reason
+    package: str = ""  # the Debian package that contains it
     software: bool = False
     description: str = ""
     seconds: dict[str, float] = {}  # noqa: RUF012  quality or DEFAULT -> seconds per 64 x 64 frame
 
 
 def probe(backend: str, seconds: float = 0.0) -> Probe:
-    """Draw with ``backend`` in a subprocess; time it for about ``seconds`` per quality.
+    """Draw with ``backend`` in a subprocess, and time it for about ``seconds`` per quality.
 
-    Never raises for a backend that does not work: the reason is in the result.
+    A backend that does not work raises nothing; the result has the reason.
     """
     package_root = str(Path(__file__).resolve().parents[2])
     variables = {k: v for k, v in os.environ.items() if k not in _variables(backend, True)}
@@ -57,10 +57,10 @@ def probe(backend: str, seconds: float = 0.0) -> Probe:
     command = [sys.executable, "-m", "latentplan.envs.probe", backend, str(seconds)]
     try:
         done = subprocess.run(
-            command, env=variables, capture_output=True, text=True, timeout=_PATIENCE, check=False
+            command, env=variables, capture_output=True, text=True, timeout=_TIMEOUT, check=False
         )
     except subprocess.TimeoutExpired:
-        return Probe(backend, False, f"no picture within {_PATIENCE:.0f} s")
+        return Probe(backend, False, f"no image within {_TIMEOUT:.0f} s")
     answer = _last_json(done.stdout)
     if answer is None:
         if done.returncode < 0:
@@ -78,16 +78,20 @@ def _last_json(text: str) -> dict[str, Any] | None:
 
 
 def automatic_backends() -> tuple[str, ...]:
-    """What ``auto`` tries, in order: the one that ``MUJOCO_GL`` names, else egl and osmesa."""
+    """The backends that ``auto`` tries, in order: that of ``MUJOCO_GL``, else egl and osmesa."""
     named = os.environ.get("MUJOCO_GL", "").strip().lower()
     return (named,) if named in BACKENDS else ("egl", "osmesa")  # glfw needs a screen
 
 
 def choose_renderer(backend: str = "auto", quality: str = "auto") -> Renderer:
-    """The first backend that works (egl, then osmesa; or the one that ``MUJOCO_GL`` names).
+    """Choose the first backend that works.
 
-    ``quality`` auto is ``exact`` on a GPU and ``fast`` in software. Raises `UserError` naming the
-    missing libraries and their Debian packages when nothing works.
+    Args:
+        backend: ``auto`` tries those of :func:`automatic_backends`.
+        quality: ``auto`` is ``exact`` on a GPU and ``fast`` in software.
+
+    Raises:
+        UserError: no backend works. The message names the missing libraries and their packages.
     """
     if backend not in ("auto", *BACKENDS):
         raise UserError(f"env.renderer={backend} is unknown; use auto, egl, osmesa or glfw.")
@@ -114,8 +118,8 @@ def _no_renderer(failures: list[Probe]) -> str:
     packages = sorted({failure.package for failure in failures if failure.package})
     advice = f"apt-get install {' '.join(packages)}, or " if packages else ""
     return (
-        f"No picture can be drawn on this machine ({reasons}): {advice}use obs=state; "
-        "`latentplan doctor` tells more."
+        f"No image can be drawn on this machine ({reasons}): {advice}use obs=state. "
+        "`latentplan doctor` shows details."
     )
 
 
@@ -124,23 +128,23 @@ def _variables(backend: str, software: bool) -> dict[str, str]:
     if backend != "glfw":
         variables["PYOPENGL_PLATFORM"] = backend
     if software:
-        # llvmpipe's worker threads cost more than they give at 64 x 64, and the learner wants
-        # the cores.
+        # At 64 x 64 pixels llvmpipe's worker threads make drawing slower and take cores from the
+        # learner.
         variables["LP_NUM_THREADS"] = "0"
     return variables
 
 
 def environment_variables(renderer: Renderer) -> dict[str, str]:
-    """What must be in ``os.environ`` before dm_control (or OpenGL) is imported."""
+    """The variables that ``os.environ`` needs before dm_control or OpenGL is imported."""
     return _variables(renderer.backend, renderer.software)
 
 
 def tune_model(model: Any, quality: str, image_size: int) -> None:
-    """Set a MuJoCo model's visual options, before its rendering context is made.
+    """Set the visual options of a MuJoCo model, before its rendering context is created.
 
-    ``exact`` sizes the offscreen buffer and the shadow map for this picture: dm_control's own
-    sizes are made for screens. The picture stays the same but for what lies below one pixel.
-    ``fast`` draws no shadows and takes one sample per pixel.
+    ``exact`` makes the offscreen buffer and the shadow map as large as this image needs, since
+    dm_control's sizes are those of a screen. The image differs by less than a pixel. ``fast`` draws
+    no shadows and takes one sample per pixel.
     """
     model.vis.global_.offwidth = model.vis.global_.offheight = image_size
     if quality == "fast":

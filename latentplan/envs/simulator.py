@@ -1,7 +1,7 @@
-"""What a task must offer, and the one environment that turns it into episodes of decisions.
+"""The interface of a task, and the environment that turns it into episodes of decisions.
 
-A simulator knows frames; `EpisodeEnv` knows everything that is the same for all of them: action
-scaling, action repeat, where an episode is cut, which seed it starts from.
+A simulator advances frame by frame. `EpisodeEnv` adds the parts that all tasks share: action
+scaling, action repeat, the cut of an episode, and its seed.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ class Simulator(Protocol):
     action_high: np.ndarray
 
     def reset(self, seed: int, episode: int) -> None:
-        """Begin an episode that depends on ``seed`` alone (``episode`` is its number)."""
+        """Begin an episode that depends only on ``seed``; ``episode`` is its number."""
 
     def advance(self, action: np.ndarray) -> tuple[float, bool, bool]:
         """Apply ``action`` (A,) for one frame; returns reward, terminated, truncated."""
 
     def observe(self) -> dict[str, np.ndarray]:
-        """The observation now; called once per decision, so that skipped frames are not drawn."""
+        """The present observation. It is read once per decision: skipped frames are not drawn."""
 
     def close(self) -> None: ...
 
 
 class Spaces(NamedTuple):
-    """What can be known of a simulator without running it."""
+    """The spaces of a simulator."""
 
     observation: spaces.Dict
     action_low: tuple[float, ...]
@@ -50,8 +50,8 @@ class Spaces(NamedTuple):
         return len(self.action_low)
 
 
-def is_picture(shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    """(height, width, 3) uint8: every other entry of an observation is numbers."""
+def is_image(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Whether an entry of an observation is an image: (height, width, 3) uint8."""
     return len(shape) == 3 and shape[-1] == 3 and dtype == np.uint8
 
 
@@ -64,13 +64,13 @@ def vector_space(dim: int) -> spaces.Box:
 
 
 def flatten_state(entries: dict[str, Any]) -> np.ndarray:
-    """All entries of a state, concatenated in sorted order of their names, as float32 (dim,)."""
+    """Concatenate all entries of a state, in the order of their names, to float32 (dim,)."""
     parts = [np.asarray(entries[name], np.float32).reshape(-1) for name in sorted(entries)]
     return np.concatenate(parts)
 
 
 def to_bounds(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """An action (A,) in [-1, 1], clipped, in the units of an environment's bounds (A,)."""
+    """Clip an action (A,) to [-1, 1] and scale it to an environment's bounds (A,)."""
     unit = (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1.0) / 2.0
     return low + unit * (high - low)
 
@@ -78,8 +78,8 @@ def to_bounds(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarr
 def episode_seed(seed: int, mode: str, index: int, episode: int) -> int:
     """The seed of one episode: a hash of the run's seed, the environment and the episode number.
 
-    Fits 32 bits. Training seeds are even and evaluation seeds odd, so that no evaluation episode
-    of any run is ever a training episode of any run.
+    It fits into 32 bits. Seeds of training are even and seeds of evaluation odd, so that they never
+    coincide.
     """
     entropy = (seed, MODES.index(mode), index, episode)
     hashed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0])
@@ -87,14 +87,14 @@ def episode_seed(seed: int, mode: str, index: int, episode: int) -> int:
 
 
 class EpisodeEnv(gymnasium.Env):
-    """Episodes of decisions over a `Simulator`, as Gymnasium's vector environments want them.
+    """Episodes of decisions over a `Simulator`, for Gymnasium's vector environments.
 
-    Actions are (A,) in [-1, 1], clipped and scaled to the simulator's bounds. A decision repeats
-    its action for ``repeat`` frames, sums the rewards and stops where the episode ends; ``info``
-    holds the ``frames`` that it used. An episode is cut after ``episode_frames`` (truncation).
-    The simulator is built by the first ``reset``: whatever hangs or fails in there then does so
-    inside a call that has a timeout and reports errors. ``reset`` ignores its ``seed`` argument:
-    seeds follow `episode_seed`, counting from ``first_episode``.
+    Actions are (A,) in [-1, 1]; they are clipped and scaled to the simulator's bounds. A decision
+    repeats its action for ``repeat`` frames, sums the rewards and stops at the end of the episode.
+    ``info`` holds the number of ``frames`` that it used. An episode is truncated after
+    ``episode_frames``. The first ``reset`` builds the simulator, so that a failure in it occurs
+    inside a call that has a timeout and reports errors. ``reset`` ignores its argument ``seed``:
+    seeds come from `episode_seed`, counted from ``first_episode``.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own convention)
@@ -123,13 +123,13 @@ class EpisodeEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Begin the next episode; returns its first observation and ``{"frames": 0}``."""
+        """Begin the next episode; return its first observation and ``{"frames": 0}``."""
         return self._guard(self._reset)
 
     def step(
         self, action: np.ndarray
     ) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """One decision; returns observation, summed reward, terminated, truncated, info."""
+        """Make one decision; return observation, summed reward, terminated, truncated, info."""
         return self._guard(lambda: self._step(action))
 
     def close(self) -> None:
@@ -161,28 +161,28 @@ class EpisodeEnv(gymnasium.Env):
             self._frame += 1
             truncated = not terminated and (truncated or self._frame >= self._limit)
         if not np.isfinite(total):
-            raise UserError(f"The environment gave a reward of {total}.")
+            raise UserError(f"The environment returned a reward of {total}.")
         return self._observe(), total, bool(terminated), bool(truncated), {"frames": frames}
 
     def _observe(self) -> dict[str, np.ndarray]:
-        assert self._simulator is not None  # it was built at the latest by the first reset
+        assert self._simulator is not None  # the first reset has built it
         observation = self._simulator.observe()
         for name, space in self.observation_space.spaces.items():
             x = observation[name]
-            # Gymnasium would broadcast one number to many, and a picture in [0, 1] to black.
+            # Gymnasium would broadcast one number to many, and cast an image in [0, 1] to black.
             if x.shape != space.shape or x.dtype != space.dtype:
                 raise UserError(
-                    f"The environment gave a {name} of shape {x.shape} {x.dtype} where it had "
-                    f"declared {space.shape} {space.dtype}."
+                    f"The environment returned a {name} of shape {x.shape} {x.dtype}, but declared "
+                    f"{space.shape} {space.dtype}."
                 )
         if "vector" in observation and not np.isfinite(observation["vector"]).all():
-            raise UserError("The environment gave an observation that is not finite.")
+            raise UserError("The environment returned an observation that is not finite.")
         return observation
 
     @staticmethod
     def _guard(call: Callable[[], Any]) -> Any:
-        # The seam to code that is not ours (simulators, drivers, a reader's environment): whatever
-        # it raises must reach the parent process, which may not even know the exception's class.
+        # Simulators, drivers and users' environments may raise any exception. It must reach the
+        # parent process, which may not be able to import the exception's class.
         try:
             return call()
         except UserError:

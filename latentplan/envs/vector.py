@@ -1,8 +1,8 @@
-"""Several environments stepped as one, in worker processes or in this one.
+"""Several environments that step together, in worker processes or in this process.
 
-Built on Gymnasium's vector environments (reset on the *next* step: an episode's last observation
-is an ordinary row). What they lack is added here: rows aligned as in `latentplan.types`, clear
-errors when a worker hangs or dies, processes that never outlive their owner.
+This module builds on Gymnasium's vector environments, which reset on the next step, so that the
+last observation of an episode is an ordinary row. It adds rows that are aligned as in
+`latentplan.types`, clear errors when a worker hangs or ends, and workers that end with their owner.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from latentplan.config.schema import EnvConfig
 from latentplan.envs.simulator import Spaces
-from latentplan.envs.workers import EnvMaker, Recipe, describe_apart, main_hidden
+from latentplan.envs.workers import EnvMaker, Recipe, describe_in_process, main_hidden
 from latentplan.types import EnvSpec, Timestep, UserError
 
-_CLOSE_SECONDS = 5.0  # for workers to leave by themselves
+_CLOSE_SECONDS = 5.0  # after which workers that have not ended are killed
 
 
 class VectorEnv:
     """``num_envs`` environments of one task; N = num_envs.
 
-    `step` gives ``(row, frames)``: a numpy `Timestep` (N, ...) aligned as in `latentplan.types`
-    and the frames (N,) that each decision used. A row after an episode's end begins the next
-    episode: its action is ignored, its frames are 0. Use it as a context manager, or `close` it.
-    A worker that hangs, dies or fails raises `UserError`, and all workers are gone by then.
+    `step` returns ``(row, frames)``: a numpy `Timestep` (N, ...), aligned as in `latentplan.types`,
+    and the frames (N,) that each decision used. The row after the end of an episode begins the next
+    episode: its action is ignored, and its frames are 0. Use the object as a context manager, or
+    `close` it. If a worker hangs, ends or fails, all workers are ended and `UserError` is raised.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class VectorEnv:
     ) -> None:
         self.num_envs = num_envs
         self.episodes = np.array(first_episodes or [0] * num_envs, np.int64)  # begun so far
-        self.is_last = np.zeros(num_envs, bool)  # the row just returned ended its episode
+        self.is_last = np.zeros(num_envs, bool)  # whether the last row ended its episode
         self._task, self._timeout, self._size = recipe.task, env.timeout, env.image_size
-        apart = env.workers and not recipe.task.startswith("dummy:")
-        known = describe_apart(recipe, env.timeout) if apart else recipe.describe()
+        in_process = env.workers and not recipe.task.startswith("dummy:")
+        known = describe_in_process(recipe, env.timeout) if in_process else recipe.describe()
         self.spec = _spec_of(known, env)
         makers = [
             EnvMaker(recipe, known, env, seed, mode, i, int(self.episodes[i]), os.getpid())
@@ -58,7 +58,7 @@ class VectorEnv:
         self._pending: np.ndarray | None = None
         self._async = env.workers
         if env.workers:
-            self._env: Any = self._start(makers)  # of two classes with different methods
+            self._env: Any = self._start(makers)  # Gymnasium's two classes have different methods
         else:
             self._env = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
 
@@ -70,13 +70,13 @@ class VectorEnv:
                 )
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise UserError(
-                f"A worker process of {self._task} died while it started; "
-                "was the program changed under a run?"
+                f"A worker process of {self._task} ended while it started; the program may have "
+                "been changed during the run."
             ) from error
 
     def reset(self) -> tuple[Timestep, np.ndarray]:
-        """Begin an episode everywhere; returns its rows and zero frames (N,)."""
-        with self._trouble():
+        """Begin an episode in every environment; return its rows and zero frames (N,)."""
+        with self._errors_explained():
             if self._async:
                 self._env.reset_async()
                 observation, _ = self._env.reset_wait(timeout=self._timeout)
@@ -93,10 +93,10 @@ class VectorEnv:
         ), np.zeros(self.num_envs, np.int64)
 
     def step_async(self, action: np.ndarray) -> None:
-        """Hand out actions (N, A) in [-1, 1]; the workers go on while the caller does too.
+        """Send actions (N, A) in [-1, 1] to the workers, and return before they have finished.
 
         Raises:
-            ValueError: they are not finite, or of another shape.
+            ValueError: the actions are not finite or have another shape.
         """
         action = np.asarray(action, np.float32)
         shape = (self.num_envs, self.spec.action_dim)
@@ -104,25 +104,25 @@ class VectorEnv:
             raise ValueError(f"actions must be finite and of shape {shape}, got {action!r}")
         self._pending = np.clip(action, -1.0, 1.0)
         if self._async:
-            with self._trouble():
+            with self._errors_explained():
                 self._env.step_async(self._pending)
 
     def step_wait(self) -> tuple[Timestep, np.ndarray]:
-        """The rows that the actions handed out led to, and the frames (N,) used.
+        """The rows after the actions that were sent, and the frames (N,) that were used.
 
         Raises:
-            RuntimeError: none were handed out.
+            RuntimeError: no actions were sent.
             UserError: an environment failed.
         """
         if self._pending is None:
             raise RuntimeError("step_wait without step_async")
-        with self._trouble():
+        with self._errors_explained():
             if self._async:
                 result = self._env.step_wait(timeout=self._timeout)
             else:
                 result = self._env.step(self._pending)
         observation, reward, terminated, truncated, info = result
-        first = self.is_last.copy()  # what ended with the row before begins with this one
+        first = self.is_last.copy()  # an episode begins where the last row ended one
         action, self._pending = np.where(first[:, None], np.float32(0), self._pending), None
         row = self._row(
             observation,
@@ -135,11 +135,12 @@ class VectorEnv:
         return row, np.asarray(info["frames"], np.int64)
 
     def step(self, action: np.ndarray) -> tuple[Timestep, np.ndarray]:
+        """:meth:`step_async` and :meth:`step_wait` together."""
         self.step_async(action)
         return self.step_wait()
 
     def close(self) -> None:
-        """End the workers; waits a few seconds for them, then kills."""
+        """End the workers; those that have not ended after a few seconds are killed."""
         if self._env.closed:
             return
         if not self._async:
@@ -147,7 +148,7 @@ class VectorEnv:
             return
         waiting = self._pending is not None
         try:
-            if waiting:  # a step is under way: its answer must be taken before "close" is sent
+            if waiting:  # the answer of a step must be received before "close" is sent
                 self._env.step_wait(timeout=_CLOSE_SECONDS)
             self._env.close(timeout=_CLOSE_SECONDS)
         except (multiprocessing.TimeoutError, OSError, EOFError, UserError, gymnasium.error.Error):
@@ -173,7 +174,7 @@ class VectorEnv:
         self.is_last = np.asarray(terminated | truncated, bool)
         image = observation.get("image")
         if image is not None and image.shape[1:3] != (self._size, self._size):
-            # Imported here: only foreign pictures need it, and it brings torch along.
+            # Only images of another size need this, and it imports torch.
             from latentplan.runtime.torchvision_compat import resize_frames
 
             observation = {**observation, "image": resize_frames(image, self._size)}
@@ -186,10 +187,10 @@ class VectorEnv:
         )
 
     @contextlib.contextmanager
-    def _trouble(self) -> Iterator[None]:
-        """Turn what Gymnasium raises about workers into one sentence, and end all workers."""
+    def _errors_explained(self) -> Iterator[None]:
+        """Turn Gymnasium's errors about workers into one sentence, and end all workers."""
         level = gymnasium.logger.min_level
-        # Gymnasium would show the worker's traceback too, and trip over a "%" in it.
+        # Gymnasium would also log the worker's traceback, and fail at a "%" in it.
         gymnasium.logger.min_level = gymnasium.logger.ERROR + 1
         try:
             yield
@@ -199,20 +200,20 @@ class VectorEnv:
         except multiprocessing.TimeoutError:
             self._kill()
             raise UserError(
-                f"An environment of {self._task} gave no answer for {self._timeout:g} s "
-                "(env.timeout) and was ended; if it draws, env.renderer=osmesa may help."
+                f"An environment of {self._task} did not answer for {self._timeout:g} s "
+                "(env.timeout) and was ended. If it draws images, env.renderer=osmesa may help."
             ) from None
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             codes = self._kill()
             raise UserError(
-                f"A worker process of {self._task} died (exit codes {codes}); "
-                "a negative one is a signal, -9 is usually the machine running out of memory."
+                f"A worker process of {self._task} died (exit codes {codes}). A negative code is a "
+                "signal; -9 usually means that the machine had no memory left."
             ) from error
         finally:
             gymnasium.logger.min_level = level
 
     def _kill(self) -> list[Any]:
-        """End the workers at once; returns the exit codes of those that were gone already."""
+        """End the workers at once; return the exit codes of those that had ended before."""
         if not self._async:
             self._env.close()
             return []
@@ -226,7 +227,7 @@ class VectorEnv:
         for pipe in self._env.parent_pipes:
             if pipe is not None:
                 pipe.close()
-        self._env.closed = True  # or Gymnasium would talk to the dead
+        self._env.closed = True  # so that Gymnasium sends nothing to workers that have ended
         return codes
 
 

@@ -1,4 +1,4 @@
-"""What travels to the worker processes, and how they are started without anything heavy in them."""
+"""The start of worker processes, which import neither torch nor the main module."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from latentplan.types import UserError
 
 @dataclass(frozen=True)
 class Recipe:
-    """All it takes to build a task's simulator; travels to the workers."""
+    """Everything that is needed to build a task's simulator. It is sent to the workers."""
 
     task: str
     obs: str
@@ -39,10 +39,10 @@ class Recipe:
         return dummy.build(name, self.obs, self.image_size)
 
     def describe(self) -> Spaces:
-        """Build the simulator here, to see its spaces.
+        """Build the simulator in this process, and return its spaces.
 
         Raises:
-            UserError: it cannot be built, for whatever reason.
+            UserError: it cannot be built.
         """
         try:
             with contextlib.closing(self.build()) as simulator:
@@ -52,7 +52,7 @@ class Recipe:
                 return Spaces(simulator.observation_space, low, high)
         except UserError:
             raise
-        except Exception as error:  # the seam to simulators and to readers' code, as in EpisodeEnv
+        except Exception as error:  # simulators and users' code may raise any exception
             raise UserError(
                 f"{self.task} cannot be built: {type(error).__name__}: {error}"
             ) from error
@@ -60,7 +60,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class EnvMaker:
-    """Makes one environment; called in the worker, and once by Gymnasium in the parent."""
+    """Makes one environment. Gymnasium calls it in the worker, and once in the parent."""
 
     recipe: Recipe
     known: Spaces
@@ -73,8 +73,8 @@ class EnvMaker:
 
     def __call__(self) -> EpisodeEnv:
         if os.getpid() != self.parent:
-            # Ctrl-C, timeout(1) and batch systems signal the whole process group: what that means
-            # is for the parent to decide, so the worker leaves the group.
+            # Ctrl-C, timeout(1) and batch systems signal the whole process group. The parent
+            # decides what to do, so the worker leaves the group.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             if hasattr(os, "setpgrp"):
                 os.setpgrp()
@@ -94,8 +94,8 @@ class EnvMaker:
 def main_hidden() -> Iterator[None]:
     """Spawn workers that do not import the program's main module.
 
-    They need nothing of it, it may import torch, and a script without ``if __name__ ==
-    "__main__"`` would run itself again in every worker.
+    Workers do not need it, and it may import torch. A script without ``if __name__ ==
+    "__main__"`` would also run again in every worker.
     """
     main = sys.modules["__main__"]
     hidden = {name: main.__dict__.pop(name) for name in ("__file__",) if name in main.__dict__}
@@ -115,8 +115,8 @@ def _describe_worker(recipe: Recipe, pipe: Connection) -> None:
 
 
 @functools.cache
-def describe_apart(recipe: Recipe, timeout: float) -> Spaces:
-    """`Recipe.describe` in a process of its own, so that nothing heavy is loaded here."""
+def describe_in_process(recipe: Recipe, timeout: float) -> Spaces:
+    """Run `Recipe.describe` in a new process, so that this one does not import the simulator."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_describe_worker, args=(recipe, theirs), daemon=True)
@@ -126,7 +126,7 @@ def describe_apart(recipe: Recipe, timeout: float) -> Spaces:
     try:
         if not ours.poll(timeout):
             raise UserError(f"{recipe.task} could not be built within {timeout:g} s (env.timeout).")
-        known, trouble = ours.recv()
+        known, problem = ours.recv()
     except EOFError:
         process.join()
         raise UserError(
@@ -136,6 +136,6 @@ def describe_apart(recipe: Recipe, timeout: float) -> Spaces:
         process.kill()
         process.join()
         ours.close()
-    if trouble:
-        raise UserError(trouble)
+    if problem:
+        raise UserError(problem)
     return known

@@ -1,4 +1,8 @@
-"""Convolutions that halve or double a map; what a CPU is slow at is done as a matrix product."""
+"""Convolutions that halve or double a feature map.
+
+On a CPU in bfloat16, the gradient of the filters is computed by matrix products, which take 0.5 to
+0.7 of oneDNN's time (1024 maps; AMD EPYC and Intel Xeon; docs/performance.md).
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,8 @@ from torch.nn import functional as F
 from latentplan.nn.cache import cached_rows
 
 KERNEL, STRIDE, PADDING = 4, 2, 1
-WINDOWS = 2**21  # numbers of windows copied out at a time: 4 MiB, which stay in a CPU's cache
-PIECES = 2  # that their product is made of: one over all rows is slower
+WINDOWS = 2**21  # numbers of windows that are copied at a time: 4 MiB, which stay in the cache
+PIECES = 2  # products over parts of the rows: one product over all rows is slower
 
 
 class HalvingConv(nn.Conv2d):
@@ -46,18 +50,20 @@ class DoublingConv(nn.ConvTranspose2d):
 
 
 def _by_product(x: Tensor, positions: int, channels: int) -> bool:
-    """Whether the weight's gradient is quicker as a product: on a CPU in bfloat16, where the
-    smaller map has at most twice as many positions as the larger one has channels. (Of both ways'
-    times the ratio is 0.7 to 0.9 there, and about 1 beyond.)"""
+    """Whether the filters' gradient is faster by products.
+
+    It is so on a CPU in bfloat16, where the smaller map has at most twice as many positions as the
+    larger one has channels: the time is 0.7 to 0.9 of oneDNN's there, and about 1 beyond.
+    """
     return x.device.type == "cpu" and x.dtype == torch.bfloat16 and positions <= 2 * channels
 
 
 class _Convolution(torch.autograd.Function):
-    """The same convolution, with another way to the gradient of the weight.
+    """A convolution that computes the gradient of its filters by matrix products.
 
-    In bfloat16, of 1024 maps of 4 x 4, oneDNN takes 9 to 15 ms for the gradient of 128 x 64
-    filters; windows copied out and their products take 6 (AMD EPYC; a Xeon with AMX 52 and, by one
-    product, 22).
+    For 128 x 64 filters and 1024 maps of 4 x 4 in bfloat16, oneDNN takes 9 to 15 ms for that
+    gradient, and copied windows with their products take 6 (AMD EPYC). On a Xeon with AMX it is 52
+    against 22.
     """
 
     @staticmethod
@@ -82,10 +88,14 @@ def _convolve(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
     return convolve(x, weight, stride=STRIDE, padding=PADDING)
 
 
-# An operator of its own, which a compiler leaves alone: code made for copying windows is slower.
+# It is an operator, so that a compiler does not trace it: compiled copies of windows are slower.
 @torch.library.custom_op("latentplan::halving_weight_gradient", mutates_args=())
 def weight_gradient(large: Tensor, small: Tensor) -> Tensor:
-    """(N, C, H, W) and (N, O, H / 2, W / 2), channels last -> (O, 4 * 4 * C)."""
+    """The gradient of the filters, (O, 4 * 4 * C).
+
+    Args:
+        large: (N, C, H, W), channels last. small: (N, O, H / 2, W / 2), channels last.
+    """
     large, small = (x.permute(0, 2, 3, 1) for x in (large, small))
     (_, height, width, outputs), channels = small.shape, large.shape[-1]
     size = KERNEL**2 * channels

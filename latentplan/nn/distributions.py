@@ -1,5 +1,7 @@
-"""The distributions, as functions and two small classes; ``torch.distributions`` costs too much
-in loops over imagined steps."""
+"""Distributions as functions and two small classes.
+
+``torch.distributions`` is too slow in loops over imagined steps.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +27,17 @@ def symexp(x: Tensor) -> Tensor:
 
 
 def mixed_probs(logits: Tensor, unimix: float) -> Tensor:
-    """Probabilities of ``(..., S, C)`` logits with a share ``unimix`` of the uniform mixed in."""
+    """Probabilities of ``(..., S, C)`` logits, mixed with a fraction ``unimix`` of the uniform."""
     return _mix(torch.softmax(logits, -1), unimix)
 
 
 def _mix(probs: Tensor, unimix: float) -> Tensor:
     uniform = probs.new_full((), unimix / probs.shape[-1])
-    return torch.add(uniform, probs, alpha=1 - unimix)  # one pass, not two
+    return torch.add(uniform, probs, alpha=1 - unimix)  # one pass over memory
 
 
 class _SampleStraightThrough(torch.autograd.Function):
-    """One-hot sample whose gradient is that of the probabilities (one node instead of eight)."""
+    """One-hot sample with the gradient of the probabilities, as one node of the graph."""
 
     @staticmethod
     def forward(
@@ -45,8 +47,9 @@ class _SampleStraightThrough(torch.autograd.Function):
         ctx.save_for_backward(softmax)
         ctx.unimix = unimix
         probs = _mix(softmax, unimix)
-        # One where the CDF first reaches the draw. Its last entry is not asked: rounding can leave
-        # it below a draw near one. (No index: a compiler makes loops over single numbers of those.)
+        # The sample is one where the CDF first reaches the draw. The last entry of the CDF is left
+        # out, because rounding can leave it below a draw near one. Indexing would be slower:
+        # compilers turn it into loops over single numbers.
         below = (probs.cumsum(-1)[..., :-1] < uniform.unsqueeze(-1)).to(probs.dtype)
         sample = F.pad(below, (1, 0), value=1.0) - F.pad(below, (0, 1))
         return sample if hardness is None else probs.lerp_(sample, hardness)
@@ -71,9 +74,9 @@ def sample_one_hot(
     Args:
         logits: ``(..., S, C)`` float32.
         uniform: ``(..., S)`` in [0, 1); the same draws give the same sample.
-        unimix: share of the uniform distribution.
-        hardness: () 1 gives the sample, 0 the mixed probabilities, between them their mixture;
-            None is 1.
+        unimix: fraction of the uniform distribution.
+        hardness: () 1 gives the sample, 0 the mixed probabilities, and values between them a
+            mixture of both; None is 1.
 
     Returns:
         ``(..., S, C)``, one-hot at hardness 1; its gradient is that of the mixed probabilities.
@@ -103,9 +106,12 @@ class TwoHot:
         self._log_probs: Tensor | None = None
 
     def mean(self) -> Tensor:
-        """Expected value. What all bins have in common is taken off first: symmetric bins cancel
-        there, and a uniform gives exactly zero. Summing +-4.8e8 in float32 would leave an error of
-        several units. (Pairing bins by a flip costs four times as much, compiled.)
+        """The expected value (...).
+
+        The smallest probability is subtracted from all first. It adds nothing, since the bins are
+        symmetric, and a uniform distribution then gives exactly zero. Sums of +-4.8e8 in float32
+        would have an error of several units. (Pairs of bins by a flip take four times as long,
+        compiled.)
         """
         probs = torch.softmax(self.logits, -1)
         common = probs.detach().amin(-1, keepdim=True)
@@ -113,13 +119,14 @@ class TwoHot:
 
     @property
     def log_probs(self) -> Tensor:
-        """(..., bins), made once. (``functools.cached_property`` locks, which is not compiled.)"""
+        """(..., bins), computed once. (``functools.cached_property`` takes a lock, which cannot be
+        compiled.)"""
         if self._log_probs is None:
             self._log_probs = torch.log_softmax(self.logits, -1)
         return self._log_probs
 
     def log_prob(self, target: Tensor) -> Tensor:
-        """Log likelihood of ``target (...)``, two-hot encoded; values past the ends clamp."""
+        """Log likelihood of the two-hot encoded ``target`` (...), clamped to the outermost bins."""
         target = target.clamp(self.bins[0], self.bins[-1])
         high = torch.searchsorted(self.bins, target.contiguous()).clamp(1, self.bins.shape[0] - 1)
         low = high - 1
@@ -130,7 +137,7 @@ class TwoHot:
 
 
 def symexp_bins(count: int) -> Tensor:
-    """``(count,)`` bin centers symexp(-20 .. 20); the two halves mirror each other exactly."""
+    """``(count,)`` bin centers symexp(-20 .. 20), exactly symmetric about zero."""
     positive = symexp(torch.linspace(0, 20, count // 2 + 1))
     return torch.cat([-positive[1:].flip(0), positive])
 
@@ -141,7 +148,7 @@ def symexp_bins(count: int) -> Tensor:
 class ActionDist:
     """Independent normals with a tanh mean and a bounded deviation, over actions in [-1, 1].
 
-    Samples may leave the box; whoever executes them clips (environments, the world model).
+    Samples may lie outside of [-1, 1]. Environments and the world model clip them.
 
     Args:
         raw: ``(..., 2 A)`` network output.

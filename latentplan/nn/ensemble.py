@@ -1,4 +1,4 @@
-"""Ensembles with member-stacked weights: one batched product, never a loop over members."""
+"""Ensembles with member-stacked weights: one batched product instead of a loop over members."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from latentplan.nn.layers import init_weight
 class EnsembleLinear(nn.Module):
     """M linear maps side by side: (N, inputs) or (M, N, inputs) -> (M, N, outputs).
 
-    Every member draws its own initialization, without which an ensemble is one model said M times.
+    Every member has its own random initialization; otherwise all members would stay equal.
     """
 
     def __init__(self, members: int, inputs: int, outputs: int, scale: float = 1.0):
@@ -30,14 +30,14 @@ class EnsembleLinear(nn.Module):
         return torch.baddbmm(self.bias.to(x.dtype), x, self.weight.to(x.dtype))
 
     def one(self, x: Tensor, member: int) -> Tensor:
-        """Of one member alone: (..., inputs) -> (..., outputs)."""
+        """The output of one member: (..., inputs) -> (..., outputs)."""
         return F.linear(x, self.weight[member].T, self.bias[member, 0])
 
 
 class EnsembleMLP(nn.Module):
     """M MLPs of ``layers`` hidden layers: (N, inputs) or (M, N, inputs) -> (M, N, outputs).
 
-    The norm has no learned gain: the next layer's weights can express it, member by member.
+    The norm has no learned gain, since the weights of the next layer can express it.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class EnsembleMLP(nn.Module):
         return self.layers[-1](x)
 
     def one(self, x: Tensor, member: int) -> Tensor:
-        """Of one member alone: (..., inputs) -> (..., outputs)."""
+        """The output of one member: (..., inputs) -> (..., outputs)."""
         *hidden, output = cast("list[EnsembleLinear]", list(self.layers))
         for layer in hidden:
             x = layer.one(x, member)
@@ -66,12 +66,12 @@ class EnsembleMLP(nn.Module):
         return output.one(x, member)
 
 
-def bootstrap_mask(episode: Tensor, members: int, share: float) -> Tensor:
+def bootstrap_mask(episode: Tensor, members: int, fraction: float) -> Tensor:
     """Which members learn from which episodes: (...) int64 -> (M, ...) bool.
 
-    A fixed hash of (member, episode), so that a member's data set is the same in every batch: a
-    real bootstrap, which a mask redrawn per batch is not. A member that is alone learns from all:
-    there is nobody to differ from, and nobody else to learn what it would leave out.
+    A fixed hash of (member, episode) decides, so that a member learns from the same episodes in
+    every batch. A mask that is drawn anew for each batch would be no bootstrap. A single member
+    learns from all episodes.
     """
     if members == 1:
         return torch.ones(1, *episode.shape, dtype=torch.bool, device=episode.device)
@@ -79,4 +79,4 @@ def bootstrap_mask(episode: Tensor, members: int, share: float) -> Tensor:
     x = (episode * 0x9E3779B1 + (member + 1) * 0x85EBCA77) & 0xFFFFFFFF
     for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):  # 32-bit integer avalanche
         x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
-    return (x ^ (x >> 15)) < int(share * 2**32)
+    return (x ^ (x >> 15)) < int(fraction * 2**32)

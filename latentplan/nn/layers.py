@@ -1,4 +1,4 @@
-"""Layers with one initialization: truncated normal of variance 1 / fan-in, biases zero."""
+"""Layers. Weights start as a truncated normal of variance 1 / fan-in, biases at zero."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def init_weight(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` with the house initialization; ``scale=0`` starts the output at zero."""
+    """``nn.Linear`` with the initialization of this module; ``scale=0``: it starts at zero."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True, scale: float = 1.0):
         self.scale = scale
@@ -36,7 +36,7 @@ class Linear(nn.Linear):
 
 
 class BlockLinear(nn.Module):
-    """A block-diagonal linear map: (G, N, inputs) -> (G, N, outputs), G blocks with own weights."""
+    """A block-diagonal linear map of G blocks: (G, N, inputs) -> (G, N, outputs)."""
 
     def __init__(self, blocks: int, inputs: int, outputs: int):
         super().__init__()
@@ -48,20 +48,20 @@ class BlockLinear(nn.Module):
 
 
 class RMSNorm(nn.RMSNorm):
-    """``nn.RMSNorm`` whose gain follows the input to bfloat16, without which no kernel is fused."""
+    """``nn.RMSNorm`` with its gain in the input's dtype, as the fused kernel needs it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 def make_norm(kind: str, size: int) -> nn.Module:
-    """``rms`` (published) or ``layer`` (one fused kernel on a CPU)."""
+    """A normalization layer: ``rms`` (published), or ``layer`` (one fused kernel on a CPU)."""
     kinds = {"rms": RMSNorm, "layer": nn.LayerNorm}
     return kinds[kind](size, eps=1e-4)
 
 
 class MLP(nn.Module):
-    """Hidden layers of (linear, norm, SiLU), one linear output: (..., inputs) -> (..., outputs).
+    """Hidden layers (linear, norm, SiLU) and a linear output: (..., inputs) -> (..., outputs).
 
     ``scale=0`` makes the output start at exactly zero (DreamerV3's reward and value heads).
     """
@@ -82,7 +82,7 @@ class MLP(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """Normalize every pixel over its channels: (N, C, H, W) in channels-last memory, same out."""
+    """Normalize every pixel over its channels: (N, C, H, W), channels last."""
 
     def __init__(self, kind: str, channels: int):
         super().__init__()
@@ -90,5 +90,5 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.permute(0, 2, 3, 1)
-        # As rows: of four axes inductor swaps height and width, which is slow backward.
+        # With four axes, inductor would swap height and width, which is slow in the backward pass.
         return self.norm(pixels.flatten(0, 2)).view(pixels.shape).permute(0, 3, 1, 2)

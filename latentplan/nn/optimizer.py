@@ -45,7 +45,7 @@ class LaProp(torch.optim.Optimizer):
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         states = [self.state[p] for p in params]
         raw = [p.grad for p in params if p.grad is not None]
-        # Tensors that start at zero (output layers, biases) may move by at least 1e-3 clip.
+        # A tensor that starts at zero (output layer, bias) counts as one with a norm of 1e-3.
         limits = torch._foreach_norm(params)
         torch._foreach_clamp_min_(limits, 1e-3)
         torch._foreach_mul_(limits, group["clip"])

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: its folder, checkpoints, logs and provenance."""
+"""The files of a run: its folder, checkpoints, logs and provenance."""

@@ -1,4 +1,4 @@
-"""Checkpoints: plain values and tensors in one file that is replaced whole or not at all."""
+"""Checkpoints: plain values and tensors in one file, which is replaced completely or not at all."""
 
 from __future__ import annotations
 
@@ -20,36 +20,38 @@ _PLAIN = (int, float, bool, str, bytes, type(None))
 
 
 def save(path: Path, payload: dict[str, Any]) -> None:
-    """Write ``payload`` to ``path`` such that at any moment a whole checkpoint is there.
+    """Write ``payload`` to ``path``. ``path`` never holds an incomplete checkpoint.
 
-    The payload is made of dicts, lists, tuples, numbers, strings, None and tensors: what can be
+    The payload may contain dicts, lists, tuples, numbers, strings, None and tensors. These can be
     read back without running code.
 
     Raises:
-        TypeError: something else is in the payload (it would be unreadable only when needed).
-        UserError: the disk is full or the folder cannot be written; an older checkpoint stays.
+        TypeError: the payload contains another type, which :func:`load` could not read.
+        UserError: the disk is full or the folder cannot be written. An older checkpoint stays.
     """
-    _check(payload, "payload")
+    _check_types(payload, "payload")
     path = Path(path)
     try:
         with disk.replacing(path) as file:
             torch.save({"format": FORMAT, "payload": payload}, file)
     except (OSError, RuntimeError) as error:
-        # torch's zip writer wraps the error of a failed write into a RuntimeError of its own.
+        # The zip writer of torch wraps the error of a failed write in a RuntimeError.
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
         raise UserError(
             f"The checkpoint {path} could not be written ({cause.strerror}); "
-            + ("the one before it is intact." if path.exists() else "there is none yet.")
+            + ("the previous one is intact." if path.exists() else "there is none yet.")
         ) from error
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read what :func:`save` wrote, onto the CPU, without unpickling arbitrary objects.
+    """Read a payload that :func:`save` wrote. Its tensors are on the CPU.
+
+    No arbitrary objects are unpickled, so a foreign file cannot run code.
 
     Raises:
-        UserError: there is no such file, or it is not a whole checkpoint of this program.
+        UserError: there is no such file, or it is not a complete checkpoint of this program.
     """
     path = Path(path)
     if not path.is_file():
@@ -57,20 +59,20 @@ def load(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
     except PermissionError as error:
-        raise UserError(f"The checkpoint {path} may not be read.") from error
-    # torch reports damage through whatever its parser tripped over.
+        raise UserError(f"There is no permission to read the checkpoint {path}.") from error
+    # torch raises many types of errors for a damaged file, depending on where its parser fails.
     except (
         *(OSError, RuntimeError, EOFError, pickle.UnpicklingError),
         *(LookupError, ValueError, TypeError, AttributeError, AssertionError),
     ) as error:
-        raise UserError(f"The checkpoint {path} is damaged or is no checkpoint.") from error
+        raise UserError(f"The file {path} is damaged or is not a checkpoint.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this version of latentplan.")
     return content["payload"]
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every global random generator: torch (CPU and CUDA), NumPy, Python."""
+    """The states of all global random generators: torch (CPU and CUDA), NumPy, Python."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
@@ -81,37 +83,38 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Undo everything drawn since :func:`random_state`, as far as the same devices are there."""
+    """Set the states that :func:`random_state` returned, for CUDA devices that still exist."""
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available():
-        for device, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(cuda, device)
+        for device, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(device_state, device)
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     random.setstate(state["python"])
 
 
 def generator_state(rng: np.random.Generator) -> dict[str, Any]:
-    """The state of a NumPy generator with the default bit generator, in plain integers."""
+    """The state of a NumPy generator with the default bit generator, as plain integers."""
     return dict(rng.bit_generator.state)
 
 
 def set_generator_state(rng: np.random.Generator, state: dict[str, Any]) -> None:
-    """Set the state that :func:`generator_state` read."""
+    """Set a state that :func:`generator_state` returned."""
     rng.bit_generator.state = state
 
 
-def _check(value: Any, where: str) -> None:
-    # Exact types: a NumPy scalar passes for a float but is refused on loading.
+def _check_types(value: Any, where: str) -> None:
+    """Raise a TypeError that says where ``value`` contains a type that cannot be loaded."""
+    # Exact types are compared: a NumPy scalar is a subclass of float but is refused on loading.
     if isinstance(value, Tensor) or type(value) in _PLAIN:
         return
     if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             if type(key) not in _PLAIN:
                 raise TypeError(f"{where} has a key of {type(key)}, which a checkpoint cannot hold")
-            _check(item, f"{where}[{key!r}]")
+            _check_types(item, f"{where}[{key!r}]")
     elif type(value) in (list, tuple):
         for index, item in enumerate(value):
-            _check(item, f"{where}[{index}]")
+            _check_types(item, f"{where}[{index}]")
     else:
         raise TypeError(f"{where} is a {type(value)}, which a checkpoint cannot hold")

@@ -1,4 +1,4 @@
-"""Metrics as JSON lines and TensorBoard events; videos as GIF summaries and files."""
+"""Metrics as JSON lines and TensorBoard events, and videos as GIF summaries and files."""
 
 from __future__ import annotations
 
@@ -26,52 +26,60 @@ from torch.utils.tensorboard.summary import hparams
 
 from latentplan.types import UserError
 
-MAX_GIF_FRAMES = 250  # longer videos are thinned, so that an event file stays small
-MAX_PALETTE_PIXELS = 2**18  # finding the palette is slow: about a second per million pixels
-_NOTHING: Mapping[str, float] = MappingProxyType({})
+MAX_GIF_FRAMES = 250  # frames of longer videos are skipped, so that an event file stays small
+MAX_PALETTE_PIXELS = 2**18  # computing the palette takes about a second per million pixels
+_EMPTY: Mapping[str, float] = MappingProxyType({})
 
 
 class Logger:
     """Writes ``metrics.jsonl``, TensorBoard events and ``videos/`` into ``folder``.
 
-    ``frame`` is where the run goes on: metrics of later frames, logged after the checkpoint that it
-    goes on from, are dropped from the file and hidden in TensorBoard. ``time`` in a line is wall
-    clock since the first session's start, less the time between sessions.
+    Args:
+        folder: the run folder. It is created if it does not exist.
+        frame: the environment frame at which the run continues. Rows of later frames were logged
+            after the checkpoint. They are removed from ``metrics.jsonl`` and hidden in TensorBoard.
+
+    ``time`` in a row is the wall-clock time of all sessions so far, in seconds. The time between
+    sessions does not count.
     """
 
     def __init__(self, folder: Path, *, frame: int = 0) -> None:
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / "metrics.jsonl"
-        earlier = _resume(path, frame) if path.exists() else 0.0
-        self._begin = time.monotonic() - earlier
+        logged_seconds = _drop_later_rows(path, frame) if path.exists() else 0.0
+        self._start_time = time.monotonic() - logged_seconds
         self._file = path.open("a", encoding="utf-8")
         self._writer = SummaryWriter(self._folder, purge_step=frame + 1)
-        self._sums: dict[str, list[Tensor | float]] = {}
+        self._pending: dict[str, list[Tensor | float]] = {}  # values since the last row, by name
 
     def add(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Keep scalars for the next :meth:`write`, which logs the mean of each name.
+        """Keep scalars for the next :meth:`write`, which logs the mean for each name.
 
-        Tensors are not looked at before that, so a GPU is never waited for here.
+        Tensors are not read before :meth:`write`, so this method never waits for a GPU.
         """
         for name, value in metrics.items():
-            kept = value.detach() if isinstance(value, Tensor) else float(value)
-            self._sums.setdefault(name, []).append(kept)
+            scalar = value.detach() if isinstance(value, Tensor) else float(value)
+            self._pending.setdefault(name, []).append(scalar)
 
-    def write(self, frame: int, *, now: Mapping[str, float] = _NOTHING) -> dict[str, float]:
-        """Log the means of what was added and the values of ``now`` at ``frame``; return them.
+    def write(self, frame: int, *, now: Mapping[str, float] = _EMPTY) -> dict[str, float]:
+        """Log a row at ``frame``: the means of the added scalars, and the values in ``now``.
+
+        Returns:
+            The row: ``step`` (environment frames), ``time`` (seconds), and the values by name.
 
         Raises:
-            UserError: the line cannot be written, for instance because the disk is full.
+            UserError: the row cannot be written, for example because the disk is full.
         """
-        values = {name: _mean(kept) for name, kept in self._sums.items()}
+        values = {name: _mean(scalars) for name, scalars in self._pending.items()}
         values.update((name, float(value)) for name, value in now.items())
-        self._sums.clear()
-        row = {"step": int(frame), "time": round(time.monotonic() - self._begin, 3), **values}
-        # Strict JSON has no NaN; null keeps the column and every reader.
-        safe = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        self._pending.clear()
+        seconds = round(time.monotonic() - self._start_time, 3)
+        row = {"step": int(frame), "time": seconds, **values}
+        # Strict JSON has no NaN. With null the column stays, and every JSON reader accepts it.
+        strict = {name: value if math.isfinite(value) else None for name, value in row.items()}
         try:
-            self._file.write(json.dumps(safe) + "\n")
+            self._file.write(json.dumps(strict) + "\n")
             self._file.flush()
             for name, value in values.items():
                 self._writer.add_scalar(name, value, frame)
@@ -81,10 +89,20 @@ class Logger:
         return row
 
     def video(self, tag: str, frames: np.ndarray, frame: int, fps: float = 15) -> Path:
-        """Log ``frames`` (T, H, W, 3) uint8 as a GIF, or one frame as a PNG.
+        """Log ``frames`` (T, H, W, 3) uint8 as a GIF. A single frame is logged as a PNG.
 
-        It is kept as ``videos/<tag>-<frame>.gif``, slashes of the tag becoming dashes; the path is
-        returned.
+        Args:
+            tag: the name in TensorBoard.
+            frames: the video.
+            frame: the environment frame at which the video is logged.
+            fps: frames of the video per second.
+
+        Returns:
+            The path of the file, ``videos/<tag>-<frame>.gif`` or ``.png``. Slashes in the tag
+            become dashes.
+
+        Raises:
+            UserError: the file cannot be written.
         """
         kind, encoded = (
             ("png", encode_png(frames[0])) if len(frames) == 1 else ("gif", encode_gif(frames, fps))
@@ -108,10 +126,17 @@ class Logger:
         thumbnails: Tensor | None,
         frame: int,
     ) -> None:
-        """Log N points (N, F) for TensorBoard's projector, with columns (N,) to color them by and
-        pictures (N, 3, h, w) in [0, 1]."""
+        """Log N points for TensorBoard's projector.
+
+        Args:
+            tag: the name in TensorBoard.
+            features: (N, F) the points.
+            columns: arrays (N,) by name. The projector can color the points by them.
+            thumbnails: (N, 3, h, w) in [0, 1] images shown at the points, or None.
+            frame: the environment frame at which the points are logged.
+        """
         rows = [list(map("{:.4g}".format, row)) for row in zip(*columns.values(), strict=True)]
-        # Points logged before for this frame would be kept, with a warning.
+        # If earlier points of this frame stayed, the writer would keep them and log a warning.
         shutil.rmtree(self._folder / f"{frame:05d}" / tag, ignore_errors=True)
         self._writer.add_embedding(
             features,
@@ -123,21 +148,21 @@ class Logger:
         )
 
     def layout(self, charts: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-        """The page of custom scalars: {page: {chart: tags}}."""
-        exactly = lambda tag: f"^{re.escape(tag)}$"  # noqa: E731  (TensorBoard takes patterns)
+        """Set the layout of the custom scalars tab: ``{page: {chart title: tags}}``."""
         self._writer.add_custom_scalars(
             {
                 page: {
-                    title: ["Multiline", list(map(exactly, tags))]
-                    for title, tags in of_page.items()
+                    # TensorBoard takes regular expressions. These match one tag each.
+                    title: ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
+                    for title, tags in charts_of_page.items()
                 }
-                for page, of_page in charts.items()
+                for page, charts_of_page in charts.items()
             }
         )
 
     def hyperparameters(self, values: Mapping[str, Any], metrics: Sequence[str]) -> None:
-        """What tells this run from others in the HPARAMS tab, and the scalars it is judged by."""
-        # SummaryWriter.add_hparams would open another run, without the curves.
+        """Log hyperparameters (by name) and the names of result metrics for the HPARAMS tab."""
+        # SummaryWriter.add_hparams would write a second run, without the curves.
         for summary in hparams(dict(values), dict.fromkeys(metrics, 0.0)):
             self._writer._get_file_writer().add_summary(summary)
 
@@ -146,36 +171,43 @@ class Logger:
         self._writer.add_text(tag, text, frame)
 
     def close(self) -> None:
-        """Write what is buffered; metrics added since the last :meth:`write` are left out."""
+        """Write buffered rows and close the files.
+
+        Metrics that were added after the last :meth:`write` are not logged.
+        """
         self._writer.close()
         self._file.close()
 
 
-def encode_png(picture: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 as a PNG."""
+def encode_png(image: np.ndarray) -> bytes:
+    """Encode an image (H, W, 3) uint8 as a PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def encode_gif(frames: np.ndarray, fps: float) -> bytes:
-    """``frames`` (T, H, W, 3) uint8 as an endless GIF with one palette for all frames.
+    """Encode ``frames`` (T, H, W, 3) uint8 as an endless GIF with one palette for all frames.
 
-    Above ``MAX_GIF_FRAMES`` frames it is thinned evenly and slowed down to the same duration.
+    If there are more than ``MAX_GIF_FRAMES`` frames, only every n-th is kept and is shown n times
+    as long. The duration of the video stays the same.
+
+    Raises:
+        ValueError: ``frames`` has another shape or dtype, or is empty.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"want (T, H, W, 3) uint8 frames, got {frames.dtype} {frames.shape}")
     stride = math.ceil(len(frames) / MAX_GIF_FRAMES)
     frames, fps = frames[::stride], fps / stride
     count, height, width, _ = frames.shape
-    fewer = frames[:: math.ceil(frames[..., 0].size / MAX_PALETTE_PIXELS)]
-    palette = _tall(fewer).quantize(255, Image.Quantize.MEDIANCUT)
-    # The free entry of 256 marks pixels that did not change. No dithering: its noise differs from
-    # frame to frame and cannot be compressed.
-    indexed = _tall(frames).quantize(palette=palette, dither=Image.Dither.NONE)
+    sample = frames[:: math.ceil(frames[..., 0].size / MAX_PALETTE_PIXELS)]
+    palette = _stack_vertically(sample).quantize(255, Image.Quantize.MEDIANCUT)
+    # The 256th entry of the palette marks pixels that did not change. Dithering is off because its
+    # noise differs from frame to frame, so that it cannot be compressed.
+    indexed = _stack_vertically(frames).quantize(palette=palette, dither=Image.Dither.NONE)
     images = [indexed.crop((0, t * height, width, (t + 1) * height)) for t in range(count)]
     buffer = io.BytesIO()
-    # Viewers slow anything below 20 ms per frame down to 100.
+    # Viewers show frames of less than 20 ms for 100 ms.
     duration = max(20, round(100 / fps) * 10)
     images[0].save(
         buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0
@@ -184,12 +216,15 @@ def encode_gif(frames: np.ndarray, fps: float) -> bytes:
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float) -> Path:
-    """Write ``frames`` (T, H, W, 3) uint8 as mp4, or as GIF where there is no ffmpeg.
+    """Write ``frames`` (T, H, W, 3) uint8 as an mp4 file, or as a GIF if ffmpeg is missing or fails.
 
-    Returns the path written, whose suffix tells which. A ``path`` that ends in ``.gif`` is a GIF.
+    If ``path`` ends in ``.gif``, a GIF is written.
+
+    Returns:
+        The path that was written, with the suffix ``.mp4`` or ``.gif``.
 
     Raises:
-        UserError: neither can be written there.
+        UserError: neither file can be written there.
     """
     path = Path(path)
     if path.suffix != ".gif" and importlib.util.find_spec("imageio_ffmpeg"):
@@ -202,24 +237,25 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> Path:
 
 
 def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> bool:
+    """Write an mp4 file with ffmpeg. Returns False, and leaves ``path`` as it was, if that fails."""
     import imageio_ffmpeg  # optional, and slow to import
 
-    # The codec halves the color's resolution, so both sides must be even.
-    odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
-    frames = np.ascontiguousarray(np.pad(frames, odd, mode="edge"))
+    # The codec halves the resolution of colors, so height and width must be even.
+    padding = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
+    frames = np.ascontiguousarray(np.pad(frames, padding, mode="edge"))
     temporary = path.with_name(f".{path.stem}-new.mp4")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         size = (frames.shape[2], frames.shape[1])
         writer = imageio_ffmpeg.write_frames(str(temporary), size, fps=fps, macro_block_size=2)
         writer.send(None)
-        for picture in frames:
-            writer.send(picture)
+        for image in frames:
+            writer.send(image)
         writer.close()
-        if not temporary.stat().st_size:  # close() does not say that ffmpeg failed
+        if not temporary.stat().st_size:  # close() raises no error if ffmpeg failed
             raise OSError("ffmpeg wrote nothing")
         os.replace(temporary, path)
-    # No ffmpeg binary for this platform, or one that fails, even to list its encoders.
+    # There is no ffmpeg binary for this platform, or it fails. It may fail to list its encoders.
     except (OSError, RuntimeError, IndexError):
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -227,8 +263,8 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> bool:
     return True
 
 
-def _tall(frames: np.ndarray) -> Image.Image:
-    """All frames below one another, (T * H, W): one call of Pillow treats them alike."""
+def _stack_vertically(frames: np.ndarray) -> Image.Image:
+    """One image (T * H, W) of all frames, so that a single call of Pillow quantizes all frames."""
     return Image.fromarray(np.ascontiguousarray(frames).reshape(-1, *frames.shape[2:]))
 
 
@@ -240,17 +276,19 @@ def _write_bytes(path: Path, content: bytes) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 
 
-def _mean(kept: list[Tensor | float]) -> float:
-    tensors = [value for value in kept if isinstance(value, Tensor)]
-    if len(tensors) == len(kept):  # on a GPU one transfer, and not one per value
+def _mean(scalars: list[Tensor | float]) -> float:
+    tensors = [value for value in scalars if isinstance(value, Tensor)]
+    if len(tensors) == len(scalars):  # needs one transfer from the GPU instead of one per value
         return float(torch.stack(tensors).float().mean())
-    return sum(float(value) for value in kept) / len(kept)
+    return sum(float(value) for value in scalars) / len(scalars)
 
 
-def _resume(path: Path, frame: int) -> float:
-    """Drop lines after ``frame`` and a torn last line; return the seconds that were logged.
+def _drop_later_rows(path: Path, frame: int) -> float:
+    """Remove the rows after ``frame``, and incomplete lines, from a ``metrics.jsonl`` file.
 
-    The dropped lines' time counts, since it was spent; unless no line is left, which is a new run.
+    Returns:
+        The seconds that the run has taken, including those of the removed rows. If no row is left,
+        the run is new and the result is 0.
     """
     seconds = 0.0
     kept: list[str] = []
@@ -265,9 +303,10 @@ def _resume(path: Path, frame: int) -> float:
 
 
 def _rows(path: Path) -> Iterable[tuple[dict[str, Any], str]]:
+    """The complete rows of a ``metrics.jsonl`` file, each as values and as a line of text."""
     with path.open(encoding="utf-8") as file:
         for line in file:
             try:
                 yield json.loads(line), line.rstrip("\n") + "\n"
-            except ValueError:  # cut short by a crash
+            except ValueError:  # a crash left an incomplete line
                 continue

@@ -1,4 +1,4 @@
-"""Where results come from: versions, commit, machine and renderer of a session."""
+"""The origin of results: versions, commit, machine and renderer of a session."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ PACKAGES = ("torch", "torchvision", "mujoco", "dm_control", "gymnasium", "numpy"
 
 
 def describe(spec: EnvSpec, renderer: Renderer | None, bfloat16: bool) -> dict[str, Any]:
-    """What a reader of the results must know besides the configuration.
+    """The description of a session that ``run.json`` records besides the configuration.
 
     Args:
-        bfloat16: whether the agent's large products are rounded to it.
+        spec: observations and actions of the environment.
+        renderer: the renderer of this session, or None if no images are drawn.
+        bfloat16: whether the agent computes large products in bfloat16.
     """
     return {
         "latentplan": __version__,
@@ -30,9 +32,9 @@ def describe(spec: EnvSpec, renderer: Renderer | None, bfloat16: bool) -> dict[s
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "machine": {"cores": os.cpu_count(), "processor": processor(), "cuda": _cuda()},
-        "precision": "bfloat16" if bfloat16 else "float32",  # of products; auto asks the hardware
+        # The choices of this session, which the configuration may leave open with "auto".
+        "precision": "bfloat16" if bfloat16 else "float32",
         "renderer": renderer.description if renderer else "none",
-        # What was chosen for this session, not what was asked for: pictures depend on it.
         "render_backend": renderer.backend if renderer else None,
         "render_quality": renderer.quality if renderer else None,
         "spec": spec.to_dict(),
@@ -40,13 +42,13 @@ def describe(spec: EnvSpec, renderer: Renderer | None, bfloat16: bool) -> dict[s
 
 
 def _cuda() -> str | None:
-    import torch  # the doctor asks for versions where it may be missing
+    import torch  # `latentplan doctor` imports this module where torch may be missing
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def processor() -> str:
-    """The model of the CPU, or its architecture where the system does not tell."""
+    """The model of the CPU, or its architecture if the system does not name the model."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -56,7 +58,7 @@ def processor() -> str:
 
 
 def version(package: str) -> str | None:
-    """Of an installed package, else None."""
+    """The version of an installed package; None if the package is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -64,19 +66,28 @@ def version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of the code, with ``+`` when files differ from it. Outside a checkout of its own
-    that of ``LATENTPLAN_COMMIT``, which a Docker image sets, or None."""
+    """The commit of the code, followed by ``+`` if files differ from it.
+
+    Outside a git checkout of this project, the environment variable ``LATENTPLAN_COMMIT`` gives the
+    commit. The Docker image sets it. The result is None if the commit is unknown.
+    """
     folder = Path(__file__).resolve().parents[1]
     if not (folder.parent / ".git").exists():
         return os.environ.get("LATENTPLAN_COMMIT") or None
     try:
-        run = lambda *args: subprocess.run(  # noqa: E731
-            ["git", "-C", str(folder), *args],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
-        return run("rev-parse", "--short", "HEAD") + ("+" if run("status", "--porcelain") else "")
+        changed = _git(folder, "status", "--porcelain")
+        return _git(folder, "rev-parse", "--short", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """The output of a git command in ``folder``.
+
+    Raises:
+        OSError: git is not installed.
+        subprocess.SubprocessError: the command fails or takes more than 10 seconds.
+    """
+    command = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

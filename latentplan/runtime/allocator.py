@@ -12,7 +12,11 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # <malloc.h>
 
 
 def configure_malloc() -> bool:
-    """Set glibc's allocator for this process; whether there was one to set."""
+    """Configure glibc's allocator for this process.
+
+    Returns:
+        Whether the process uses glibc and the settings were accepted.
+    """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # another C library or system

@@ -1,4 +1,4 @@
-"""When things are due, how many updates are owed, where the time goes, what memory is held."""
+"""Schedules, the train ratio, the split of wall-clock time, and the use of memory and disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GIB = 2.0**30
 
 
 class Every:
-    """True at most once per ``interval`` of whatever ``now`` counts (frames, seconds).
+    """True at most once per ``interval``, in the unit of ``now`` (frames or seconds).
 
     Due times lie on a fixed grid, ``first + k * interval``, so a late call does not shift the next
     ones and a long gap is answered once. ``first`` is ``interval`` unless given; with ``first=0``
@@ -43,13 +43,13 @@ class Every:
         return {"due": self._due, "interval": self._interval}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on where ``state`` was; another interval than it had counts from now on."""
+        """Continue the schedule of ``state``, unless its interval was another one."""
         if state.get("interval", self._interval) == self._interval:
             self._due = state["due"]
 
 
 class Ratio:
-    """How many updates are due, when each decision is to be replayed ``rows_per_decision`` times.
+    """The number of updates that are due, if each decision is replayed ``rows_per_decision`` times.
 
     An update replays ``rows_per_update`` rows (batch * length), so one decision earns
     ``rows_per_decision / rows_per_update`` updates; fractions accumulate. The first call of a run
@@ -63,9 +63,9 @@ class Ratio:
             raise ValueError("rows_per_update must be positive, rows_per_decision not negative")
         self._rows_per_decision = rows_per_decision
         self._rows_per_update = rows_per_update
-        self._rows = 0.0  # owed, in rows: sums of whole numbers stay exact
+        self._rows = 0.0  # due updates, in rows: sums of whole numbers stay exact
         self._previous: int | None = None
-        self._widest = 0  # decisions between two calls, at most
+        self._widest = 0  # largest number of decisions between two calls
         self._resumed = False
 
     def __call__(self, decisions: int) -> int:
@@ -90,7 +90,7 @@ class Ratio:
         self._rows = state["rows"]
         self._previous = state["previous"]
         self._widest = state["widest"]
-        # A run that never got to its second call knows no ordinary step yet.
+        # Before its second call a run has no ordinary step to compare with.
         self._resumed = self._widest > 0
 
 
@@ -133,24 +133,24 @@ def memory() -> dict[str, float]:
     for member in (process, *process.children(recursive=True)):
         try:
             info = member.memory_info()
-        except psutil.Error:  # it ended meanwhile, or is a zombie
+        except psutil.Error:  # the process has ended
             continue
         pages = min(getattr(info, "shared", 0), info.rss)  # Linux only
         resident += info.rss - pages
         shared += pages
     result = {"memory/rss_gib": resident / GIB, "memory/shared_gib": shared / GIB}
-    torch = sys.modules.get("torch")  # never imported for this alone: it costs seconds
+    torch = sys.modules.get("torch")  # not imported for this alone, which takes seconds
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         result["memory/cuda_gib"] = torch.cuda.max_memory_allocated() / GIB
     return result
 
 
 def disk(folder: Path) -> dict[str, float]:
-    """What the files of a folder take on disk, in GiB; holes in them take nothing."""
+    """Disk space of the files in a folder, in GiB. Holes in a file count as nothing."""
     total = 0
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_blocks * 512
-        except FileNotFoundError:  # replaced meanwhile
+        except FileNotFoundError:  # the file has been replaced
             continue
     return {"memory/disk_gib": total / GIB}

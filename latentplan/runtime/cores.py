@@ -1,4 +1,4 @@
-"""Whether other programs use this machine's cores. Imports no torch: it must come before."""
+"""Whether other programs use the cores. Torch is imported after this, so it is not used here."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ log = logging.getLogger("latentplan")
 
 
 def in_use() -> float:
-    """Cores that were busy, averaged over the last minute."""
+    """The number of busy cores, averaged over the last minute."""
     return psutil.getloadavg()[0]
 
 
 def limit_threads_to_idle_cores() -> None:
-    """Let torch, imported after this, take the idle cores alone.
+    """Let torch, which is imported later, use only the idle cores.
 
-    Threads that wait for each other on cores that others use, say a run in the background, cost
-    more than they give. Somebody's own OMP_NUM_THREADS stays.
+    Threads that share cores with other programs, such as a run in the background, wait for each
+    other and make torch slower. A value of OMP_NUM_THREADS that the user has set stays.
     """
     idle = max(1, (os.cpu_count() or 1) - round(in_use()))
     os.environ.setdefault("OMP_NUM_THREADS", str(idle))
 
 
 def warn_if_busy(threads: int) -> None:
-    """Tell somebody who is about to train with so many threads that the cores are taken."""
+    """Log a warning if training with so many threads would share cores with other programs."""
     cores, busy = os.cpu_count() or 1, in_use()
     if threads > 1 and threads + busy > cores + 0.5:
         log.warning(

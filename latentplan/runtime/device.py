@@ -1,4 +1,4 @@
-"""What torch can use of this machine. Torch is imported only where the answer depends on it."""
+"""The devices that torch can use. Torch is imported only inside the functions that need it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ log = logging.getLogger("latentplan")
 
 @functools.cache
 def has_cuda() -> bool:
-    """Whether there is a CUDA GPU, and the first one is not too old for this build of torch: such a
-    one is named in a warning. Nothing runs on it: whoever asks may have no use for it."""
+    """Whether there is a CUDA GPU that this build of torch supports.
+
+    A first GPU that is too old is named in a warning. Nothing is run on the GPU.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -27,29 +29,31 @@ def has_cuda() -> bool:
     if any(_runs_on(arch, capability) for arch in torch.cuda.get_arch_list()):
         return True
     log.warning(
-        "%s is not used: torch %s has nothing for its compute capability %d.%d",
+        "%s is not used: torch %s does not support its compute capability %d.%d",
         *(torch.cuda.get_device_name(0), torch.__version__, *capability),
     )
     return False
 
 
 def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
-    """Whether what was compiled for ``arch`` runs there: ``sm_86`` on later GPUs of its generation,
-    ``compute_90`` on all later ones."""
-    found = re.fullmatch(r"(sm|compute)_(\d+)[a-z]?", arch)
-    if found is None:  # no CUDA: what ROCm calls its GPUs
+    """Whether code that was compiled for ``arch`` runs on a GPU of this compute capability.
+
+    ``sm_86`` runs on later GPUs of its generation, ``compute_90`` on all later GPUs.
+    """
+    parts = re.fullmatch(r"(sm|compute)_(\d+)[a-z]?", arch)
+    if parts is None:  # a name of ROCm
         return True
-    major, minor = divmod(int(found[2]), 10)
-    if found[1] == "compute":
+    major, minor = divmod(int(parts[2]), 10)
+    if parts[1] == "compute":
         return (major, minor) <= capability
     return major == capability[0] and minor <= capability[1]
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` takes CUDA where there is any.
+    """The torch device of this name; ``auto`` is CUDA where there is a GPU, else the CPU.
 
     Raises:
-        UserError: the device does not exist here.
+        UserError: there is no such device, or torch cannot use it.
     """
     import torch
 
@@ -57,7 +61,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if has_cuda() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).add_(1)  # with a kernel, which torch may not have for it
+        torch.zeros(1, device=device).add_(1)  # runs a kernel, which torch may lack
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(

@@ -1,4 +1,4 @@
-"""What the disk has to give: space, files that are really there, and one owner of a folder."""
+"""Disk space, files that are written whole, and the lock of a folder."""
 
 from __future__ import annotations
 
@@ -10,26 +10,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from latentplan.types import UserError
+from filelock import FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: two runs in one folder go unnoticed there
-    fcntl = None
+from latentplan.types import UserError
 
 HEADROOM = 2**28  # bytes left free on the disk, for checkpoints and logs
 
 
 def gigabytes(size: int) -> str:
-    """A number of bytes for people: ``6.2 GB``."""
+    """A number of bytes as text, such as ``6.2 GB``."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def require_space(folder: Path, size: int, rows: int) -> None:
-    """For a replay of ``rows`` rows and ``size`` bytes.
+    """Check that the disk has room for a replay of ``rows`` rows and ``size`` bytes.
 
     Raises:
-        UserError: there is less; the message says how many rows would fit.
+        UserError: there is too little space. The message says how many rows would fit.
     """
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(parent).free - HEADROOM
@@ -43,10 +40,10 @@ def require_space(folder: Path, size: int, rows: int) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """For a file that is written after long work; its folder is made.
+    """Check, before long work, that a file can be written at ``path``; create its folder.
 
     Raises:
-        UserError: it is a folder, or no file can be made there.
+        UserError: ``path`` is a folder, or no file can be created there.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file.")
@@ -58,8 +55,11 @@ def require_writable(path: Path) -> None:
 
 
 def allocate(path: Path, size: int) -> None:
-    """A file of ``size`` zero bytes, its blocks reserved: a mapped file that meets a full disk on
-    a later write kills the process without a word."""
+    """Create a file of ``size`` zero bytes and reserve its blocks.
+
+    If the disk were full at a later write into the mapped file, the system would end the process
+    without a message.
+    """
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
@@ -69,12 +69,12 @@ def allocate(path: Path, size: int) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which takes the place of ``path`` whole or not at all.
+    """Open a file that replaces ``path`` when it is complete, and only then.
 
-    Also after a power cut: the content is on the disk before the name is.
+    This also holds after a power cut, because the content is on the disk before the name is.
 
     Raises:
-        OSError: it cannot be written; what was there before stays.
+        OSError: the file cannot be written. The former file stays.
     """
     # In the same folder, since a rename is atomic only within one file system.
     temporary = path.with_name(path.name + ".tmp")
@@ -92,7 +92,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename itself outlive a power cut."""
+    """Write a rename to the disk, so that it survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -100,19 +100,19 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def lock(folder: Path) -> IO[bytes]:
-    """Held until closed, and by the system let go when the process ends, however it ends.
+def lock(folder: Path) -> FileLock:
+    """Lock a folder for this process; release the result to unlock it.
+
+    The system releases the lock when the process ends in any way.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds the lock.
     """
-    file = (folder / "lock").open("ab")
+    file = FileLock(folder / "lock")
     try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
+        file.acquire(blocking=False)
+    except Timeout as error:
         raise UserError(f"Another process is training with the replay in {folder}.") from error
-    except OSError:  # a file system without locks: better to train unguarded than not at all
-        return file
+    except (OSError, NotImplementedError):
+        pass  # on a file system without locks, training goes on without protection
     return file

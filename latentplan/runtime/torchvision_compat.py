@@ -1,11 +1,11 @@
-"""torchvision's Python parts, importable beside any torch; import torchvision only through here.
+"""Imports torchvision beside any build of torch. Other modules import torchvision from here.
 
 The published torchvision wheel carries a compiled extension that is linked against CUDA. Beside a
-CPU-only torch that extension cannot load, torchvision swallows the failure, and its import then
-dies with ``operator torchvision::nms does not exist``: it attaches shape functions to two
+CPU-only torch that extension cannot be loaded. torchvision ignores the failure, and its import then
+fails with ``operator torchvision::nms does not exist``: it attaches shape functions to two
 operators that only the extension would have declared. Nothing used here needs the extension, so
 where it cannot load, the two operator schemas are declared before torchvision is imported.
-Calling these operators still fails, as it should. Where the extension loads, nothing is touched.
+Calling these operators still fails. Where the extension loads, nothing is changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def _extension_loads() -> bool:
-    """Whether torchvision's compiled extension works here; loads it where it does.
+    """Whether torchvision's compiled extension can be loaded; it is loaded if it can.
 
     Raises ImportError when torchvision is not installed. Finding a package does not import it,
     and loading a library a second time (torchvision will) does nothing.
@@ -39,13 +39,13 @@ def _extension_loads() -> bool:
         return False
     try:
         torch.ops.load_library(extension.origin)
-    except OSError:  # what the dynamic linker's refusal becomes
+    except OSError:  # the dynamic linker refused it
         return False
     return True
 
 
 def _declare_missing_operators() -> torch.library.Library | None:
-    """Declare the operators that torchvision's import takes for granted, where they are missing.
+    """Declare the operators that the import of torchvision needs, where they are missing.
 
     Returns the library that owns the declarations (they vanish with it), or None when the
     extension has declared them itself.
@@ -70,15 +70,15 @@ __all__ = ["make_grid", "resize_frames", "v2"]
 def resize_frames(frames: np.ndarray, size: int) -> np.ndarray:
     """Resize frames of any shape to squares, with antialiasing.
 
-    Without it a shrunken picture drops thin objects (poles, balls) from some frames and not
-    from others. The aspect ratio is not kept: every pixel of the source stays visible.
+    Without antialiasing, thin objects (poles, balls) would vanish from some frames and not from
+    others. The aspect ratio is not kept, so that every pixel of the source stays visible.
 
     Args:
         frames: (N, height, width, 3) uint8.
         size: pixels per side of the result.
 
     Returns:
-        (N, size, size, 3) uint8, contiguous; the input itself where it already fits.
+        (N, size, size, 3) uint8, contiguous; the input itself where it has that size already.
 
     Raises:
         ValueError: frames are not (N, height, width, 3) uint8, or size is not positive.
@@ -92,6 +92,6 @@ def resize_frames(frames: np.ndarray, size: int) -> np.ndarray:
     if frames.shape[1:3] == (size, size):
         return frames
     owned = np.array(frames, order="C")  # torch refuses read-only and mirrored memory
-    pictures = torch.from_numpy(owned).permute(0, 3, 1, 2)  # (N, 3, h, w)
-    resized = v2.functional.resize(pictures, [size, size], antialias=True)
+    images = torch.from_numpy(owned).permute(0, 3, 1, 2)  # (N, 3, h, w)
+    resized = v2.functional.resize(images, [size, size], antialias=True)
     return np.ascontiguousarray(resized.permute(0, 2, 3, 1).numpy())

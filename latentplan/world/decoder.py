@@ -1,4 +1,4 @@
-"""Latent features to reconstructions, the mirror of the encoder."""
+"""The decoder: latent features to reconstructions, as the mirror of the encoder."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from latentplan.world.image_normalizer import PATCH
 
 
 class ConvDecoder(nn.Module):
-    """(N, F) -> a picture, cut and normalized as the encoder's: (N, h, w, C).
+    """Features (N, F) -> normalized patches of an image (N, h, w, C).
 
-    ``strided``: transposed convolutions. ``patch``: the last two doublings are one 3x3 convolution
-    to patches of 4 x 4 pixels, a third of the work at full size.
+    ``strided`` uses transposed convolutions. With ``patch``, one 3 x 3 convolution to patches of
+    4 x 4 pixels replaces the last two doublings, for a third of the work at full size.
     """
 
     def __init__(self, features: int, shape: tuple[int, ...], config: WorldConfig):
@@ -32,7 +32,7 @@ class ConvDecoder(nn.Module):
         self.input_norm = ChannelNorm(norm, wide)
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         while wide > config.depth * max(1, patch // 2):
-            # Before a norm a bias is worth little, and its gradient costs as much as the weight's.
+            # There is no bias: before a norm it has little effect, and its gradient is expensive.
             conv = DoublingConv(wide, wide // 2)
             init_weight(conv.weight, wide * 4)  # 4 of the 16 taps meet each output pixel
             wide //= 2
@@ -61,8 +61,10 @@ class ConvDecoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(N, F) -> {name: (N, ...)}: images cut and normalized, in the precision of the convolutions,
-    and vectors in symlog units."""
+    """Features (N, F) -> {name: (N, ...)}.
+
+    Images are normalized patches in the precision of the convolutions, vectors in symlog units.
+    """
 
     def __init__(self, spec: EnvSpec, features: int, config: WorldConfig):
         super().__init__()

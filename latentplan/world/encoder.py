@@ -1,4 +1,4 @@
-"""Observations to embeddings: a strided convolution stack for pixels, an MLP for vectors."""
+"""The encoder: convolutions for images, and an MLP for vectors."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from latentplan.nn.layers import MLP, ChannelNorm, init_weight
 from latentplan.types import EnvSpec, UserError
 from latentplan.world.image_normalizer import PATCH
 
-LEVELS = 4  # halvings between the picture and the smallest feature map
+LEVELS = 4  # halvings between the image and the smallest feature map
 
 
 class ConvEncoder(nn.Module):
-    """A picture, cut and normalized (``pictures.py``), (N, h, w, C) -> (N, X): channels double from
-    ``depth`` at half of its size to 8 ``depth`` at a sixteenth.
+    """Normalized patches of an image (N, h, w, C) -> (N, X).
 
-    ``strided``: four 4x4 convolutions of stride 2. ``patch``: the first two halvings are a product
-    with patches of 4 x 4, which skips the widest feature map and with it half of the time.
+    Channels double from ``depth`` at half of the image's size to 8 ``depth`` at a sixteenth.
+    ``strided`` uses four 4 x 4 convolutions of stride 2. With ``patch``, a product with patches of
+    4 x 4 replaces the first two halvings, which skips the widest feature map and half of the time.
     """
 
     def __init__(self, shape: tuple[int, ...], config: WorldConfig):
@@ -30,7 +30,7 @@ class ConvEncoder(nn.Module):
         height, width, channels = shape
         if height % 2**LEVELS or width % 2**LEVELS:
             raise UserError(
-                f"A picture of {height} x {width} cannot be halved {LEVELS} times: "
+                f"An image of {height} x {width} cannot be halved {LEVELS} times: "
                 f"choose env.image_size divisible by {2**LEVELS}."
             )
         scale = PATCH[config.coder]
@@ -45,7 +45,7 @@ class ConvEncoder(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _add(self, conv: nn.Conv2d, norm: str) -> int:
-        """Initialize and append; how many channels it gives."""
+        """Initialize and append a convolution and its norm; return the number of its channels."""
         init_weight(conv.weight, conv.weight[0].numel())
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)
@@ -54,7 +54,7 @@ class ConvEncoder(nn.Module):
         return conv.out_channels
 
     def forward(self, image: Tensor) -> Tensor:
-        # Swapping the axes of an NHWC picture *is* channels-last memory: no copy.
+        # An NHWC image with swapped axes has the channels-last layout, so nothing is copied.
         x = rearrange(image, "n h w c -> n c h w")
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.silu(norm(conv(x)))
@@ -62,7 +62,7 @@ class ConvEncoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """All observations of a row to one embedding: {name: (..., shape)} -> (..., X) float32.
+    """All observations of a row -> one embedding: {name: (..., shape)} -> (..., X) float32.
 
     Images come as normalized patches (:class:`ImageNormalizer`). Vectors are squashed by symlog
     first, so that their units do not matter.
@@ -88,6 +88,6 @@ class Encoder(nn.Module):
             parts.append(embed.float().reshape(*image.shape[:-3], -1))
         if self.vectors:
             vector = torch.cat([obs[name] for name in self.vectors], -1)
-            # Beside a constant: the first norm would otherwise drop the vector's magnitude.
+            # The constant keeps the vector's magnitude, which the first norm would remove.
             parts.append(self.mlp(F.pad(symlog(vector), (0, 1), value=1.0)).float())
         return torch.cat(parts, -1)

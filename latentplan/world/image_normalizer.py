@@ -1,5 +1,4 @@
-"""Pictures as the model works on them: cut into the patches that its coders read and write, and in
-units in which what moves is large and what stands still is zero."""
+"""Images in the form that encoder and decoder use: cut into patches, and normalized per pixel."""
 
 from __future__ import annotations
 
@@ -14,18 +13,19 @@ from latentplan.nn.cache import cached_rows
 
 PATCH = {"strided": 1, "patch": 4}  # side of the patches, by ``world.coder``
 FITTED = 100  # batches that the statistics are taken from
-FLOOR = 0.3  # of the picture's typical spread: a pixel that never changed yet may change later
+FLOOR = 0.3  # fraction of the typical spread that is added: a constant pixel may change later
 
 
 class ImageNormalizer(nn.Module):
-    """Mean and spread of every pixel over the first batches, frozen after them; and how pictures
-    (..., height, width, 3) are cut into patches (..., height / p, width / p, 3 p p).
+    """Normalizes images by the mean and spread of every pixel over the first batches.
 
-    Most of a rendered scene is background. Without the statistics the coders spend hundreds of
-    updates on painting it, and a thin moving part is lost in the encoder's input; measured in
-    docs/lab_notes/pixels.md. The loss stays in picture units: only its parametrization changes.
+    Images (..., height, width, 3) are also cut into patches (..., height / p, width / p, 3 p p).
+    This is done once, as bytes, so that all later operations read memory in order.
 
-    They are cut once, as bytes, so that whatever is then done to them runs along memory.
+    Most of a rendered scene is background. Without the statistics, encoder and decoder spend
+    hundreds of updates on the background, and a thin moving part is lost in the encoder's input
+    (measured in docs/lab_notes/pixels.md). The loss stays in the units of the image; only its
+    parametrization changes.
     """
 
     batches: Tensor
@@ -45,27 +45,27 @@ class ImageNormalizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, image: Tensor) -> None:
-        """Take in a batch (..., height, width, 3) uint8, if it is one of the first."""
+        """Update the statistics by images (..., height, width, 3) uint8, in the first batches."""
         if self.batches >= FITTED:
             return
         x = self.patchify(image).flatten(0, -4).float() / 255.0
         self.batches += 1
-        share = 1 / self.batches.float()
-        # Combined batch by batch (Chan et al.): E[x^2] - E[x]^2 would round away small variances.
+        rate = 1 / self.batches.float()
+        # Batches are combined as in Chan et al., since E[x^2] - E[x]^2 would lose small variances.
         within, shift = x.var(0, correction=0), x.mean(0) - self.mean
-        self.variance.lerp_(within + (1 - share) * shift.square(), share)
-        self.mean.lerp_(x.mean(0), share)
+        self.variance.lerp_(within + (1 - rate) * shift.square(), rate)
+        self.mean.lerp_(x.mean(0), rate)
         pixels = self.variance.unflatten(-1, (-1, self.channels))
         spread = pixels.mean(-1, keepdim=True).sqrt()
         spread = spread + FLOOR * spread.square().mean().sqrt() + 1e-3
         self.spread.copy_(spread.expand_as(pixels).flatten(-2))
 
     def freeze(self) -> None:
-        """Take the statistics of no more batches."""
+        """Keep the statistics as they are from now on."""
         self.batches.fill_(FITTED)
 
     def patchify(self, image: Tensor) -> Tensor:
-        """(..., height, width, 3) -> (..., h, w, C), patches."""
+        """Cut images into patches: (..., height, width, 3) -> (..., h, w, C)."""
         p = self.patch
         return rearrange(image, "... (h i) (w j) c -> ... h w (i j c)", i=p, j=p).contiguous()
 
@@ -75,7 +75,7 @@ class ImageNormalizer(nn.Module):
         return rearrange(x, "... h w (i j c) -> ... (h i) (w j) c", i=p, j=p)
 
     def normalize(self, image: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(..., h, w, C) uint8, cut -> ``dtype``, rounded once, at the end."""
+        """Normalize patches (..., h, w, C) uint8, and round once, to ``dtype``."""
         mean, factor = 255.0 * self.mean, 1 / (255.0 * self.spread)
         out = torch.empty(image.shape, dtype=dtype, device=image.device)
         rows = cached_rows(self.mean.numel(), image.device)
@@ -84,26 +84,31 @@ class ImageNormalizer(nn.Module):
             to.copy_((x - mean).mul_(factor))
         return out
 
-    def restore(self, x: Tensor) -> Tensor:
-        """Normalized patches (..., h, w, C) -> pictures (..., height, width, 3) in [0, 1], but not
-        clamped."""
+    def denormalize(self, x: Tensor) -> Tensor:
+        """Normalized patches (..., h, w, C) -> images (..., height, width, 3).
+
+        Values are in [0, 1] up to the error of the decoder; they are not clamped.
+        """
         return self.unpatchify(self.mean + self.spread * x)
 
     def squared_error(self, x: Tensor, image: Tensor) -> Tensor:
-        """Of restored pictures, summed over their numbers.
+        """Squared error of reconstructed images, summed over pixels and channels.
 
         Args:
-            x: (N, h, w, C), normalized. image: the same, uint8, cut.
+            x: (N, h, w, C) normalized patches of the reconstruction.
+            image: (N, h, w, C) uint8 patches of the image.
 
         Returns:
-            (N,) float32.
+            (N,) float32, in units of the image.
         """
         return _SquaredError.apply(x, image, self.mean, self.spread)
 
 
 class _SquaredError(torch.autograd.Function):
-    """The gradient is made along with the error, while both are in the cache: written out in passes
-    over whole batches of pictures, the loss took longer than the decoder's convolutions forward."""
+    """The squared error, which computes its gradient at once while both are in the cache.
+
+    In passes over whole batches of images, the loss took longer than the decoder's forward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, image: Tensor, mean: Tensor, spread: Tensor) -> Tensor:

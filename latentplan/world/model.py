@@ -1,4 +1,4 @@
-"""The world model as verbs on a latent: encode, filter, observe, step, decode, loss."""
+"""The world model: encode, filter, observe, step, decode, loss."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class WorldModel(nn.Module):
     """Dreamer's world model with an ensemble of prior heads.
 
     Args:
-        spec: what the environment sends and takes.
+        spec: observations and actions of the environment.
         config: the ``world`` section.
-        bfloat16: run convolutions and MLPs over many rows in bfloat16. Scans, KL, and likelihoods
-            stay in float32: small products are slower in bfloat16, and logarithms need the bits.
+        bfloat16: run convolutions and MLPs over many rows in bfloat16. Scans, KL and likelihoods
+            stay in float32: small products are slower in bfloat16, and logarithms need precision.
     """
 
     bins: Tensor
@@ -56,7 +56,7 @@ class WorldModel(nn.Module):
         decoder_free = config.representation == "barlow"
         self.barlow = Barlow(self.feature_size, self.encoder.size) if decoder_free else None
         units, layers = config.units, config.layers
-        # Zero output: the reward starts at exactly 0 instead of a random claim.
+        # With a zero output layer the predicted reward starts at exactly 0.
         self.reward = MLP(
             self.feature_size, units, layers, config.bins, norm=config.norm, scale=0.0
         )
@@ -73,34 +73,33 @@ class WorldModel(nn.Module):
         self.register_buffer("bins", symexp_bins(config.bins), persistent=False)
 
     def autocast(self) -> torch.autocast:
-        """The context in which products over many rows run."""
+        """The context for products over many rows."""
         return torch.autocast(self.bins.device.type, torch.bfloat16, enabled=self.use_bfloat16)
 
-    # --- verbs ------------------------------------------------------------------------------
+    # --- methods on latents -----------------------------------------------------------------
 
     def features(self, latent: Latent) -> Tensor:
-        """(..., D), (..., S, C) -> (..., F)."""
+        """The features of latents: (..., D), (..., S, C) -> (..., F)."""
         return torch.cat([latent.deter, latent.stoch.flatten(-2)], -1)
 
     def initial(self, n: int) -> Latent:
+        """The state of ``n`` environments before their first row."""
         return self.rssm.initial(n)
 
     def patchify(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{name: (..., *shape)}, pictures as the coders read and write them."""
+        """{name: (..., *shape)} with images cut into patches."""
         return obs | {name: x.patchify(obs[name]) for name, x in self.image_normalizers.items()}
 
     def encode(self, obs: dict[str, Tensor]) -> Tensor:
-        """{name: (..., *shape)} -> (..., X) float32."""
+        """The embedding of observations: {name: (..., *shape)} -> (..., X) float32."""
         return self._encode(self.patchify(obs))
 
     def _encode(self, obs: dict[str, Tensor]) -> Tensor:
-        """Of observations that were cut."""
+        """The embedding of observations whose images are patches."""
         dtype = torch.bfloat16 if self.use_bfloat16 else torch.float32
-        pictures = {
-            name: x.normalize(obs[name], dtype) for name, x in self.image_normalizers.items()
-        }
+        images = {name: x.normalize(obs[name], dtype) for name, x in self.image_normalizers.items()}
         with self.autocast():
-            return self.encoder(obs | pictures)
+            return self.encoder(obs | images)
 
     def filter(
         self,
@@ -109,7 +108,12 @@ class WorldModel(nn.Module):
         uniform: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Latent:
-        """Take in one observed row (N); ``uniform`` (N, S) is drawn when not given."""
+        """The posterior state (N) after one observed row (N).
+
+        Args:
+            latent: the state (N) before the row.
+            uniform: (N, S) in [0, 1); drawn by ``generator`` when not given.
+        """
         embed = self.encode(row.obs)
         if uniform is None:
             shape = embed.shape[0], self.config.stoch
@@ -119,9 +123,10 @@ class WorldModel(nn.Module):
     def observe(
         self, batch: Timestep, uniform: Tensor | None = None, embed: Tensor | None = None
     ) -> tuple[Latent, Tensor]:
-        """Take in sequences (B, T) from the empty state: posterior latents and logits.
+        """Posterior latents (B, T, ...) and logits (B, T, S, C) of sequences (B, T).
 
         Args:
+            uniform: (B, T, S) in [0, 1); drawn when not given.
             embed: (B, T, X) of the observations, where it is known.
         """
         embed = self.encode(batch.obs) if embed is None else embed
@@ -132,11 +137,11 @@ class WorldModel(nn.Module):
     def draw_noise(
         self, n: int, horizon: int, generator: torch.Generator | None = None
     ) -> StepNoise:
-        """Randomness of ``horizon`` steps of ``n`` rollouts: member (H, N), uniform (H, N, S).
+        """The noise of ``horizon`` steps of ``n`` rollouts: member (H, N), uniform (H, N, S).
 
-        One member moves a row for a whole rollout unless ``world.member_per`` is ``step``: a
-        trajectory is then one hypothesis about the world, as in the papers on ensembles. Where M
-        divides ``n``, the rows are dealt out in blocks; callers shuffle them if order matters.
+        One member moves a row for a whole rollout, so that a trajectory follows one hypothesis
+        about the world, unless ``world.member_per`` is ``step``. Where M divides ``n``, the rows
+        are dealt out in blocks; the caller shuffles them where their order has a meaning.
         """
         c, device = self.config, self.bins.device
         uniform = torch.rand(horizon, n, c.stoch, device=device, generator=generator)
@@ -148,13 +153,13 @@ class WorldModel(nn.Module):
         return StepNoise(drawn((1, n)).expand(horizon, n), uniform)
 
     def step(self, latent: Latent, action: Tensor, noise: StepNoise | None = None) -> Prediction:
-        """What the model says of one action: (N), (N, A) -> Prediction (N)."""
+        """Predict the result of one action: (N), (N, A) -> Prediction (N)."""
         return self._step(latent, action, noise, measure=True)
 
     def step_unmeasured(
         self, latent: Latent, action: Tensor, noise: StepNoise | None = None
     ) -> Prediction:
-        """As :meth:`step` without the uncertainty, for which every member must be evaluated."""
+        """:meth:`step` without the uncertainty, which needs the evaluation of every member."""
         return self._step(latent, action, noise, measure=False)
 
     def _step(
@@ -166,7 +171,7 @@ class WorldModel(nn.Module):
         following, logits = self.rssm.imagine_step(latent, action, noise, all_members=by_heads)
         uncertainty = None
         if by_heads and logits is not None:
-            # In pieces: 138 instead of 161 ms for 1020 plans.
+            # Pieces that stay in the cache take 138 instead of 161 ms for 1020 plans.
             pieces = logits.split(cached_rows(logits[:, 0].numel(), logits.device), 1)
             uncertainty = torch.cat(
                 [self.disagreement(mixed_probs(x.float(), self.config.unimix)) for x in pieces]
@@ -181,27 +186,28 @@ class WorldModel(nn.Module):
         return MEASURES[self.config.uncertainty](probs)
 
     def outcome(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected reward (...) and probability of going on (...) of states (..., F)."""
+        """Expected reward (...), and probability that the episode continues (...), of (..., F)."""
         reward = TwoHot(self.reward(features), self.bins).mean()
         return reward, torch.sigmoid(self.cont(features).float()).squeeze(-1)
 
     def decode(self, latent: Latent) -> dict[str, Tensor]:
-        """(N) -> {name: (N, *shape)}: images in [0, 1], vectors in symlog units."""
+        """Latents (N) -> {name: (N, *shape)}: images in [0, 1], vectors in symlog units."""
         decoded = self._decode(self.features(latent))
-        restored = {
-            name: x.restore(decoded[name]).clamp(0, 1) for name, x in self.image_normalizers.items()
+        images = {
+            name: x.denormalize(decoded[name]).clamp(0, 1)
+            for name, x in self.image_normalizers.items()
         }
-        return decoded | restored
+        return decoded | images
 
     def _decode(self, features: Tensor) -> dict[str, Tensor]:
-        """As :meth:`decode`, but pictures cut, normalized, in the precision of the convolutions."""
+        """Decode features; images are normalized patches in the precision of the convolutions."""
         with self.autocast():
             return self.decoder(features)
 
     # --- learning ---------------------------------------------------------------------------
 
     def loss(self, batch: Timestep, episode: Tensor) -> WorldLoss:
-        """What is learned from a batch, and what it shows.
+        """The losses of the model on a batch, its posterior states, and metrics.
 
         Args:
             batch: (B, T) rows.
@@ -236,33 +242,35 @@ class WorldModel(nn.Module):
         return WorldLoss(terms, latent, high, metrics)
 
     def fit_image_normalizers(self, obs: dict[str, Tensor]) -> None:
-        """Take the statistics of pictures from the first batches seen."""
-        for name, scale in self.image_normalizers.items():
-            scale.fit(obs[name])
+        """Update the statistics of images, in the first batches."""
+        for name, normalizer in self.image_normalizers.items():
+            normalizer.fit(obs[name])
 
-    def updated(self) -> None:
-        """The weights were moved once more."""
+    def count_update(self) -> None:
+        """Count an update of the weights, for the annealing of samples."""
         self.rssm.updates += 1
 
     def _reconstruction(self, features: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Squared errors per row, summed over pixels (in [0, 1]) or entries (symlog), of
-        observations (N) that were cut.
+        """The reconstruction losses () of rows (N), by name.
 
-        Without it as a representation the decoder is a probe: it learns to show the states, and
-        leaves them as they are.
+        Errors are summed over pixels (in [0, 1]) or over entries (in symlog units). With another
+        representation the decoder is a probe, which does not change the states.
+
+        Args:
+            obs: observations whose images are patches.
         """
-        share = self.config.decode_fraction
+        fraction = self.config.decode_fraction
         if self.barlow is not None:
             features = features.detach()
-        if share < 1.0:
+        if fraction < 1.0:
             n = features.shape[0]
-            chosen = torch.randperm(n, device=features.device)[: max(1, round(share * n))]
+            chosen = torch.randperm(n, device=features.device)[: max(1, round(fraction * n))]
             features, obs = features[chosen], {name: x[chosen] for name, x in obs.items()}
         errors = self._errors(features, obs)
         return {name: self.config.recon_scale * error.mean() for name, error in errors.items()}
 
     def _errors(self, features: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{name: (N,)} of every row."""
+        """The squared error of every row: {name: (N,)}."""
         return {
             name: self.image_normalizers[name].squared_error(prediction, obs[name])
             if name in self.image_normalizers
@@ -271,7 +279,7 @@ class WorldModel(nn.Module):
         }
 
     def _outcome_losses(self, features: Tensor, reward: Tensor, alive: Tensor) -> dict[str, Tensor]:
-        """Of rows (N): what arriving there earned, and whether it went on."""
+        """The losses of the reward and continue heads on rows (N)."""
         with self.autocast():
             reward_logits, cont_logits = self.reward(features), self.cont(features)
         likelihood = TwoHot(reward_logits, self.bins).log_prob(reward)
@@ -283,9 +291,12 @@ class WorldModel(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
         """dyn = KL[sg q || p_m] over the members that own the row, rep = KL[q || sg p_m] over all.
 
-        Free nats stop the pull on recurrent core and posterior where a row's KL is below one nat.
-        The heads go on learning there: otherwise their disagreement would stay at the noise of
-        their initialization. A hook on the heads' input does both in one evaluation.
+        Where a row's KL is below the free nats, recurrent core and posterior get no gradient from
+        it. The heads go on learning, since their disagreement would otherwise stay at the noise of
+        their initialization. A hook on the heads' input does both with one evaluation.
+
+        Returns:
+            The terms, metrics, and the disagreement of the heads (N,); None with probes.
         """
         c = self.config
         heads_input = deter.view_as(deter)
@@ -312,7 +323,7 @@ class WorldModel(nn.Module):
         self, probes: Probes, latent: Latent, batch: Timestep, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         features = self.features(latent)
-        inside = ~batch.is_first[:, 1:]  # never across an episode boundary
+        inside = ~batch.is_first[:, 1:]  # not across the boundary of an episode
         mask = mask[:, :, 1:] & inside
         loss, uncertainty = probes.loss(
             rearrange(features[:, :-1], "b t f -> (b t) f"),

@@ -20,12 +20,15 @@ from latentplan.types import Latent, StepNoise
 
 
 def bound_action(action: Tensor) -> Tensor:
-    """Samples of the actor may leave [-1, 1]; the value is clipped, the gradient is not."""
+    """Clip the value of an action to [-1, 1], but not its gradient: samples may lie outside."""
     return action / action.abs().clamp(min=1.0).detach()
 
 
 class RSSM(nn.Module):
-    """Shapes: deter (..., D), stoch (..., S, C), logits (..., S, C), priors (M, ..., S, C)."""
+    """Recurrent core, posterior, and an ensemble of priors.
+
+    Shapes: deter (..., D), stoch (..., S, C), posterior logits (..., S, C), priors (M, ..., S, C).
+    """
 
     updates: Tensor
 
@@ -36,11 +39,11 @@ class RSSM(nn.Module):
         self.blocks, hidden = c.blocks, c.hidden
         self.stoch_in = Linear(self.flat, hidden, bias=False)
         self.stoch_norm = make_norm(c.norm, hidden)
-        # Not normalized: of a single action dimension a norm would leave nothing but the sign.
+        # There is no norm: of a single action dimension it would keep only the sign.
         self.action_in = Linear(action_dim, hidden)
         block = c.deter // c.blocks
-        # The gates read [own block of h, stoch, action]; the action's share is known before the
-        # scan starts, so its product has weights of its own and leaves the loop.
+        # The gates read [own block of h, stoch, action]. The action is known before the scan
+        # starts, so its product has weights of its own and is computed outside of the loop.
         self.gates_state = BlockLinear(c.blocks, block + hidden, 3 * block)
         self.gates_action = Linear(hidden, 3 * c.deter)
         self.gates_norm = make_norm(c.norm, 3 * block)
@@ -53,12 +56,13 @@ class RSSM(nn.Module):
 
     @property
     def hardness(self) -> Tensor | None:
-        """() How discrete the states are by now, 0 to 1; None where they always were samples.
+        """() The weight of samples in the states, from 0 to 1; None where it is always 1.
 
-        A code of hard samples must be rearranged to take in something new, and small things (a
-        pole of a few pixels) go unseen for thousands of updates. Probabilities pass them on from
-        the start. Over the first ``anneal_updates`` the states turn into samples.
-        A tensor, so that no device is waited for and compiled functions need not change.
+        A code of samples must be rearranged before it can represent something new, so a pole of a
+        few pixels stays invisible for thousands of updates. Class probabilities represent it from
+        the start. Over the first ``anneal_updates`` the states change from probabilities to
+        samples. The result is a tensor, so that the device is not waited for and nothing is
+        compiled again.
         """
         if not self.config.anneal_updates:
             return None
@@ -68,7 +72,7 @@ class RSSM(nn.Module):
         return sample_one_hot(logits, uniform, self.config.unimix, self.hardness)
 
     def initial(self, n: int) -> Latent:
-        """The state before anything was seen: zeros, on the weights' device."""
+        """The state of ``n`` environments before their first row: zeros."""
         weight = self.posterior_out.weight
         return Latent(
             weight.new_zeros(n, self.config.deter),
@@ -76,11 +80,11 @@ class RSSM(nn.Module):
         )
 
     def prepare_action(self, action: Tensor) -> Tensor:
-        """(..., A) -> (..., 3 D), the action's share of the gates."""
+        """Actions (..., A) -> their part of the gates (..., 3 D)."""
         return self.gates_action(F.silu(self.action_in(bound_action(action))))
 
     def recur(self, latent: Latent, prepared_action: Tensor) -> Tensor:
-        """Deterministic transition: latent (N), (N, 3 D) -> (N, D)."""
+        """The deterministic transition: latent (N), prepared action (N, 3 D) -> (N, D)."""
         deter, stoch = latent
         x = F.silu(self.stoch_norm(self.stoch_in(stoch.flatten(-2))))
         h = rearrange(deter, "n (g d) -> g n d", g=self.blocks)
@@ -93,18 +97,18 @@ class RSSM(nn.Module):
         return rearrange(h, "g n d -> n (g d)")
 
     def posterior_logits(self, deter: Tensor, prepared_embed: Tensor) -> Tensor:
-        """(N, D), (N, hidden) -> (N, S, C)."""
+        """Posterior logits: (N, D), prepared embedding (N, hidden) -> (N, S, C)."""
         x = F.silu(self.posterior_norm(self.posterior_deter(deter) + prepared_embed))
         return self.posterior_out(x).unflatten(-1, (self.config.stoch, self.config.classes))
 
     def prior_logits(self, deter: Tensor) -> Tensor:
-        """(N, D) for all members, or (M, N, D) own rows for each -> (M, N, S, C)."""
+        """Prior logits (M, N, S, C) of rows (N, D), or of rows (M, N, D) of each member's own."""
         return self.priors(deter).unflatten(-1, (self.config.stoch, self.config.classes))
 
     def imagine_step(
         self, latent: Latent, action: Tensor, noise: StepNoise, all_members: bool
     ) -> tuple[Latent, Tensor | None]:
-        """One step without an observation; each row is moved by the member that ``noise`` names.
+        """One step without an observation. ``noise`` names the member that moves each row.
 
         Returns:
             The next latent (N) and, with ``all_members``, every member's logits (M, N, S, C).
@@ -124,7 +128,12 @@ class RSSM(nn.Module):
     def filter(
         self, latent: Latent, embed: Tensor, action: Tensor, is_first: Tensor, uniform: Tensor
     ) -> Latent:
-        """One step with an observation: (N), embed (N, X), action (N, A), is_first (N)."""
+        """One step with an observation.
+
+        Args:
+            latent: (N). embed: (N, X). action: (N, A), which led to this row. is_first: (N,).
+            uniform: (N, S) in [0, 1).
+        """
         latent, _ = self._filter(
             latent,
             self.prepare_action(action),
@@ -137,7 +146,7 @@ class RSSM(nn.Module):
     def _filter(
         self, latent: Latent, action: Tensor, embed: Tensor, keep: Tensor, uniform: Tensor
     ) -> tuple[Latent, Tensor]:
-        """``keep`` (N) is 0 on first rows, where the past is forgotten."""
+        """``keep`` (N,) is 0 in first rows, where the latent state begins anew."""
         latent = Latent(latent.deter * keep[:, None], latent.stoch * keep[:, None, None])
         deter = self.recur(latent, action)
         logits = self.posterior_logits(deter, embed)
@@ -146,16 +155,16 @@ class RSSM(nn.Module):
     def observe(
         self, embed: Tensor, action: Tensor, is_first: Tensor, uniform: Tensor
     ) -> tuple[Latent, Tensor]:
-        """Filter whole sequences from the empty state; equals T calls of :meth:`filter`.
+        """Filter whole sequences from the initial state, as T calls of :meth:`filter` would.
 
         Args:
-            embed: (B, T, X). action: (B, T, A), that led *to* each row. is_first: (B, T).
+            embed: (B, T, X). action: (B, T, A), which led to each row. is_first: (B, T).
             uniform: (B, T, S) in [0, 1).
 
         Returns:
             Posterior latents (B, T, ...) and logits (B, T, S, C).
         """
-        # Whatever does not depend on the state is computed for all rows at once.
+        # All that does not depend on the state is computed for all rows at once.
         actions = self.prepare_action(action).unbind(1)
         embeds = self.posterior_embed(embed).unbind(1)
         keeps = (~is_first).to(embed.dtype).unbind(1)

@@ -1,7 +1,7 @@
-"""How much the ensemble disagrees about the state that an action leads to.
+"""Measures of the ensemble's disagreement about the state that an action leads to.
 
-All measures disagree over probabilities or means, never over samples, so that noise which every
-member agrees on counts as nothing: epistemic uncertainty only.
+All measures compare probabilities or means, never samples. Noise on which all members agree counts
+as nothing, so the measures are epistemic.
 """
 
 from __future__ import annotations
@@ -16,36 +16,42 @@ from latentplan.nn.ensemble import EnsembleMLP
 
 
 def _entropy(p: Tensor) -> Tensor:
-    """Mean over groups: (..., S, C) -> (...)."""
-    return -(p * p.log()).flatten(-2).sum(-1) / p.shape[-2]  # one long sum is cheaper than many
+    """The entropy in nats, averaged over groups: (..., S, C) -> (...)."""
+    return -(p * p.log()).flatten(-2).sum(-1) / p.shape[-2]  # one long sum is fastest
 
 
 def jsd(p: Tensor) -> Tensor:
-    """Jensen-Shannon divergence H(mean p_m) - mean H(p_m), mean over groups, nats in [0, ln M].
+    """Jensen-Shannon divergence H(mean_m p_m) - mean_m H(p_m), averaged over groups.
 
     Args:
         p: (M, N, S, C) probabilities, all positive.
 
     Returns:
-        (N,)
+        (N,) nats, from 0 to ln M.
     """
     return _entropy(p.mean(0)) - _entropy(p).mean(0)
 
 
 def member_std(p: Tensor) -> Tensor:
-    """Standard deviation over members, averaged over all others: (M, N, ...) -> (N,).
+    """Standard deviation over members, averaged over all other axes: (M, N, ...) -> (N,).
 
-    By hand: ``torch.std`` over a leading dimension is 30 times slower on a CPU.
+    It is written out, because ``torch.std`` over a leading axis takes 30 times as long on a CPU.
     """
     variance = (p.square().mean(0) - p.mean(0).square()).clamp(min=1e-12)
     return variance.sqrt().flatten(1).mean(-1)
 
 
 def kl_rest(p: Tensor) -> Tensor:
-    """One-versus-rest disagreement of MPDP: sum_m KL[p_m || mean of others], mean over groups; its
-    arguments are those of :func:`jsd`."""
-    # M - 1 times the mean of the others. One logarithm then does for both, and as every p sums to
-    # one, the factor comes back as a constant.
+    """MPDP's one-versus-rest disagreement sum_m KL[p_m || mean of the others].
+
+    Args:
+        p: (M, N, S, C) probabilities, all positive.
+
+    Returns:
+        (N,) nats, averaged over groups.
+    """
+    # This is M - 1 times the mean of the others. The ratio then needs one logarithm, and since
+    # every p sums to one, the factor is the constant that is added at the end.
     rest = p.sum(0) - p
     ratio = (p * (p / rest).log()).flatten(-2).sum(-1).sum(0) / p.shape[-2]
     return ratio + p.shape[0] * math.log(p.shape[0] - 1)
@@ -55,9 +61,9 @@ MEASURES = {"jsd": jsd, "std": member_std, "kl_rest": kl_rest}
 
 
 class Probes(nn.Module):
-    """M MLPs that regress the next posterior sample from (features, action), Plan2Explore's way.
+    """M MLPs that predict the next posterior sample from features and action (Plan2Explore).
 
-    Inputs are detached: the probes look at the world model and never shape it.
+    Inputs are detached, so the probes do not change the world model.
     """
 
     def __init__(self, members: int, features: int, action_dim: int, units: int, outputs: int):
@@ -69,16 +75,19 @@ class Probes(nn.Module):
         return self.net(torch.cat([features, action], -1)).float()
 
     def uncertainty(self, features: Tensor, action: Tensor) -> Tensor:
-        """(N,): deviation over members of their means, averaged over dimensions."""
+        """(N,) Standard deviation of the members' predictions, averaged over dimensions."""
         return member_std(self(features, action))
 
     def loss(
         self, features: Tensor, action: Tensor, target: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Mean squared error where ``mask`` (M, N) is true, and the uncertainty (N,) of the rows.
+        """The mean squared error where ``mask`` is true, and the uncertainty (N,) of the rows.
 
         Args:
-            features: (N, F) before the action. action: (N, A). target: (N, S*C) after it.
+            features: (N, F) before the action.
+            action: (N, A).
+            target: (N, S*C) after the action.
+            mask: (M, N) bool, the rows that each member learns from.
         """
         prediction = self(features.detach(), action)
         error = F.mse_loss(

@@ -321,4 +321,4 @@ def test_less_than_a_row_per_environment_is_refused(tmp_path: Path) -> None:
 
 def _crash(replay: Replay) -> None:
     """What the end of a process does: the lock goes, nothing is flushed."""
-    replay._lock.close()
+    replay._lock.release()

@@ -165,7 +165,7 @@ def test_missing_libraries_are_named_with_their_packages() -> None:
     [
         ("kill -SEGV $$", "crashed"),
         ("echo first >&2; echo last >&2; exit 3", "last"),
-        ("exec sleep 30", "no picture within"),
+        ("exec sleep 30", "no image within"),
     ],
 )
 def test_a_driver_that_takes_its_process_along(
@@ -175,7 +175,7 @@ def test_a_driver_that_takes_its_process_along(
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
     monkeypatch.setattr(rendering.sys, "executable", str(python))
-    monkeypatch.setattr(rendering, "_PATIENCE", 1.0)
+    monkeypatch.setattr(rendering, "_TIMEOUT", 1.0)
     result = probe("egl")
     assert not result.works and words in result.reason
 

@@ -63,7 +63,7 @@ def test_they_are_frozen_after_the_first_batches() -> None:
 def test_restore_undoes_normalize() -> None:
     scale, image = ImageNormalizer(SHAPE, 1), scenes(4)
     scale.fit(image)
-    torch.testing.assert_close(scale.restore(scale.normalize(image)), image / 255)
+    torch.testing.assert_close(scale.denormalize(scale.normalize(image)), image / 255)
 
 
 def test_an_update_fits_them_and_a_copy_of_the_weights_carries_them() -> None:
@@ -86,7 +86,7 @@ def test_reconstruction_counts_squares_in_picture_units(coder: str) -> None:
     )
     features = torch.randn(4, world.feature_size)
     raw = world.decoder(features)
-    restored = world.image_normalizers["image"].restore(raw["image"])
+    restored = world.image_normalizers["image"].denormalize(raw["image"])
     terms = world._reconstruction(features, world.patchify(obs))
     image = (restored - obs["image"] / 255).square().sum((1, 2, 3)).mean()
     vector = (raw["vector"] - symlog(obs["vector"])).square().sum(1).mean()
@@ -113,7 +113,7 @@ def test_statistics_are_of_pixels_however_pictures_are_cut() -> None:
     torch.testing.assert_close(
         patches.unpatchify(patches.normalize(patches.patchify(image))), whole.normalize(image)
     )
-    torch.testing.assert_close(patches.restore(patches.patchify(x)), whole.restore(x))
+    torch.testing.assert_close(patches.denormalize(patches.patchify(x)), whole.denormalize(x))
     errors = patches.squared_error(patches.patchify(x), patches.patchify(image))
     torch.testing.assert_close(errors, whole.squared_error(x, image))
 
@@ -134,7 +134,7 @@ def test_what_works_in_pieces_is_what_works_in_one(
     x, weight = torch.randn(7, *SHAPE).to(dtype).requires_grad_(), torch.rand(7)
     error = scale.squared_error(x, image)
     (grad,) = torch.autograd.grad((weight * error).sum(), x)
-    expected = (scale.restore(x.float()) - image / 255).square().sum((1, 2, 3))
+    expected = (scale.denormalize(x.float()) - image / 255).square().sum((1, 2, 3))
     (expected_grad,) = torch.autograd.grad((weight * expected).sum(), x)
     assert error.dtype == torch.float32 and grad.dtype == dtype
     torch.testing.assert_close(error, expected)
