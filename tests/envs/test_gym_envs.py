@@ -205,7 +205,7 @@ def test_a_module_that_cannot_be_imported(tmp_path: Path) -> None:
 def test_a_hung_environment_is_ended(module: str) -> None:
     start = time.monotonic()
     with (
-        pytest.raises(UserError, match="no answer for 3 s"),
+        pytest.raises(UserError, match="did not answer for 3 s"),
         make("gym:Hangs-v0", module=module, workers=True, timeout=3.0, num_envs=2) as env,
     ):
         walk(env, 4)
