@@ -176,7 +176,7 @@ def test_an_infinite_gradient_of_a_finite_loss_leaves_the_weights(
     assert [p for p in changed if "optimizer" in p or ("agent" in p and "scale." not in p)] == []
 
 
-def test_states_harden_over_the_first_updates() -> None:
+def test_states_become_samples_over_the_first_updates() -> None:
     torch.manual_seed(0)
     agent = Agent(VECTOR, agent_config(replace(WORLD, anneal_updates=4)))
     batch, episode = random_batch(4, 4)
@@ -206,7 +206,7 @@ def test_half_precision_learns_as_well() -> None:
     assert agent.act(part(batch, 0), agent.initial(4))[0].dtype == torch.float32
 
 
-def test_half_precision_says_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_gives_nearly_the_same_output(monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to two roundings of 2^-8, and none where the bits are needed. States are probabilities
     here: a rounding may turn one sample into another."""
     plan = PlanConfig(candidates=3, imagine_fraction=0.0)  # in imagination a choice may jump, too
@@ -283,7 +283,7 @@ def test_saving_and_loading_in_between_changes_nothing(tmp_path: Path) -> None:
     assert "/torch" in differences(expected, snapshot(second))
 
 
-def test_starts_may_be_a_share_of_the_rows() -> None:
+def test_starts_may_be_a_fraction_of_the_rows() -> None:
     agent = make_agent(starts_fraction=0.5)
     chosen = agent.learner.choose_starts(24)
     assert len(chosen) == 12 == len(set(chosen.tolist()))

@@ -84,7 +84,7 @@ def test_every_member_predicts_what_it_never_saw(run: Path) -> None:
 
 
 @pytest.mark.last
-def test_what_was_never_seen_is_more_uncertain(run: Path) -> None:
+def test_unseen_states_are_more_uncertain(run: Path) -> None:
     """Another task of the same kind: the blob is green and the goal red."""
     agent, *_ = run_folder.load_agent(run)
     with run_folder.open_replay(run) as replay:

@@ -136,7 +136,7 @@ def test_scripts_are_strict_and_executable(script: str) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS[:-1])
-def test_scripts_explain_themselves_from_any_folder(script: str, tmp_path: Path) -> None:
+def test_scripts_print_help_from_any_folder(script: str, tmp_path: Path) -> None:
     run = subprocess.run([ROOT / script, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith(f"usage: {script}")
@@ -144,7 +144,7 @@ def test_scripts_explain_themselves_from_any_folder(script: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("arguments", [["--minutes", "soon"], ["--minutes"], ["--fast"], ["task"]])
-def test_quickstart_refuses_what_it_does_not_know(arguments: list[str]) -> None:
+def test_quickstart_refuses_unknown_arguments(arguments: list[str]) -> None:
     run = subprocess.run([ROOT / "tools/quickstart", *arguments], capture_output=True, text=True)
     assert run.returncode == 2
     assert "--minutes" in run.stderr

@@ -308,7 +308,7 @@ def weights_after_three(settings: Config) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_imagination_is_afraid_of_what_exploration_seeks(share: float) -> None:
+def test_imagination_penalizes_uncertainty_and_exploration_rewards_it(share: float) -> None:
     settings = config(imagine_rate=0.7, imagine_fraction=share)
     learner = agent(replace(settings, distill=DistillConfig(weight=1.0)))
     asked = []
@@ -386,7 +386,7 @@ def test_coplanner_without_rates_and_value_is_best_of_k_by_reward() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"explore": False}, {"candidates": 1}])
-def test_exploration_can_do_without(changes: dict[str, object]) -> None:
+def test_exploration_works_without_a_planner(changes: dict[str, object]) -> None:
     learner = agent(config(**changes))
     torch.manual_seed(1)
     sampled, _ = learner.act(row(), learner.initial(5))

@@ -135,7 +135,7 @@ def test_one_step_is_the_improvement_of_sac() -> None:
     torch.testing.assert_close(mine, theirs)
 
 
-def test_a_window_begins_as_another_rollout_would() -> None:
+def test_a_window_begins_like_a_rollout() -> None:
     """Steps 0, 1 make one window, 2, 3 the next: the first window's value still sees its own
     actions, but what happens later is not laid to their charge."""
     actions = torch.randn(5, 4, 1, requires_grad=True)
@@ -208,7 +208,7 @@ def test_nothing_comes_after_an_end() -> None:
     assert float(found.objective) == 3.0
 
 
-def test_doubt_must_be_measured_to_be_used() -> None:
+def test_the_objective_needs_a_measured_uncertainty() -> None:
     for asked in ({"beta": 0.1}, {"threshold": 1.0}):
         with pytest.raises(ValueError, match="uncertainty"):
             improve(by_hand([1.0] * 3, None), ENTROPY, VALUE, discount=1.0, alpha=0.0, **asked)

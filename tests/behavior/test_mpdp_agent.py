@@ -25,7 +25,7 @@ def settings(policies: str = "per_step", candidates: int = 1, **behavior: object
     )
 
 
-def test_only_mpdp_takes_a_share_of_the_entropy_bonus() -> None:
+def test_only_mpdp_takes_a_fraction_of_the_entropy_bonus() -> None:
     config = settings()
     config = replace(config, mpdp=replace(config.mpdp, entropy_fraction=0.25))
     other = replace(config, behavior=replace(config.behavior, improvement="dreamer"))
@@ -193,7 +193,7 @@ def test_distance_is_that_of_the_choice_from_the_policy(monkeypatch: pytest.Monk
         assert float(metrics["train/plan/distance"]) == pytest.approx(2 * nats, abs=0.05)
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_inconsistent_settings_are_refused() -> None:
     for mistake in (
         ["behavior.improvement=mpdp"],
         ["ablation=mpdp_shared", "mpdp.horizon=99"],

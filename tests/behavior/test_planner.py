@@ -144,7 +144,7 @@ def test_an_end_cuts_the_plan() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("term", ["reward", "uncertainty"])
-def test_what_is_not_finite_never_wins(term: str, bad: float) -> None:
+def test_a_score_that_is_not_finite_never_wins(term: str, bad: float) -> None:
     spoiled = lambda x, a: torch.where(a[:, 0] > -0.5, bad, a[:, 0])  # noqa: E731
     start = latent(torch.zeros(40, 1))
     found = plan(toy(**{term: spoiled}), policy, start, candidates=64, horizon=1, optimism=1.0)
@@ -159,7 +159,7 @@ def test_without_optimism_a_broken_uncertainty_spoils_nothing() -> None:
     assert found.score.isfinite().all()
 
 
-def test_states_do_not_hear_of_each_other() -> None:
+def test_states_are_planned_independently() -> None:
     noise, start = gaussians(6, 5, 3, 1), gaussians(6, 1, seed=2)
     step = toy(closeness, uncertainty=lambda x, a: x[:, 0].abs())
     options = dict(candidates=5, horizon=3, optimism=0.3, discount=0.97)
@@ -246,7 +246,7 @@ def test_plans_are_summed_up_over_states_with_finite_scores() -> None:
     assert all(x.isfinite() for x in plan_metrics("x", [bad], 1.0).values())
 
 
-def test_optimism_needs_something_to_be_optimistic_about() -> None:
+def test_optimism_needs_a_measured_uncertainty() -> None:
     def blind(state: Latent, action: Tensor, noise: StepNoise | None = None) -> Prediction:
         return toy(closeness)(state, action)._replace(uncertainty=None)
 
@@ -256,7 +256,7 @@ def test_optimism_needs_something_to_be_optimistic_about() -> None:
         plan(blind, policy, start, candidates=2, horizon=2, optimism=0.1)
 
 
-def test_a_known_policy_at_the_start_is_not_asked_again() -> None:
+def test_a_given_policy_at_the_start_is_not_evaluated_again() -> None:
     asked = []
     counting = lambda state: asked.append(len(state.deter)) or policy(state)  # noqa: E731
     start, noise = latent(gaussians(3, 1)), gaussians(3, 4, 2, 1)

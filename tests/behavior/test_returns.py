@@ -80,7 +80,7 @@ def test_gradients_reach_rewards_values_and_discounts() -> None:
 # --- the scale ------------------------------------------------------------------------------
 
 
-def test_the_scale_never_blows_small_returns_up() -> None:
+def test_the_scale_does_not_enlarge_small_returns() -> None:
     scale = ReturnScale(0.01)
     assert scale.value == 1
     scale.update(torch.linspace(0, 0.1, 100))
@@ -169,7 +169,7 @@ def test_replayed_returns_end_where_the_episode_did() -> None:
     assert_row(weight, [1.0, 1.0, 0.0, 1.0])
 
 
-def test_the_novelty_scale_never_decreases() -> None:
+def test_the_uncertainty_scale_never_decreases() -> None:
     scale = UncertaintyScale(0.1, warmup=2)
     assert scale.value == 1
     seen = []

@@ -35,13 +35,13 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0 and f"latentplan {command}" in capsys.readouterr().out
 
 
-def test_a_reader_may_leave_early() -> None:
+def test_a_closed_pipe_ends_the_command_quietly() -> None:
     """`latentplan config | head -1` is no reason for a traceback."""
     command = [sys.executable, "-m", "latentplan", "config"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -110,7 +110,7 @@ def test_tensorboard_needs_folders(tmp_path: Path, capsys: pytest.CaptureFixture
         (["a/run", "b/run"], ["--logdir_spec", "a/run:{0},b/run:{1}"]),
     ],
 )
-def test_tensorboard_serves_runs_to_this_machine_only_unless_told(
+def test_tensorboard_serves_only_this_machine_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], expected: list[str]
 ) -> None:
     called = []
@@ -139,7 +139,7 @@ def test_tensorboard_serves_runs_to_this_machine_only_unless_told(
         (KeyboardInterrupt(), 130, ""),
     ],
 )
-def test_what_interrupts_a_command_is_said_in_a_sentence(
+def test_an_interrupted_command_prints_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     error: BaseException,
@@ -154,7 +154,7 @@ def test_what_interrupts_a_command_is_said_in_a_sentence(
     assert words in capsys.readouterr().err
 
 
-def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_error_is_not_reported_as_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (OSError(errno.EBADF, "Bad file descriptor"), ValueError("a bug")):
 
         def fail(args: object, error: Exception = error) -> int:

@@ -298,7 +298,7 @@ def test_files_that_may_not_grow(home: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "run.json"])
-def test_what_describes_a_run_outlives_a_power_cut(
+def test_run_descriptions_survive_a_power_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Each is on the disk before it takes the place of the one before it."""
@@ -312,7 +312,7 @@ def test_what_describes_a_run_outlives_a_power_cut(
 
     monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_ino), fsync(fd)))
     monkeypatch.setattr(os, "replace", rename)
-    run_folder.write(tmp_path, run_config(tmp_path), {})
+    run_folder.record_session(tmp_path, run_config(tmp_path), {})
     assert name in synced
 
 
@@ -321,7 +321,7 @@ def test_what_describes_a_run_outlives_a_power_cut(
 
 def test_another_spelling_of_the_task_is_the_same_task(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    run_folder.write(folder, run_config(folder, "task=dmc:walker_walk"), {})
+    run_folder.record_session(folder, run_config(folder, "task=dmc:walker_walk"), {})
     for spelling in ("walker_walk", "walker-walk", "walker/walk"):
         run_folder.check_same(folder, run_config(folder, f"task={spelling}", "env.repeat=4"))
     with pytest.raises(UserError, match="task=dmc:walker_walk, not dmc:walker_run"):

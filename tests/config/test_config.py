@@ -61,7 +61,7 @@ def test_there_are_presets() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_every_file_loads_and_has_its_say(path: Path) -> None:
+def test_every_preset_loads_and_takes_effect(path: Path) -> None:
     loaded = flatten(asdict(load([CONFIGS / path], CPU)))
     said = flatten(yaml.safe_load((CONFIGS / path).read_text()) or {})
     assert {key: loaded[key] for key in said if key != "size"} == {

@@ -38,7 +38,7 @@ def test_the_order_of_batches_is_the_same(replay: Replay) -> None:
     assert not torch.equal(found[0][0], found[1][0])
 
 
-def test_nothing_is_read_once_the_update_is_over(replay: Replay) -> None:
+def test_the_replay_is_not_read_after_the_update(replay: Replay) -> None:
     """A batch in the making would mix the rows that an addition overwrites."""
     batches = BatchSampler(replay, 3, 5, np.random.default_rng(0), CPU, ahead=True)
     with batches.prefetch():
@@ -47,7 +47,7 @@ def test_nothing_is_read_once_the_update_is_over(replay: Replay) -> None:
     batches.close()
 
 
-def test_what_goes_wrong_meanwhile_is_raised_where_it_is_missed(replay: Replay) -> None:
+def test_an_error_of_prefetching_is_raised_by_the_next_sample(replay: Replay) -> None:
     batches = BatchSampler(replay, 3, 500, np.random.default_rng(0), CPU, ahead=True)
     with batches.prefetch():
         pass

@@ -122,7 +122,7 @@ def test_a_loaded_agent_takes_what_training_took(run: Path) -> None:
     np.testing.assert_array_equal(named, ours)
 
 
-def test_a_loaded_agent_hears_what_was_done_instead(run: Path) -> None:
+def test_a_loaded_agent_uses_the_executed_action(run: Path) -> None:
     agent = latentplan.load(run)
     picture = np.full((16, 16, 3), 7, np.uint8)
     rng = np.random.default_rng(0)
@@ -140,7 +140,7 @@ def test_a_loaded_agent_hears_what_was_done_instead(run: Path) -> None:
 @pytest.mark.parametrize(
     "wrong", [[np.nan, 0], [0, np.inf], [1.01, 0], [1e300, 0], np.zeros(3), np.zeros((1, 2)), 0.0]
 )
-def test_what_was_done_instead_must_be_an_action(run: Path, wrong: Any) -> None:
+def test_the_executed_action_must_be_an_action(run: Path, wrong: Any) -> None:
     picture = np.full((16, 16, 3), 7, np.uint8)
     first, second = ({"image": picture, "vector": np.full(2, x)} for x in (0.5, -0.5))
     agent = latentplan.load(run)
@@ -162,7 +162,7 @@ def test_what_was_done_instead_must_be_an_action(run: Path, wrong: Any) -> None:
     np.testing.assert_array_equal(agent.act(second), own)
 
 
-def test_a_loaded_agent_speaks_the_environments_units(run: Path) -> None:
+def test_a_loaded_agent_converts_actions_to_the_environments_units(run: Path) -> None:
     agent = latentplan.load(run)
     agent.spec = agent.spec._replace(action_low=(-2.0, 0.0), action_high=(2.0, 10.0))
     np.testing.assert_allclose(agent.to_env(np.array([0.5, -1.0])), [1.0, 0.0])

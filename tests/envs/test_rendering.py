@@ -168,7 +168,7 @@ def test_missing_libraries_are_named_with_their_packages() -> None:
         ("exec sleep 30", "no image within"),
     ],
 )
-def test_a_driver_that_takes_its_process_along(
+def test_a_driver_that_ends_its_process_is_reported(
     script: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = tmp_path / "python"

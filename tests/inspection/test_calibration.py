@@ -66,7 +66,7 @@ def test_reliability_bins_rise_with_the_uncertainty() -> None:
     assert np.mean(bins["error"]) == pytest.approx(float((made_up().uncertainty[:, 1] ** 3).mean()))
 
 
-def test_auroc_is_the_chance_of_telling_them_apart() -> None:
+def test_auroc_is_the_probability_of_the_right_order() -> None:
     assert auroc(np.array([1.0, 2.0]), np.array([3.0, 4.0])) == 1
     assert auroc(np.array([3.0, 4.0]), np.array([1.0, 2.0])) == 0
     assert auroc(np.array([1.0, 3.0]), np.array([2.0, 4.0])) == 0.75
@@ -127,7 +127,7 @@ def test_scalars_are_named_after_the_steps_ahead() -> None:
     }
 
 
-def test_new_rows_are_told_from_replayed_ones(
+def test_new_rows_are_distinguished_from_replayed_ones(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With known numbers; whose they are is told by rewards of -1 (held out) and -2 (variant)."""

@@ -131,7 +131,7 @@ def _heights(picture: np.ndarray, color: canvas.Color) -> dict[int, float]:
     return {int(x): float(rows[columns == x].mean()) for x in np.unique(columns)}
 
 
-def test_a_curve_is_where_its_values_are() -> None:
+def test_a_curve_is_drawn_at_its_values() -> None:
     values = np.array([0.0, 1.0, 0.5])
     heights = _heights(chart([Line("x", values, (1, 2, 3))], 60, 40, 0.0, 1.0), (1, 2, 3))
     low, high, middle = (heights[round(x)] for x in canvas.across(3, 60))
@@ -140,7 +140,7 @@ def test_a_curve_is_where_its_values_are() -> None:
     assert not _heights(nothing, (1, 2, 3))
 
 
-def test_what_is_not_known_leaves_a_gap() -> None:
+def test_missing_values_leave_a_gap() -> None:
     values = np.array([np.nan, np.nan, 0.5, 0.5, np.nan, 0.5])
     drawn = _heights(chart([Line("x", values, (1, 2, 3))], 103, 40, 0.0, 1.0), (1, 2, 3))
     x = canvas.across(6, 103)

@@ -53,7 +53,7 @@ def test_imagine_writes_every_exhibit(runs: list[Path], capsys: pytest.CaptureFi
     assert points.with_name("sprite.png").exists()
 
 
-def test_imagine_says_why_there_are_no_pictures(
+def test_imagine_explains_missing_images(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["imagine", str(runs[1]), "--out", str(tmp_path / "seen")]) == 0
@@ -142,7 +142,7 @@ def test_only_runs_that_differ_in_the_seed_share_a_curve(
     curves = {}
     for name, overrides in runs.items():
         config = run_config(tmp_path / name, *overrides)
-        run_folder.write(tmp_path / name, config, {})
+        run_folder.record_session(tmp_path / name, config, {})
         (tmp_path / name / "metrics.jsonl").touch()
         curves[tmp_path / name] = read_curve(tmp_path / name)
     _returns(curves)

@@ -196,7 +196,7 @@ def test_the_dreamed_actions_are_taken(shown: SimpleNamespace) -> None:
     np.testing.assert_allclose(rewards["dream"], rewards["reality"], atol=1e-6)
 
 
-def test_a_dream_that_reality_leaves_is_seen_to_part(shown: SimpleNamespace) -> None:
+def test_the_distance_grows_where_reality_leaves_the_dream(shown: SimpleNamespace) -> None:
     reality.show_reality(make_painter(), PaintedEnv(100, drift=4 / 255), 3, 5)
     distance = lines(shown, "distance")["distance"]
     np.testing.assert_allclose(distance, np.broadcast_to(4 / 255 * np.arange(6), (2, 6)), atol=1e-5)
@@ -233,7 +233,7 @@ def test_without_pictures_there_are_charts() -> None:
     assert names == ["open_loop", "imagined_policy", "plan_fan", "planner_against_policy"]
 
 
-def test_the_latent_map_knows_returns_and_faces() -> None:
+def test_the_latent_map_has_returns_and_thumbnails() -> None:
     agent = make_painter()
     batch = painted(2, 4)
     ends = Timestep(*batch[:4], torch.tensor([[False] * 3 + [True]] * 2))

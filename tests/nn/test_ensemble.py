@@ -45,7 +45,7 @@ def test_stacked_mlp_is_a_loop_over_members() -> None:
         torch.testing.assert_close(out[m], own)
 
 
-def test_one_member_alone_says_what_it_says_among_all() -> None:
+def test_one_member_gives_its_output_in_the_ensemble() -> None:
     torch.manual_seed(0)
     net = EnsembleMLP(MEMBERS, 5, 8, 2, 4)
     for layer in net.layers:
@@ -93,12 +93,12 @@ def test_the_mask_is_fixed_per_member_and_episode() -> None:
     assert torch.equal(bootstrap_mask(episode, 3, 0.8), mask[:3])  # not a matter of how many
 
 
-def test_a_member_that_is_alone_learns_from_all() -> None:
+def test_a_single_member_learns_from_all_episodes() -> None:
     assert torch.equal(bootstrap_mask(torch.arange(200), 1, 0.8), torch.ones(1, 200).bool())
 
 
 @pytest.mark.parametrize("share", [0.3, 0.8])
-def test_each_member_gets_its_share_of_episodes(share: float) -> None:
+def test_each_member_gets_its_fraction_of_episodes(share: float) -> None:
     got = bootstrap_mask(torch.arange(20_000), 7, share).float().mean(1)
     torch.testing.assert_close(got, torch.full((7,), share), atol=0.015, rtol=0)
 
@@ -111,7 +111,7 @@ def test_members_choose_independently(step: int) -> None:
     assert correlation.abs().max() < 0.03
 
 
-def test_the_ends_of_the_share() -> None:
+def test_the_bounds_of_the_fraction() -> None:
     episode = torch.arange(1000)
     assert bootstrap_mask(episode, 5, 1.0).all() and not bootstrap_mask(episode, 5, 0.0).any()
 

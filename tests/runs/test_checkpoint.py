@@ -130,7 +130,7 @@ def test_the_content_reaches_the_disk_before_the_name_does(
 @pytest.mark.parametrize(
     "value", [np.float64(1.0), np.zeros(2), {1, 2}, Path("x"), [nn.Linear(1, 1)], {(1, 2): 3}]
 )
-def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path, value: Any) -> None:
+def test_values_that_cannot_be_loaded_are_not_saved(tmp_path: Path, value: Any) -> None:
     path = tmp_path / "checkpoint.pt"
     with pytest.raises(TypeError, match=r"payload\['a'\]\['b'\].*cannot hold"):
         checkpoint.save(path, {"a": OrderedDict(b=value)})

@@ -95,7 +95,7 @@ def test_resume_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     assert scores == [(1000, 1000.0), (2000, 2000.0), (2500, -1.0)]
 
 
-def test_a_last_line_without_its_end_is_not_run_into(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_not_continued(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 5.0}')
     Logger(tmp_path, frame=1).write(2)
     assert [line["step"] for line in _lines(tmp_path)] == [1, 2]

@@ -43,7 +43,9 @@ def test_a_commit_and_what_differs_from_it(module: Path) -> None:
     assert provenance.commit() == made + "+"
 
 
-def test_an_image_says_it_by_its_environment(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_docker_image_names_its_commit_by_a_variable(
+    module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert provenance.commit() is None
     monkeypatch.setenv("LATENTPLAN_COMMIT", "abc1234")
     assert provenance.commit() == "abc1234"

@@ -128,16 +128,14 @@ def test_memory_counts_children_and_leaves_torch_alone() -> None:
         with_child = clock.memory()
         child.communicate(b"\n")
     assert with_child["memory/rss_gib"] - here["memory/rss_gib"] > 0.15
-    program = (
-        "import sys; from latentplan.runtime import clock; clock.memory(); print('torch' in sys.modules)"
-    )
+    program = "import sys; from latentplan.runtime import clock; clock.memory(); print('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     result = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True)
     assert result.stdout.strip() == b"False"
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="Linux tells shared pages apart")
-def test_mapped_files_are_counted_apart(tmp_path: Path) -> None:
+def test_mapped_files_are_counted_separately(tmp_path: Path) -> None:
     import numpy as np
 
     data = np.memmap(tmp_path / "ring.bin", np.uint8, "w+", shape=(100_000_000,))

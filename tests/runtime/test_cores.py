@@ -11,7 +11,7 @@ from latentplan.runtime import cores
 
 
 @pytest.mark.parametrize(("busy", "threads"), [(0.2, "4"), (1.6, "2"), (9.0, "1")])
-def test_looking_at_runs_leaves_busy_cores_alone(
+def test_inspection_commands_use_idle_cores_only(
     busy: float, threads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
@@ -24,7 +24,7 @@ def test_looking_at_runs_leaves_busy_cores_alone(
     assert os.environ["OMP_NUM_THREADS"] == threads
 
 
-def test_threads_that_would_wait_for_each_other_are_warned_of(
+def test_busy_cores_are_warned_of(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)

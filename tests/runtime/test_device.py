@@ -47,7 +47,7 @@ def test_a_gpu_counts_where_torch_can_use_it(
     ("arch", "runs"),
     [("sm_80", True), ("sm_86", True), ("sm_89", False), ("sm_75", False), ("gfx90a", True)],
 )
-def test_what_a_name_of_an_architecture_means(arch: str, runs: bool) -> None:
+def test_architecture_names_are_understood(arch: str, runs: bool) -> None:
     assert _runs_on(arch, (8, 6)) == runs
 
 

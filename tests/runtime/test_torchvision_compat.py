@@ -67,7 +67,7 @@ def test_resize_antialiases() -> None:
     assert inner.std() < 2
 
 
-def test_resize_keeps_axes_apart() -> None:
+def test_resize_does_not_mix_axes() -> None:
     frames = np.zeros((2, 64, 96, 3), dtype=np.uint8)
     frames[1, :32, 48:, 2] = 200  # second frame, upper right quarter, blue
     resized = compat.resize_frames(frames, 16)

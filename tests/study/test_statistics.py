@@ -68,7 +68,7 @@ def test_documents_show_what_the_report_prints(
         assert line in document
 
 
-def test_what_cannot_be_put_together_is_not() -> None:
+def test_runs_that_cannot_be_combined_are_refused() -> None:
     def runs(*scores: float, done: bool = True) -> list[Result]:
         return [Result(Curve({}, [{"mean": 0.0}, {"mean": x}]), UNKNOWN, done) for x in scores]
 

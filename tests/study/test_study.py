@@ -88,7 +88,7 @@ def test_the_table_says_where_runs_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("action", ["run", "status"])
 @pytest.mark.parametrize("option", ["--out", "--also"])
-def test_what_only_a_report_takes_is_refused(
+def test_options_of_the_report_are_refused_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str, option: str
 ) -> None:
     assert main(["study", action, str(write(tmp_path)), option, "x"]) == 2
@@ -101,7 +101,7 @@ def test_a_run_with_other_settings_is_not_the_studys(
 ) -> None:
     path = write(tmp_path)
     first = jobs(read_study(path), path)[0]
-    run_folder.write(first.folder, load([], first.overrides), {})
+    run_folder.record_session(first.folder, load([], first.overrides), {})
     for changed in ("eval.episodes: 2", "eval.episodes: 1, train.threads: 1"):  # still that run
         path = write(tmp_path, STUDY.replace("eval.episodes: 1", changed))
         assert len(jobs(read_study(path), path)) == 4
@@ -128,7 +128,7 @@ def test_shipped_studies_agree_on_the_runs_they_share(
                 shared += 1
             else:
                 runs[job.folder] = tmp_path / str(len(runs))
-                run_folder.write(runs[job.folder], config, {})
+                run_folder.record_session(runs[job.folder], config, {})
     assert shared
 
 
@@ -270,7 +270,7 @@ def test_a_stopped_study_saves_its_runs(tmp_path: Path) -> None:
     assert "saved in" in first.with_name(first.name + ".log").read_text()
 
 
-def test_there_is_no_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "report", str(write(tmp_path)), "--out", str(tmp_path / "x")]) == 2
     assert "No run" in capsys.readouterr().err
 

@@ -18,12 +18,12 @@ from latentplan.config.schema import PlanConfig, WorldConfig
 from latentplan.runs import checkpoint
 from latentplan.runs.run_folder import CHANGEABLE
 from latentplan.training import compiling
-from latentplan.training.compiling import compile_agent, missing
+from latentplan.training.compiling import compile_agent, why_not_compilable
 from latentplan.training.loop import train
 from latentplan.types import EnvSpec, UserError
 
 needs_compiler = pytest.mark.skipif(
-    missing(torch.device("cpu")) is not None, reason="there is no C++ compiler"
+    why_not_compilable(torch.device("cpu")) is not None, reason="there is no C++ compiler"
 )
 
 
@@ -93,11 +93,11 @@ def test_compiled_and_plain_agree(name: str) -> None:
     torch.testing.assert_close(actions[0], actions[1], rtol=1e-4, atol=1e-4)
 
 
-def test_a_run_compiles_unless_told_otherwise() -> None:
+def test_a_run_compiles_by_default() -> None:
     agent = make_agent()
     assert compile_agent(agent, "off") == "off" and "_step" not in vars(agent.world)
     auto = compile_agent(agent, load().train.compile)
-    assert auto == ("on" if missing(agent.device) is None else "off")
+    assert auto == ("on" if why_not_compilable(agent.device) is None else "off")
     assert ("_step" in vars(agent.world)) == (auto == "on")
     for words in (["size=tiny"], ["train.compile=off"], ["train.compile=False"]):
         assert load([], words).train.compile == "off"

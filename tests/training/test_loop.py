@@ -76,7 +76,7 @@ def test_evaluation_and_training_play_other_episodes(tmp_path: Path) -> None:
 # --- training -------------------------------------------------------------------------------
 
 
-def test_what_was_seen_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_observations_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also what was seen while actions were still random: the prefill ends in mid-episode."""
     seen = carries(monkeypatch, "explore")
     train(run_config(tmp_path / "run", "log.inspect_every=0"))
@@ -127,7 +127,7 @@ def test_minutes_are_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 # --- keeping --------------------------------------------------------------------------------
 
 
-def test_a_look_at_a_replay_is_a_look_at_a_copy(tmp_path: Path) -> None:
+def test_a_replay_is_inspected_as_a_copy(tmp_path: Path) -> None:
     """As it was at the checkpoint, though rows were added since; the run's own is not touched."""
     run = train(run_config(tmp_path / "run", "log.inspect_every=0"))
     config, spec, saved = run_folder.load(run)

@@ -90,7 +90,7 @@ def test_resuming_says_so_and_counts_on(tmp_path: Path, caplog: pytest.LogCaptur
     assert len(json.loads((folder / "run.json").read_text())["sessions"]) == 2
 
 
-def test_the_time_left_is_told_once_updates_have_their_pace(
+def test_the_remaining_time_is_shown_once_updates_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "latentplan"):
@@ -146,7 +146,9 @@ def test_the_run_folder_is_complete(run: Path) -> None:
     assert {"latentplan", "commit", "command", "python", "machine"} <= session.keys()
 
 
-def test_what_drew_a_session_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_renderer_of_a_session_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was chosen, where the configuration says auto."""
     drawn, asked = Renderer("osmesa", "fast", True, "llvmpipe"), []
     monkeypatch.setattr("latentplan.runs.run_folder.needs_renderer", lambda task, obs: True)
@@ -304,7 +306,7 @@ def test_environments_work_while_the_agent_learns(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_and_leaves_nobody_behind(tmp_path: Path, number: signal.Signals) -> None:
+def test_ctrl_c_saves_and_ends_all_workers(tmp_path: Path, number: signal.Signals) -> None:
     folder, file = tmp_path / "run", tmp_path / "run.yaml"
     config = run_config(folder, "env.workers=true", "env.num_envs=2", "steps=1_000_000")
     file.write_text(to_yaml(config))

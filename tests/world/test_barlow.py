@@ -23,7 +23,7 @@ def test_the_same_decorrelated_dimensions_cost_nothing() -> None:
     assert float(barlow_loss(x, -x)) == pytest.approx(4 * 4, rel=0.02)  # (-1 - 1)^2 each
 
 
-def test_what_dimensions_share_costs_a_little() -> None:
+def test_correlated_dimensions_cost_a_little() -> None:
     x = torch.randn(500, 1)
     twice = torch.cat([x, x], 1)
     assert float(barlow_loss(twice, twice)) == pytest.approx(2 * 5e-4, rel=0.1)
@@ -59,7 +59,7 @@ def test_the_decoder_is_a_probe() -> None:
     assert touched("barlow", ("barlow",)) == {"barlow", "encoder", "rssm"}
 
 
-def test_features_come_to_tell_what_was_seen() -> None:
+def test_features_learn_to_predict_the_embedding() -> None:
     """Eight rows of noise: after some updates the projection correlates with the embedding."""
     torch.manual_seed(0)
     config = agent_config()

@@ -72,7 +72,7 @@ def test_the_magnitude_of_a_vector_is_seen(norm: str) -> None:
 
 
 @CODERS
-def test_the_encoder_keeps_places_apart(coder: str) -> None:
+def test_the_encoder_distinguishes_positions(coder: str) -> None:
     """What the map says of the upper right comes from there."""
     torch.manual_seed(0)
     encoder = ConvEncoder((64, 64, 3), world_config(coder=coder))
@@ -85,7 +85,7 @@ def test_the_encoder_keeps_places_apart(coder: str) -> None:
 
 
 @CODERS
-def test_the_decoder_keeps_places_apart(coder: str) -> None:
+def test_the_decoder_distinguishes_positions(coder: str) -> None:
     torch.manual_seed(0)
     decoder = ConvDecoder(20, (64, 64, 3), world_config(coder=coder))
     seen = []

@@ -22,12 +22,12 @@ def scenes(n: int, seed: int = 0) -> torch.Tensor:
     return scene.byte()
 
 
-def test_before_anything_was_seen_pictures_are_only_centered() -> None:
+def test_without_statistics_images_are_only_centered() -> None:
     image = scenes(3)
     torch.testing.assert_close(ImageNormalizer(SHAPE, 1).normalize(image), image / 255 - 0.5)
 
 
-def test_what_stands_still_is_zero_and_what_moves_is_large() -> None:
+def test_constant_pixels_are_zero_and_moving_pixels_are_large() -> None:
     scale = ImageNormalizer(SHAPE, 1)
     for seed in range(5):
         scale.fit(scenes(32, seed).unflatten(0, (4, 8)))
@@ -60,7 +60,7 @@ def test_they_are_frozen_after_the_first_batches() -> None:
         assert torch.equal(x, before[name]), name
 
 
-def test_restore_undoes_normalize() -> None:
+def test_denormalize_inverts_normalize() -> None:
     scale, image = ImageNormalizer(SHAPE, 1), scenes(4)
     scale.fit(image)
     torch.testing.assert_close(scale.denormalize(scale.normalize(image)), image / 255)
@@ -120,7 +120,7 @@ def test_statistics_are_of_pixels_however_pictures_are_cut() -> None:
 
 @pytest.mark.parametrize("numbers", [1, 3 * 72, 2**18])  # a picture at a time, three, all
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_works_in_pieces_is_what_works_in_one(
+def test_pieces_give_the_result_of_the_whole(
     numbers: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "NUMBERS", numbers)

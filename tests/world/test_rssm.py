@@ -118,7 +118,7 @@ def test_a_row_is_moved_by_the_member_that_is_named() -> None:
     assert torch.equal(stoch.argmax(-1), member[:, None].expand(3, 3))
 
 
-def test_one_member_moves_a_rollout_unless_told_otherwise() -> None:
+def test_one_member_moves_a_rollout_by_default() -> None:
     noise = world().draw_noise(200, 6)  # three members cannot share 200 rows evenly
     assert noise.member.shape == (6, 200) and noise.uniform.shape == (6, 200, 3)
     assert (noise.member == noise.member[0]).all()

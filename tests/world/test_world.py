@@ -21,7 +21,7 @@ def world(**changes: Any) -> WorldModel:
     return WorldModel(VECTOR, world_config(**changes))
 
 
-def test_going_on_is_learned_from_terminals() -> None:
+def test_continuation_is_learned_from_terminal_rows() -> None:
     model = world()
     batch, episode = random_batch(2, 4)
     batch.is_terminal[0, 3] = True
