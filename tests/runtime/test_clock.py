@@ -128,7 +128,10 @@ def test_memory_counts_children_and_leaves_torch_alone() -> None:
         with_child = clock.memory()
         child.communicate(b"\n")
     assert with_child["memory/rss_gib"] - here["memory/rss_gib"] > 0.15
-    program = "import sys; from latentplan.runtime import clock; clock.memory(); print('torch' in sys.modules)"
+    program = (
+        "import sys; from latentplan.runtime import clock; clock.memory(); "
+        "print('torch' in sys.modules)"
+    )
     root = Path(__file__).parents[2]
     result = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True)
     assert result.stdout.strip() == b"False"
