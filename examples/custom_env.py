@@ -1,12 +1,12 @@
-"""Train on an environment of your own: a point that must find home in a square.
+"""Train on an environment of your own: a point in a square that moves to a goal.
 
-    python examples/custom_env.py               # a minute of training, then one episode
+    python examples/custom_env.py               # train for one minute, then run one episode
     python examples/custom_env.py seed=1 steps=20000 train.minutes=5 run_dir=runs/point-1
 
-The environment is ordinary Gymnasium. It is registered when this file is imported, and
+The environment follows Gymnasium's interface. It is registered when this file is imported, and
 ``env.module`` names the file, so that ``latentplan train task=gym:Point-v0 obs=state
 env.module=examples/custom_env.py`` trains on it from the command line too.
-Worker processes import this file: keep torch out of its top level.
+Worker processes import this file. Import torch only inside functions, as `main` does here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ HOME = np.array([0.5, -0.5])
 
 
 class Point(gymnasium.Env):
-    """Observe the position (2,), act with a velocity (2,), earn most (1 a step) at home."""
+    """A point that observes its position (2,) and sets its velocity (2,), both in [-1, 1].
+
+    The reward per step is exp(-2 distance to HOME), at most 1.
+    """
 
     metadata: ClassVar = {"render_modes": ["rgb_array"]}
     observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -58,10 +61,10 @@ SETTINGS = [
     "obs=state",
     "run_dir=runs/point",
     "steps=3000",  # environment frames; with env.repeat=1 also decisions
-    "train.minutes=1",  # of wall clock; running it again goes on
+    "train.minutes=1",  # of wall-clock time; another call continues the run
     "env.repeat=1",
     "env.episode_frames=50",  # this environment never ends an episode itself
-    # A small agent and a near horizon, since a point is quickly understood.
+    # A small agent and short horizons are enough for this task.
     *("size=tiny", "train.ratio=32", "behavior.horizon=10", "behavior.discount_horizon=20"),
     *("eval.every=1000", "log.every=250"),
 ]

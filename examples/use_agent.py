@@ -1,4 +1,4 @@
-"""Use a trained agent in a loop of your own: python examples/use_agent.py runs/quickstart"""
+"""Run a trained agent in your own loop: python examples/use_agent.py runs/quickstart"""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What all tests share: one thread, and the long tests at the end."""
+"""Settings and fixtures of all tests: one thread, long tests last, and a finished run."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ import pytest
 import torch
 from tiny import EPISODE, run_config
 
-torch.set_num_threads(1)  # tests are small: threads cost more than they give
+torch.set_num_threads(1)  # more threads would slow down such small tensors
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "last: takes minutes; runs after everything else")
+    config.addinivalue_line("markers", "last: the test takes minutes and runs after all others")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("last") is not None)  # stable
+    # The sort is stable, so the other tests keep their order.
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run from pixels and state; tests that write into it take a copy."""
-    from latentplan.training.loop import train  # what is broken there is not to break every test
+    """A finished run with images and state. A test that writes into it must copy it first."""
+    # Imported here, so that an error in that module does not break every test.
+    from latentplan.training.loop import train
 
     folder = tmp_path_factory.mktemp("run") / "finished"
     return train(run_config(folder, "obs=both", f"steps={4 * EPISODE}", "log.inspect_every=128"))

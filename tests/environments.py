@@ -1,4 +1,4 @@
-"""Short ways to make environments and walk through them."""
+"""Helpers that make environments and step through them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make(
     first_episodes: Sequence[int] | None = None,
     **settings: Any,
 ) -> VectorEnv:
-    """A vector environment, in this process unless ``workers`` is asked for."""
+    """Make a vector environment. It runs in this process unless ``workers`` is set."""
     env = EnvConfig(**{"workers": False, **settings})
     return make_vector(
         task,
@@ -45,7 +45,7 @@ def make(
 
 
 def walk(env: VectorEnv, steps: int, seed: int = 0) -> tuple[list[Timestep], list[np.ndarray]]:
-    """Reset and take random actions; returns the rows and their frames."""
+    """Reset, apply random actions, and return the rows and their frames."""
     rng = np.random.default_rng(seed)
     row, frames = env.reset()
     rows, counts = [row], [frames]
@@ -57,7 +57,7 @@ def walk(env: VectorEnv, steps: int, seed: int = 0) -> tuple[list[Timestep], lis
 
 
 def run_python(*arguments: str, **variables: str) -> str:
-    """Standard output of ``python ARGUMENTS``, which finds the package; fails if it fails."""
+    """Run ``python ARGUMENTS`` with the package on its path, and return its standard output."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)

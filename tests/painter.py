@@ -1,4 +1,4 @@
-"""A world whose pictures can be read: the state is a gray level, actions make it lighter."""
+"""A world whose images show its state: a gray level, which actions make lighter or darker."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ from latentplan.types import EnvSpec, Latent, Prediction, StepNoise, Timestep
 
 SIZE = 8
 SPEC = EnvSpec({"image": ((SIZE, SIZE, 3), "uint8")}, 1, 1)
-BLIND = EnvSpec({"vector": ((1,), "float32")}, 1, 1)
+VECTOR_SPEC = EnvSpec({"vector": ((1,), "float32")}, 1, 1)
 
 
 def advance(level: Tensor, action: Tensor) -> Tensor:
-    """(N, 1), (N, 1) -> (N, 1): steps of whole bytes, so that pictures lose nothing."""
+    """The next level: (N, 1), (N, 1) -> (N, 1).
+
+    Levels change by multiples of 1 / 255, so that uint8 images represent them exactly.
+    """
     return (level + torch.round(20 * action.clamp(-1, 1)) / 255).clamp(0, 1)
 
 
 class Painter(nn.Module):
-    """A perfect model: the reward is the level arrived at, the uncertainty what was added."""
+    """A perfect model of that world.
+
+    The reward is the next level, and the uncertainty is the absolute change of the level.
+    """
 
     feature_size = 1
 
@@ -82,14 +88,14 @@ def make_painter(candidates: int = 3, spec: EnvSpec = SPEC, **plan: float) -> Ag
     return Agent(spec, config, world=Painter(spec))
 
 
-def picture(level: Tensor) -> np.ndarray:
-    """Levels (..., 1) as pictures (..., SIZE, SIZE, 3) uint8."""
+def render(level: Tensor) -> np.ndarray:
+    """Levels (..., 1) -> images (..., SIZE, SIZE, 3) uint8."""
     gray = torch.round(255 * level).byte().numpy()[..., None, None]
     return np.broadcast_to(gray, (*gray.shape[:-3], SIZE, SIZE, 3)).copy()
 
 
-def painted(batch: int, length: int, spec: EnvSpec = SPEC) -> Timestep:
-    """Rows (B, T) of what the painter's world would do."""
+def painted_batch(batch: int, length: int, spec: EnvSpec = SPEC) -> Timestep:
+    """Rows (B, T) that the world produces for random actions."""
     generator = torch.Generator().manual_seed(1)
     action = torch.rand(batch, length, 1, generator=generator) * 2 - 1
     action[:, 0] = 0
@@ -99,13 +105,16 @@ def painted(batch: int, length: int, spec: EnvSpec = SPEC) -> Timestep:
     level = torch.stack(levels, 1)
     first = torch.zeros(batch, length, dtype=torch.bool)
     first[:, 0] = True
-    obs = {"image": torch.from_numpy(picture(level))} if spec.images else {"vector": level}
+    obs = {"image": torch.from_numpy(render(level))} if spec.images else {"vector": level}
     reward = torch.where(first, 0.0, level[..., 0])
     return Timestep(obs, action, reward, first, torch.zeros_like(first))
 
 
 class PaintedEnv:
-    """Two environments of that world; an episode ends after ``length`` rows."""
+    """Two environments of that world. An episode ends after ``length`` rows.
+
+    In every step ``drift`` is added to the level, which the model does not predict.
+    """
 
     def __init__(self, length: int, drift: float = 0.0) -> None:
         self.length, self.drift, self.is_last = length, drift, np.zeros(2, bool)
@@ -115,7 +124,7 @@ class PaintedEnv:
         return self._row(torch.zeros(2, 1), first=True), None
 
     def step(self, action: np.ndarray) -> tuple[Timestep, None]:
-        assert not self.is_last.any(), "a step after the end"
+        assert not self.is_last.any(), "step() was called after the end of the episode"
         taken = torch.as_tensor(action)
         self.level = advance(self.level, taken) + self.drift
         self.rows += 1
@@ -123,11 +132,10 @@ class PaintedEnv:
         return self._row(taken), None
 
     def _row(self, action: Tensor, first: bool = False) -> Timestep:
-        rows = Timestep(
-            {"image": picture(self.level)},
+        return Timestep(
+            {"image": render(self.level)},
             action.numpy(),
             self.level[:, 0].numpy() * (not first),
             np.full(2, first),
             np.zeros(2, bool),
         )
-        return rows

@@ -12,11 +12,11 @@ from tiny import (
     VECTOR,
     WORLD,
     agent_config,
-    awaken,
-    differences,
+    differing_paths,
+    initialize_zero_heads,
     leaves,
-    part,
     random_batch,
+    select_rows,
     world_config,
 )
 from torch import nn
@@ -49,7 +49,7 @@ def test_actions_stay_in_the_box() -> None:
     outermost = 0.0
     for t in range(4):
         for mode in ("mean", "sample"):
-            action, following = agent.act(part(rows, t), carry, mode)
+            action, following = agent.act(select_rows(rows, t), carry, mode)
             assert action.shape == (20, 2) and not action.requires_grad
             outermost = max(outermost, action.abs().max().item())
         carry = following
@@ -58,7 +58,7 @@ def test_actions_stay_in_the_box() -> None:
 
 @pytest.mark.parametrize("mode", ["mean", "sample"])
 def test_acting_is_a_function_of_the_random_state(mode: str) -> None:
-    agent, row = make_agent(), part(random_batch(3, 1)[0], 0)
+    agent, row = make_agent(), select_rows(random_batch(3, 1)[0], 0)
     actions = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -68,7 +68,7 @@ def test_acting_is_a_function_of_the_random_state(mode: str) -> None:
 
 
 def test_mean_takes_the_mode_and_sample_samples() -> None:
-    agent, row = make_agent(), part(random_batch(3, 1)[0], 0)
+    agent, row = make_agent(), select_rows(random_batch(3, 1)[0], 0)
     torch.manual_seed(0)
     action, carry = agent.act(row, agent.initial(3), "mean")
     torch.testing.assert_close(action, agent.actor(agent.world.features(carry)).mode)
@@ -78,7 +78,7 @@ def test_mean_takes_the_mode_and_sample_samples() -> None:
 
 
 def test_a_generator_of_its_own_leaves_the_global_one_alone() -> None:
-    agent, row = make_agent(), part(random_batch(3, 1)[0], 0)
+    agent, row = make_agent(), select_rows(random_batch(3, 1)[0], 0)
     before = torch.get_rng_state()
     draw = lambda: agent.act(row, agent.initial(3), "sample", torch.Generator().manual_seed(3))  # noqa: E731
     assert torch.equal(draw()[0], draw()[0])
@@ -92,14 +92,14 @@ def test_environments_do_not_disturb_each_other() -> None:
     rows = random_batch(2, 3)[0]
     carry = agent.initial(2)
     for t in range(3):
-        other = part(rows, t)
+        other = select_rows(rows, t)
         other.obs["vector"][1] -= 5.0 * t
         torch.manual_seed(t)
         _, carry = agent.act(other, carry)
     alone = agent.initial(2)
     for t in range(3):
         torch.manual_seed(t)
-        _, alone = agent.act(part(random_batch(2, 3)[0], t), alone)
+        _, alone = agent.act(select_rows(random_batch(2, 3)[0], t), alone)
     torch.testing.assert_close(carry.deter[0], alone.deter[0])
     assert not torch.allclose(carry.deter[1], alone.deter[1])
 
@@ -115,7 +115,7 @@ def snapshot(agent: Agent) -> dict[str, Any]:
 @pytest.mark.parametrize("spec", [VECTOR, BOTH], ids=["vector", "both"])
 def test_an_update_moves_everything_and_reports_detached_numbers(spec: EnvSpec) -> None:
     agent = make_agent(spec, gradient="pathwise")
-    awaken(agent)
+    initialize_zero_heads(agent)
     before = {name: p.detach().clone() for name, p in agent.named_parameters()}
     metrics = agent.update(*random_batch(6, 4, spec))
     still = [name for name, p in agent.named_parameters() if torch.equal(p, before[name])]
@@ -150,9 +150,9 @@ def test_a_bad_number_stops_before_the_weights_are_touched(field: str, terms: li
         agent.update(batch, episode)
     assert all(term in str(caught.value) for term in terms)
     after = snapshot(agent)
-    changed = {path.split("/")[2] for path in differences(before, after) if "agent" in path}
+    changed = {path.split("/")[2] for path in differing_paths(before, after) if "agent" in path}
     assert {name for name in changed if not name.startswith("return_scale.")} == set()
-    assert [path for path in differences(before, after) if "optimizer" in path] == []
+    assert [path for path in differing_paths(before, after) if "optimizer" in path] == []
 
 
 def test_an_infinite_gradient_of_a_finite_loss_leaves_the_weights(
@@ -172,7 +172,7 @@ def test_an_infinite_gradient_of_a_finite_loss_leaves_the_weights(
     before = snapshot(agent)
     with pytest.raises(NonFiniteLossError, match=r"gradient .*world\.rssm\.posterior_out\.weight"):
         agent.update(batch, episode)
-    changed = differences(before, snapshot(agent))
+    changed = differing_paths(before, snapshot(agent))
     assert [p for p in changed if "optimizer" in p or ("agent" in p and "scale." not in p)] == []
 
 
@@ -203,7 +203,7 @@ def test_half_precision_learns_as_well() -> None:
     losses = [agent.update(batch, episode)["train/loss/image"] for _ in range(20)]
     assert losses[-1] < losses[0]
     assert all(p.dtype == torch.float32 for p in agent.parameters())
-    assert agent.act(part(batch, 0), agent.initial(4))[0].dtype == torch.float32
+    assert agent.act(select_rows(batch, 0), agent.initial(4))[0].dtype == torch.float32
 
 
 def test_half_precision_gives_nearly_the_same_output(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_half_precision_gives_nearly_the_same_output(monkeypatch: pytest.MonkeyP
     for config in (full, half):
         torch.manual_seed(0)
         agent = Agent(BOTH, config)
-        awaken(agent)
+        initialize_zero_heads(agent)
         nn.init.normal_(agent.world.rssm.posterior_out.weight)  # let states tell what was seen
         metrics = agent.update(*random_batch(4, 4, BOTH))
         losses.append({name: x for name, x in metrics.items() if "/loss/" in name})
@@ -249,7 +249,7 @@ def test_a_gpu_does_the_same() -> None:
     agent = Agent(BOTH, agent_config(), "cuda")
     metrics = agent.update(rows, episode.cuda())
     assert all(value.isfinite() for value in metrics.values())
-    action, _ = agent.act(part(rows, 0), agent.initial(4))
+    action, _ = agent.act(select_rows(rows, 0), agent.initial(4))
     assert action.device.type == "cuda"
     assert open_loop(agent, rows, 2)["image"].shape == (4, 4, 16, 16, 3)
 
@@ -277,10 +277,10 @@ def test_saving_and_loading_in_between_changes_nothing(tmp_path: Path) -> None:
     checkpoint.set_random_state(loaded["random"])
     for batch in batches[3:]:
         second.update(*batch)
-    assert differences(expected, snapshot(second)) == []
+    assert differing_paths(expected, snapshot(second)) == []
     # The comparison can fail:
     second.update(*batches[0])
-    assert "/torch" in differences(expected, snapshot(second))
+    assert "/torch" in differing_paths(expected, snapshot(second))
 
 
 def test_starts_may_be_a_fraction_of_the_rows() -> None:

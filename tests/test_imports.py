@@ -36,7 +36,7 @@ ALLOWED = {
     "inspection": "types runtime config nn envs behavior agent runs evaluation",
     "training": "types runtime config envs data agent runs evaluation inspection",
     "study": "types config runs inspection",
-    "bench": "types runtime config nn envs data world behavior agent runs inspection training",
+    "bench": "types runtime config envs data behavior agent runs training",
     "cli": "types runtime config envs runs deploy evaluation inspection training study bench",
     "__main__": "cli",
 }

@@ -1,4 +1,4 @@
-"""The smallest agents and batches that still have every part."""
+"""Tiny configurations, agents and batches that tests share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from latentplan.config.loading import load
 from latentplan.config.schema import BehaviorConfig, Config, OptimConfig, TrainConfig, WorldConfig
 from latentplan.types import EnvSpec, Timestep
 
-if TYPE_CHECKING:  # conftest imports this file: what is broken in agents is not to break all
+# conftest.py imports this file. If it imported the agent, an error there would break all tests.
+if TYPE_CHECKING:
     from latentplan.agent import Agent
 
 VECTOR = EnvSpec({"vector": ((3,), "float32")}, 2, 2)
@@ -55,22 +56,28 @@ def agent_config(world: WorldConfig = WORLD, **behavior: Any) -> Config:
     )
 
 
-def awaken(agent: Agent) -> None:
-    """Give the heads that start at zero something to say."""
+def initialize_zero_heads(agent: Agent) -> None:
+    """Initialize the zero-initialized heads at random."""
     for net in (agent.world.reward, agent.critic.net, agent.critic.slow_net):
         nn.init.normal_(net.output.weight, std=0.3)
 
 
 @torch.no_grad()
-def stir(weights: Iterable[nn.Parameter], std: float) -> None:
-    """Noise on every weight: heads start at zero, where nothing is worth more than another."""
+def perturb(weights: Iterable[nn.Parameter], std: float) -> None:
+    """Add normal noise to every weight, in place.
+
+    Some heads are initialized at zero, where all predictions are equal.
+    """
     for x in weights:
         x.add_(std * torch.randn_like(x))
 
 
 @torch.no_grad()
-def few_units(*heads: nn.Module) -> None:
-    """Let stirred two-hot heads say a few units: their outermost bins are at 5e8."""
+def limit_two_hot_range(*heads: nn.Module) -> None:
+    """Keep the predictions of perturbed two-hot heads to a few units.
+
+    The outermost bins are at 5e8, so noise on their logits would dominate the mean.
+    """
     for head in heads:
         head.output.bias.sub_(torch.linspace(-20, 20, len(head.output.bias)).square() / 2)
 
@@ -78,7 +85,10 @@ def few_units(*heads: nn.Module) -> None:
 def random_batch(
     batch: int, length: int, spec: EnvSpec = VECTOR, seed: int = 0
 ) -> tuple[Timestep, torch.Tensor]:
-    """Rows (B, T) of noise, and their episodes: each sequence is one episode from its first row."""
+    """Random rows (B, T) and their episode numbers (B, T).
+
+    Each sequence is an episode of its own that begins in the sequence's first row.
+    """
     rng = torch.Generator().manual_seed(seed)
     obs = {}
     for name, (shape, dtype) in spec.obs.items():
@@ -96,13 +106,13 @@ def random_batch(
     return Timestep(obs, action, reward, is_first, torch.zeros_like(is_first)), episode
 
 
-def part(batch: Timestep, rows: slice | int) -> Timestep:
-    """The given rows (along time) of a batch."""
+def select_rows(batch: Timestep, rows: slice | int) -> Timestep:
+    """Rows of a batch (B, T) at a time or a slice of times: (B, ...) or (B, t, ...)."""
     return Timestep({k: x[:, rows] for k, x in batch.obs.items()}, *(x[:, rows] for x in batch[1:]))
 
 
 def run_config(folder: Path, *overrides: str) -> Config:
-    """A whole run of seconds: a dummy task in this process, an agent with tiny widths."""
+    """A run that takes seconds: a dummy task in this process and an agent with tiny widths."""
     items = [
         "size=tiny",
         "device=cpu",
@@ -132,16 +142,16 @@ def run_config(folder: Path, *overrides: str) -> Config:
     return load([], [*items, *overrides])
 
 
-def recorded(patch: pytest.MonkeyPatch, owner: object, name: str) -> list:
-    """What every call of ``owner.name`` returns."""
-    real, found = getattr(owner, name), []
+def record_results(patch: pytest.MonkeyPatch, owner: object, name: str) -> list:
+    """Patch ``owner.name`` so that the returned list collects the result of every call."""
+    original, results = getattr(owner, name), []
 
     def call(*args: Any, **more: Any) -> Any:
-        found.append(real(*args, **more))
-        return found[-1]
+        results.append(original(*args, **more))
+        return results[-1]
 
     patch.setattr(owner, name, call)
-    return found
+    return results
 
 
 def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -153,7 +163,7 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{path}/{key}", value
 
 
-def differences(one: Any, other: Any) -> list[str]:
+def differing_paths(one: Any, other: Any) -> list[str]:
     """The paths at which two trees of tensors and plain values are not the same, bit for bit."""
     a, b = dict(leaves(one)), dict(leaves(other))
 

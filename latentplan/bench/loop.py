@@ -1,4 +1,4 @@
-"""The whole loop for a while, as training runs it: frames per second, and where they go."""
+"""The speed of the training loop, by training for a short time."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from latentplan.types import UserError
 
 PREFILL = 200  # decisions, or what one window needs
 LOG_EVERY = 20  # decisions
-COMPILING = 90.0  # seconds that the first updates may take beside, where functions are compiled
+COMPILING = 90.0  # more seconds for the first updates, where functions are compiled
 
 
 def loop_cost(config: Config, seconds: float) -> dict[str, Any]:
-    """Train in a folder that is thrown away, without evaluations and films.
+    """Train in a temporary folder, without evaluations and films.
 
     Returns:
-        Frames and updates per second (medians over the lines of the log, the first one that
-        updates left out), shares of the wall clock by part, seconds of sampling the replay, memory.
+        Frames and updates per second (medians over the lines of the log, without the first line
+        with updates), fractions of the wall clock by part, seconds of sampling the replay, memory.
 
     Raises:
-        UserError: the time was too short for any update.
+        UserError: the time was too short for an update.
     """
     with tempfile.TemporaryDirectory() as folder, _quiet():
         run = Path(folder) / "run"
@@ -64,7 +64,7 @@ def loop_cost(config: Config, seconds: float) -> dict[str, Any]:
 
 
 def describe_loop(loop: Mapping[str, Any]) -> str:
-    """A line for people."""
+    """One line of text."""
     shares = sorted(loop["shares"].items(), key=lambda item: -item[1])
     text = ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)
     return (
@@ -76,7 +76,7 @@ def describe_loop(loop: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Training tells of itself; here it is one measurement among others."""
+    """Suppress the log of training."""
     log = logging.getLogger("latentplan")
     before = log.level
     log.setLevel(logging.WARNING)

@@ -1,6 +1,6 @@
-"""What one update costs and where the time goes: ``latentplan bench``.
+"""``latentplan bench``: the time of an update by its parts, and of the environment.
 
-Repetitions are interleaved (all parts once, then all again), because a machine drifts.
+Repetitions are interleaved (all parts once, then all again), because the speed of a machine drifts.
 """
 
 from __future__ import annotations
@@ -8,20 +8,16 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from latentplan.agent import Agent
-from latentplan.bench.floor import floors, peak_rates
 from latentplan.bench.loop import loop_cost
-from latentplan.bench.parts import FULL, Part, UpdateParts, random_rows, summary, time_parts
+from latentplan.bench.parts import FULL, UpdateParts, random_rows, summary, time_parts
 from latentplan.bench.planning import planning_cost
-from latentplan.bench.reference import Reference, Widths
-from latentplan.config.loading import load
 from latentplan.config.schema import Config
 from latentplan.data.replay import Replay
 from latentplan.envs import VectorEnv, make_train_env, pick_renderer
@@ -38,88 +34,31 @@ log = logging.getLogger("latentplan")
 ROWS = 2000  # of the replay that is sampled
 
 
-class Peer(NamedTuple):
-    """Another program at the same widths. Its numbers come from another run, never from here."""
-
-    name: str
-    overrides: list[str]
-    seconds: float  # one full update, as reported
-    kept_memory: float  # estimate for the same allocator settings as ours
-
-
-def _same_work(deter: int, stoch: int, depth: int, units: int) -> list[str]:
-    """A peer's widths, batch and horizon; every frame decoded, every row a start.
-
-    The rest, how pictures are coded for one, is the CPU preset's.
-    """
-    values = {
-        **{"size": "cpu", "obs": "pixels", "env.image_size": 64},
-        **{"train.batch": 16, "train.length": 64, "behavior.horizon": 15},
-        **{"behavior.starts_fraction": 1.0, "world.decode_fraction": 1.0},
-        **{"world.layers": 2, "behavior.layers": 2, "world.deter": deter, "world.depth": depth},
-        **{"world.stoch": stoch, "world.classes": stoch},
-        **{f"world.{key}": units for key in ("hidden", "units", "member_hidden")},
-        **{"behavior.units": units, "world.bins": 255, "behavior.bins": 255},
-    }
-    return [f"{key}={value}" for key, value in values.items()]
-
-
-PLAIN = "plain reference"
-# Allocator settings alone (latentplan/allocator.py) were seen to give 1.3 to 1.8x on a CPU.
-PEERS = {
-    "small": Peer("dreamerv3-torch, small", _same_work(128, 16, 16, 128), 2.4, 1.6),
-    "large": Peer("dreamerv3-torch, large", _same_work(512, 32, 32, 512), 11.5, 11.5 / 1.45),
-}
-
-
 def bench(
-    peers: Sequence[str] = tuple(PEERS),
-    size: str | None = None,
-    overrides: Sequence[str] = (),
+    config: Config,
     *,
     repeats: int = 7,
     env_seconds: float = 5.0,
     planning: bool = False,
     loop_seconds: float = 0.0,
-) -> list[dict[str, Any]]:
-    """Measure at the widths of ``peers`` or, where ``size`` is given, of that preset.
+) -> dict[str, Any]:
+    """Time an agent of this configuration on random data, and the environment of its task.
 
     Args:
-        overrides: come last in either case.
-        planning: also compare updates with and without it.
-        loop_seconds: also train for so long.
+        repeats: interleaved repetitions of every part of an update.
+        env_seconds: seconds of acting in the environment.
+        planning: also time updates and actions with and without the planner.
+        loop_seconds: also train for this time; 0: do not.
 
     Returns:
-        One result of plain values for each.
+        Plain values, which `latentplan.bench.report` writes and describes.
 
     Raises:
-        UserError: a wrong key or value, an unknown preset, no working renderer.
+        UserError: there is no working renderer or device, or the loop made no update.
     """
-    if size is not None:
-        config = load(overrides=[f"size={size}", *overrides])
-        measured = measure(config, repeats, env_seconds, planning, loop_seconds)
-        return [{"name": f"size {size}", **measured}]
-    results = []
-    for key in peers:
-        peer = PEERS[key]
-        config = load(overrides=[*peer.overrides, *overrides])
-        measured = measure(config, repeats, env_seconds, planning, loop_seconds)
-        result = {"name": f"widths of {peer.name}", **measured}
-        results.append(result | {"peer": _compare(peer, result)})
-    return results
-
-
-def measure(
-    config: Config,
-    repeats: int,
-    env_seconds: float,
-    planning: bool = False,
-    loop_seconds: float = 0.0,
-) -> dict[str, Any]:
-    """Time an agent of this configuration on random data, and its task's environment."""
-    busy = cores.in_use()
+    load_before = cores.in_use()
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
-    kept = configure_malloc()
+    malloc = configure_malloc()
     device = pick_device(config.device)
     renderer = pick_renderer(config)
     with make_train_env(config, renderer) as env:
@@ -127,28 +66,16 @@ def measure(
         frames = time_environment(agent, env, env_seconds)
     log.info("timing updates of %s weights", f"{sum(p.numel() for p in agent.parameters()):,}")
     batch, episode = random_rows(env.spec, config.train.batch, config.train.length, device)
-    work = UpdateParts(agent, batch, episode).parts()
-    timed = dict(work)
-    if env.spec.images:
-        torch.manual_seed(config.seed)
-        plain = Reference(
-            Widths.from_config(config), config.env.image_size, env.spec.action_dim
-        ).to(device)
-        timed[PLAIN] = Part(lambda: plain.update(batch), lambda: None)
-    seconds = time_parts(timed, repeats, device)
-    parts = {name: summary(times) for name, times in seconds.items() if name in work}
+    seconds = time_parts(UpdateParts(agent, batch, episode).parts(), repeats, device)
+    parts = {name: summary(times) for name, times in seconds.items()}
     full = parts.pop(FULL)
-    rates = peak_rates(device)
-    extra: dict[str, Any] = {"peak_gflops": {k: x / 1e9 for k, x in rates.items()}}
-    extra["floors"] = floors(work, seconds, rates)
-    if PLAIN in seconds:
-        reference = summary(seconds[PLAIN])
-        extra["plain"] = {**reference, "ratio": full["median"] / reference["median"]}
+    extra: dict[str, Any] = {}
     if planning:
         extra["planning"] = planning_cost(config, env.spec, device, repeats)
     if loop_seconds:
         extra["loop"] = loop_cost(config, loop_seconds)
     return {
+        "name": f"size {config.size}",
         "widths": _widths(config),
         "precision": "bfloat16 where it pays" if agent.world.use_bfloat16 else "float32",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -157,8 +84,8 @@ def measure(
         "torch": torch.__version__,
         "commit": commit(),
         "processor": processor(),
-        "load_before": busy,
-        "allocator_keeps_memory": kept,
+        "load_before": load_before,
+        "allocator_keeps_memory": malloc,
         "repeats": repeats,
         "parts": parts,
         "sum_of_parts": sum(part["median"] for part in parts.values()),
@@ -179,7 +106,7 @@ def measure(
 
 
 def time_environment(agent: Agent, env: VectorEnv, seconds: float) -> dict[str, float]:
-    """Act in the environment, one after the other: frames/s, and where the time of each goes."""
+    """Act in the environment; return frames per second, and the time of policy and simulator."""
     row, _ = env.reset()
     carry = agent.initial(env.num_envs)
     frames = decisions = 0
@@ -187,8 +114,8 @@ def time_environment(agent: Agent, env: VectorEnv, seconds: float) -> dict[str, 
     warm_ups = 3
     while decisions == 0 or policy + simulation < seconds:
         begin = time.perf_counter()
-        action, carry = agent.act(row.to(agent.device), carry)
-        action = action.cpu().numpy()
+        chosen, carry = agent.act(row.to(agent.device), carry)
+        action = chosen.cpu().numpy()
         middle = time.perf_counter()
         row, used = env.step(action)
         if warm_ups:
@@ -207,7 +134,7 @@ def time_environment(agent: Agent, env: VectorEnv, seconds: float) -> dict[str, 
 
 
 def time_drawing(seconds: float) -> dict[str, dict[str, float]]:
-    """Frames/s of every backend that works here, by quality; dm_control's own way among them."""
+    """Frames per second of every backend that works, by quality, beside dm_control's own."""
     probes = [probe(backend, seconds / 5) for backend in BACKENDS]
     return {
         x.backend: {quality: 1 / each for quality, each in x.seconds.items()}
@@ -217,7 +144,7 @@ def time_drawing(seconds: float) -> dict[str, dict[str, float]]:
 
 
 def time_replay(config: Config, spec: EnvSpec, repeats: int) -> dict[str, float]:
-    """Seconds of one batch from a replay of ``ROWS`` rows that lies in the page cache."""
+    """Seconds of one batch from a replay of ``ROWS`` rows in the page cache."""
     batch, length = config.train.batch, config.train.length
     rng = np.random.default_rng(0)
     row = random_rows(spec, 1, 1, torch.device("cpu"))[0].map(lambda x: x[0].numpy())
@@ -242,15 +169,3 @@ def _widths(config: Config) -> str:
         f"{config.behavior.gradient} gradient; batch {train.batch} x {train.length}, "
         f"horizon {config.behavior.horizon}"
     )
-
-
-def _compare(peer: Peer, result: Mapping[str, Any]) -> dict[str, Any]:
-    ours = result["full"]["median"]
-    return {
-        "name": peer.name,
-        "measured_here": False,
-        "seconds": peer.seconds,
-        "ratio": ours / peer.seconds,
-        "seconds_same_allocator_estimate": peer.kept_memory,
-        "ratio_same_allocator_estimate": ours / peer.kept_memory,
-    }

@@ -1,6 +1,6 @@
-"""An update taken apart, so that each part can be timed alone.
+"""The parts of an update, so that each can be timed alone.
 
-Every part is the update's own code, with the other parts answered from a recording.
+Every part runs the update's own code. The other parts return recorded results.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ WARM_UPS = 2
 
 
 class Part(NamedTuple):
-    """A piece of work to time. ``prepare`` puts things in place before, outside of the timing."""
+    """Work to time; ``prepare`` runs before it and is not timed."""
 
     run: Callable[[], object]
     prepare: Callable[[], object]
 
 
 def recorded(module: object, **answers: object) -> Any:
-    """The object with some of its methods answering from a recording; weights are shared."""
+    """A copy of an object whose named methods return recorded results. Weights are shared."""
     twin = copy.copy(module)
     for name, answer in answers.items():
         setattr(twin, name, lambda *_, _answer=answer, **__: _answer)
@@ -44,7 +44,7 @@ class UpdateParts:
     def __init__(self, agent: Agent, batch: Timestep, episode: Tensor):
         self.agent, self.batch, self.episode = agent, batch, episode
         self.objective = agent.learner.objective
-        settle(agent)
+        end_first_updates(agent)
         agent.update(batch, episode)
         self.grads = [None if p.grad is None else p.grad.clone() for p in agent.parameters()]
         world = agent.world
@@ -72,7 +72,7 @@ class UpdateParts:
         self.learner.objective = recorded(self.objective, imagine=imagined)
 
     def parts(self) -> dict[str, Part]:
-        """In the order of an update, and last the update itself."""
+        """The parts in the order of an update, and the update itself at the end."""
         work = {
             "encoder": self.encoder,
             "observe": self.observe,
@@ -128,14 +128,14 @@ class UpdateParts:
         self.agent.update(self.batch, self.episode)
 
 
-def settle(agent: Agent) -> None:
-    """Put what only the first updates do behind it: they take the statistics of pictures, too."""
-    for pictures in agent.world.image_normalizers.values():
-        pictures.freeze()
+def end_first_updates(agent: Agent) -> None:
+    """Freeze the statistics of images, which only the first updates compute."""
+    for normalizer in agent.world.image_normalizers.values():
+        normalizer.freeze()
 
 
 def _outcome(rollout: Rollout) -> list[Tensor]:
-    """What a pathwise actor differentiates."""
+    """The tensors that a pathwise gradient passes through."""
     return [*rollout.latent, rollout.reward, rollout.cont]
 
 
@@ -144,14 +144,14 @@ def _backward(outputs: list[Tensor]) -> None:
 
 
 def summary(times: Sequence[float]) -> dict[str, float]:
-    """Of repetitions."""
+    """Median, minimum and maximum of repetitions."""
     return {"median": statistics.median(times), "min": min(times), "max": max(times)}
 
 
 def random_rows(
     spec: EnvSpec, batch: int, length: int, device: torch.device
 ) -> tuple[Timestep, Tensor]:
-    """Rows (B, T) of noise, one episode per sequence, and the episodes' numbers (B, T)."""
+    """Random rows (B, T), one episode per sequence, and the numbers of the episodes (B, T)."""
     obs = {}
     for name, (shape, dtype) in spec.obs.items():
         size = (batch, length, *shape)
@@ -168,14 +168,14 @@ def random_rows(
 
 
 def waiting_for(device: torch.device) -> Callable[[], None]:
-    """What returns when the device has done its work."""
+    """A function that returns when the device has finished its work."""
     return partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
 
 
 def time_parts(
     parts: Mapping[str, Part], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of every part, ``repeats`` interleaved times after warming up."""
+    """Seconds of ``repeats`` interleaved repetitions of every part, after warm-ups."""
     wait = waiting_for(device)
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for repeat in range(WARM_UPS + repeats):

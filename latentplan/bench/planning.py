@@ -1,4 +1,4 @@
-"""What planning costs: full updates with and without it, in turns, and one planned action."""
+"""The cost of planning: full updates with and without it, in turns, and one planned action."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from latentplan.agent import Agent
-from latentplan.bench.parts import Part, UpdateParts, random_rows, settle, summary, time_parts
+from latentplan.bench.parts import (
+    Part,
+    UpdateParts,
+    end_first_updates,
+    random_rows,
+    summary,
+    time_parts,
+)
 from latentplan.config.loading import flatten
 from latentplan.config.schema import Config
 from latentplan.config.validation import check
@@ -27,27 +35,27 @@ def planning_cost(
 ) -> dict[str, Any]:
     """Seconds of an update without planning, as configured, and in the faithful form.
 
-    Faithful is planning at every step of every imagined trajectory. All have K = P = 4.
+    The faithful form plans at every step of every imagined trajectory. K and P are 4.
 
     Raises:
-        UserError: MPDP, which values the policy, in rows that are not planned.
+        UserError: the objective is MPDP, which needs rows that are not planned.
     """
-    asked = replace(config.plan, candidates=CANDIDATES, horizon=HORIZON)
+    planned = replace(config.plan, candidates=CANDIDATES, horizon=HORIZON)
     settings = {
-        "none": replace(asked, candidates=1),
-        "as configured": asked,
-        "faithful": replace(asked, imagine_fraction=1.0, replan_every=1),
+        "none": replace(planned, candidates=1),
+        "as configured": planned,
+        "faithful": replace(planned, imagine_fraction=1.0, replan_every=1),
     }
     batch, episode = random_rows(spec, config.train.batch, config.train.length, device)
     parts, agents = {}, {}
     imagination = {}
     for name, plan in settings.items():
         changed = replace(config, plan=plan)
-        check(flatten(asdict(changed)))  # MPDP does not go with every plan
+        check(flatten(asdict(changed)))  # MPDP does not allow every plan
         agent, _ = make_agent(changed, spec, device)
-        settle(agent)
+        end_first_updates(agent)
         agents[name] = agent
-        parts[name] = Part(lambda agent=agent: agent.update(batch, episode), lambda: None)
+        parts[name] = Part(partial(agent.update, batch, episode), lambda: None)
         imagination[name] = UpdateParts(agent, batch, episode).parts()["imagination"]
     rows, imagined = (
         {name: summary(times) for name, times in time_parts(x, repeats, device).items()}
@@ -57,8 +65,8 @@ def planning_cost(
     return {
         "candidates": CANDIDATES,
         "horizon": HORIZON,
-        "imagine_fraction": asked.imagine_fraction,
-        "replan_every": asked.replan_every,
+        "imagine_fraction": planned.imagine_fraction,
+        "replan_every": planned.replan_every,
         "update_seconds": rows,
         "imagination_seconds": imagined,
         "ratio": {name: row["median"] / base for name, row in rows.items()},
@@ -86,9 +94,9 @@ def latency(agent: Agent, batch: Timestep) -> dict[str, float]:
 
 
 def describe_planning(cost: Mapping[str, Any]) -> Sequence[str]:
-    """Lines for people."""
+    """Lines of text."""
     lines = [
-        f"planning, K = {cost['candidates']}, P = {cost['horizon']} (as configured: share "
+        f"planning, K = {cost['candidates']}, P = {cost['horizon']} (as configured: fraction "
         f"{cost['imagine_fraction']:g}, replan_every {cost['replan_every']}; actions on one core):"
     ]
     for name, row in cost["update_seconds"].items():

@@ -1,4 +1,4 @@
-"""Measurements as words for people, and as files to compare with."""
+"""The results of a benchmark as text, and as files to compare with."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from latentplan.bench.loop import describe_loop
-from latentplan.bench.measure import PLAIN
 from latentplan.bench.parts import FULL
 from latentplan.bench.planning import describe_planning
 from latentplan.types import UserError
 
-BUSY = 0.5  # processes that wanted a core in the minute before
+BUSY = 0.5  # mean number of busy cores in the minute before
 
 
 def describe(results: Sequence[Mapping[str, Any]]) -> str:
-    """The results of :func:`latentplan.bench.measure.bench` as a text for people."""
+    """The results of :func:`latentplan.bench.measure.bench` as text."""
     return "\n\n".join(_describe(result) for result in results)
 
 
@@ -28,13 +27,13 @@ def _describe(result: Mapping[str, Any]) -> str:
         f"{result['precision']}, {result['device']}, {result['threads']} threads, "
         f"compiled: {result['compiled']}, torch "
         f"{result['torch']}; forward and backward, {result['repeats']} interleaved repetitions",
-        f"{'':16}{'median ms':>10}{'min':>10}{'max':>10}{'share':>8}{'GFLOP':>10}{'x floor':>10}",
+        f"{'':16}{'median ms':>10}{'min':>10}{'max':>10}{'share':>8}",
     ]
     if result["load_before"] > BUSY:
         lines.insert(
             0,
-            f"The machine was busy before this began (load {result['load_before']:.1f}): "
-            "what follows says little.",
+            f"The machine was busy before this began (load {result['load_before']:.1f}), so these "
+            "timings are not reliable.",
         )
     for name, row in [*result["parts"].items(), (FULL, full)]:
         if name == FULL:
@@ -42,17 +41,7 @@ def _describe(result: Mapping[str, Any]) -> str:
             share = f"{'':20}{total / full['median']:8.0%}"
             lines.append(f"{'sum of parts':16}{1000 * total:10.1f}{share}")
         times = "".join(f"{1000 * row[key]:10.1f}" for key in ("median", "min", "max"))
-        floor = result["floors"].get(name)
-        far = f"{floor['gflop']:10.1f}{floor['times_floor']:10.1f}" if floor else ""
-        lines.append(f"{name:16}{times}{row['median'] / full['median']:8.0%}{far}")
-    rates = ", ".join(f"{k} {x:.0f}" for k, x in result["peak_gflops"].items())
-    lines.append(f"peak of large products here, GFLOP/s: {rates}")
-    if "plain" in result:
-        plain = result["plain"]
-        lines.append(
-            f"{PLAIN}, same widths and rows, in turns: {1000 * plain['median']:.1f} ms; "
-            f"ours / plain {plain['ratio']:.2f}"
-        )
+        lines.append(f"{name:16}{times}{row['median'] / full['median']:8.0%}")
     env = result["environment"]
     lines.append(
         f"environment {env['task']} (renderer {env['renderer']}): "
@@ -72,44 +61,32 @@ def _describe(result: Mapping[str, Any]) -> str:
         lines.append(describe_loop(result["loop"]))
     if "planning" in result:
         lines += describe_planning(result["planning"])
-    if "peer" in result:
-        lines += _describe_peer(result["peer"])
     return "\n".join(lines)
 
 
-def _describe_peer(peer: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{peer['name']}: numbers of another run (2 CPU cores with AMX, float32), "
-        "NOT measured here",
-        f"  as reported                          {peer['seconds']:5.1f} s, "
-        f"ours / theirs {peer['ratio']:.2f}",
-        f"  with the same allocator settings     {peer['seconds_same_allocator_estimate']:5.1f} s, "
-        f"ours / theirs {peer['ratio_same_allocator_estimate']:.2f}"
-        "  (estimate: these settings alone give 1.3 - 1.8x)",
-    ]
-
-
 def compare(results: Sequence[Mapping[str, Any]], earlier: Sequence[Mapping[str, Any]]) -> str:
-    """Medians of now over those of an earlier file, by name, as far as both have them."""
+    """The medians of ``results`` divided by those of an earlier file, where both have them."""
     before = {result["name"]: result for result in earlier}
     lines = []
     for now in results:
         then = before.get(now["name"])
         if then is None:
             continue
-        lines.append(f"{now['name']}: now / earlier (another run: the machine may have drifted)")
+        lines.append(
+            f"{now['name']}: now / earlier (of another run; the speed of the machine may have changed)"
+        )
         for name, row in [*now["parts"].items(), (FULL, now["full"])]:
             old = then["full"] if name == FULL else then["parts"].get(name)
             if old is not None:
                 lines.append(f"  {name:16}{row['median'] / old['median']:6.2f}")
-    return "\n".join(lines) or "The earlier file has nothing of the same name."
+    return "\n".join(lines) or "The earlier file has no result of the same name."
 
 
 def read_json(path: str | Path) -> list[dict[str, Any]]:
-    """What :func:`write_json` kept.
+    """Read a file of :func:`write_json`.
 
     Raises:
-        UserError: there is no such file, or it holds something else.
+        UserError: there is no such file, or it has another content.
     """
     try:
         results = json.loads(Path(path).read_text())
@@ -120,7 +97,7 @@ def read_json(path: str | Path) -> list[dict[str, Any]]:
 
 
 def write_json(path: str | Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Keep the results of :func:`latentplan.bench.measure.bench`.
+    """Write the results of :func:`latentplan.bench.measure.bench`.
 
     Raises:
         UserError: the file cannot be written.

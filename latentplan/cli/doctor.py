@@ -99,9 +99,9 @@ def _devices(chosen: Probe | None) -> tuple[list[str], list[str]]:
                 f"  there is an NVIDIA driver, but torch {torch.__version__} sees no CUDA device"
             )
     from latentplan.runtime.device import pick_device
-    from latentplan.training.compiling import missing
+    from latentplan.training.compiling import why_not_compilable
 
-    trouble = missing(pick_device("auto"))
+    trouble = why_not_compilable(pick_device("auto"))
     if trouble is None:
         lines.append("  torch.compile works")
     else:

@@ -1,4 +1,4 @@
-"""Commands about many runs, or about the machine. Modules are imported when one runs."""
+"""Commands about many runs or about the machine. They import modules when they run."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from latentplan.types import UserError
 
 
 def add(commands: Commands) -> None:
-    """All of them; each sets ``run``: parsed arguments -> exit code."""
-    for add_one in (_add_study, _add_tensorboard, _add_doctor, _add_bench):
+    """Add the commands. Each sets ``run``, a function from parsed arguments to the exit code."""
+    for add_one in (_add_study, _add_tensorboard, _add_list, _add_doctor, _add_bench):
         add_one(commands)
 
 
 def _add_study(commands: Commands) -> None:
-    study = commands.add_parser("study", help="tasks x ablations x seeds, from one file")
+    study = commands.add_parser("study", help="run tasks x ablations x seeds from one file")
     study.add_argument("action", choices=("run", "status", "report"))
     study.add_argument("file", type=Path, metavar="FILE")
-    study.add_argument("--out", type=Path, help="of the report, without a suffix: FOLDER/NAME")
+    study.add_argument("--out", type=Path, help="path of the report without a suffix: FOLDER/NAME")
     study.add_argument(
         "--also",
         type=Path,
         action="append",
         default=[],
         metavar="NAME",
-        help="an earlier report, for runs whose folders are not here; may be repeated",
+        help="an earlier report with runs whose folders are not here; may be repeated",
     )
     study.set_defaults(run=_study)
 
@@ -38,7 +38,7 @@ def _study(args: argparse.Namespace) -> int:
     from latentplan.study import report, runner
 
     if args.action != "report" and (args.out or args.also):
-        raise UserError("--out and --also are of study report.")
+        raise UserError("--out and --also work only with `study report`.")
     if args.action == "run":
         return runner.run(args.file)
     if args.action == "report":
@@ -69,7 +69,7 @@ def _tensorboard(args: argparse.Namespace) -> int:
 
 
 def _short_names(folders: list[Path]) -> dict[str, Path]:
-    """Each folder by the end of its path, of as many parts as tell all of them apart."""
+    """Name each folder by the last parts of its path, as many as make the names different."""
     paths = list(dict.fromkeys(Path(os.path.abspath(folder)) for folder in folders))
     count = 1
     while len({path.parts[-count:] for path in paths}) < len(paths):
@@ -92,45 +92,48 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _add_bench(commands: Commands) -> None:
-    bench = commands.add_parser("bench", help="time one update, part by part, and the environment")
+    bench = commands.add_parser(
+        "bench", help="time an update by its parts, the environment, and the planner"
+    )
     bench.add_argument("items", nargs="*", metavar="key=value", help="overrides")
-    widths = bench.add_mutually_exclusive_group()
-    widths.add_argument("--peer", choices=("small", "large"), help="default: both peers' widths")
-    widths.add_argument("--size", help="a preset of configs/size instead, for example cpu")
-    bench.add_argument("--planning", action="store_true", help="also updates and actions with it")
+    bench.add_argument("--size", help="a file of configs/size; default: that of training")
+    bench.add_argument("--planning", action="store_true", help="also time the planner")
     bench.add_argument("--repeats", type=int, default=7, help="interleaved repetitions")
-    bench.add_argument("--seconds", type=float, default=5.0, help="of stepping the environment")
-    bench.add_argument("--loop", type=float, default=0.0, metavar="SECONDS", help="also train")
-    updates = bench.add_mutually_exclusive_group()
-    updates.add_argument(
-        "--ablations", nargs="+", metavar="NAME", help="instead: their updates, against the first"
+    bench.add_argument("--seconds", type=float, default=5.0, help="time of stepping environments")
+    bench.add_argument(
+        "--loop", type=float, default=0.0, metavar="SECONDS", help="also train for this time"
     )
-    updates.add_argument(
-        "--growth", metavar="FILE", help="instead: time against batch, horizon, ...; a PNG"
+    bench.add_argument(
+        "--ablations",
+        nargs="+",
+        metavar="NAME",
+        help="time only the updates of these ablations, and compare them with the first one",
     )
-    bench.add_argument("--json", metavar="FILE", help="also write the results there")
+    bench.add_argument("--json", metavar="FILE", help="also write the results to this file")
     bench.add_argument("--against", metavar="FILE", help="compare with an earlier --json file")
     bench.set_defaults(run=_bench)
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from latentplan.bench.measure import PEERS, bench
+    from latentplan.bench.measure import bench
     from latentplan.bench.report import compare, describe, read_json, write_json
+    from latentplan.config.loading import load
 
     if args.repeats < 1:
         raise UserError(f"--repeats must be at least 1, not {args.repeats}.")
-    if args.growth or args.ablations:
-        return _bench_updates(args)
+    size = [f"size={args.size}"] if args.size else []
+    if args.ablations:
+        return _bench_ablations(args, size)
     earlier = read_json(args.against) if args.against else None
-    results = bench(
-        [args.peer] if args.peer else tuple(PEERS),
-        args.size,
-        args.items,
-        repeats=args.repeats,
-        env_seconds=args.seconds,
-        planning=args.planning,
-        loop_seconds=args.loop,
-    )
+    results = [
+        bench(
+            load(overrides=[*size, *args.items]),
+            repeats=args.repeats,
+            env_seconds=args.seconds,
+            planning=args.planning,
+            loop_seconds=args.loop,
+        )
+    ]
     print(describe(results))
     if earlier is not None:
         print(compare(results, earlier))
@@ -139,22 +142,38 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def _bench_updates(args: argparse.Namespace) -> int:
-    """Nothing but updates, of several configurations."""
-    from latentplan.bench.ablations import ablation_cost, describe_ablations
-    from latentplan.bench.growth import describe_growth, draw_growth, growth
+def _bench_ablations(args: argparse.Namespace, size: list[str]) -> int:
+    from latentplan.bench.updates import ablation_cost, describe_ablations
 
-    for name in ("json", "against", "loop", "planning", "peer"):
+    for name in ("json", "against", "loop", "planning"):
         if getattr(args, name):
-            raise UserError(f"--{name} does not go with --growth or --ablations.")
-    names = args.ablations or []  # keys behind them are read as names, too
-    args.ablations = [name for name in names if "=" not in name]
-    keys = [name for name in names if "=" in name]
-    overrides = [*([f"size={args.size}"] if args.size else []), *args.items, *keys]
-    if args.growth:
-        found = growth(overrides, args.repeats)
-        print(describe_growth(found))
-        draw_growth(found, Path(args.growth))
-    else:
-        print(describe_ablations(ablation_cost(args.ablations, overrides, args.repeats)))
+            raise UserError(f"--{name} and --ablations cannot be used together.")
+    # argparse also takes the overrides behind the names as names.
+    names = [name for name in args.ablations if "=" not in name]
+    overrides = [name for name in args.ablations if "=" in name]
+    if not names:
+        raise UserError("--ablations needs at least one name.")
+    cost = ablation_cost(names, [*size, *args.items, *overrides], args.repeats)
+    print(describe_ablations(cost))
+    return 0
+
+
+def _add_list(commands: Commands) -> None:
+    names = commands.add_parser("list", help="list tasks, sizes, ablations and studies")
+    names.add_argument(
+        "kinds",
+        nargs="*",
+        metavar="KIND",
+        help="tasks, sizes, ablations, studies; default: all",
+    )
+    names.set_defaults(run=_list)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from latentplan.config.reference import KINDS, listing
+
+    for kind in args.kinds:
+        if kind not in KINDS:
+            raise UserError(f"There is no list of {kind!r}; there are: {', '.join(KINDS)}.")
+    print("\n\n".join(listing(kind) for kind in args.kinds or KINDS))
     return 0

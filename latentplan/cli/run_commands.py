@@ -48,12 +48,25 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _add_config(commands: Commands) -> None:
-    config = commands.add_parser("config", help="print the resolved configuration")
+    config = commands.add_parser(
+        "config", help="print the resolved configuration, or explain its keys"
+    )
     take_config(config)
+    config.add_argument(
+        "--explain",
+        nargs="*",
+        metavar="KEY",
+        help="print meaning, type, default and bounds of keys or sections; without names: of all",
+    )
     config.set_defaults(run=_config)
 
 
 def _config(args: argparse.Namespace) -> int:
+    if args.explain is not None:
+        from latentplan.config.reference import explain
+
+        print(explain(args.explain))
+        return 0
     config = load(args)
     from latentplan.config.loading import to_yaml
     from latentplan.envs import parse_task

@@ -1,1 +1,1 @@
-"""The configuration: its schema, where values come from, and which values are valid."""
+"""The configuration: its schema, the sources of its values, and the checks of its values."""

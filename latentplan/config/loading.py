@@ -1,8 +1,9 @@
-"""The configuration: the schema is ``schema.py``, YAML files and ``key.sub=value`` merge into it.
+"""Loading of the configuration: YAML files and ``key.sub=value`` overrides of the schema.
 
-Later sources win: defaults of the dataclasses, ``configs/default.yaml``, ``configs/task/<task or
-domain>.yaml``, ``configs/size/<size>.yaml``, ``configs/ablation/<ablation>.yaml``, files named on
-the command line, overrides. The result is frozen.
+The sources are, in this order: the defaults of the dataclasses in ``schema.py``,
+``configs/default.yaml``, ``configs/task/<task or domain>.yaml``, ``configs/size/<size>.yaml``,
+``configs/ablation/<ablation>.yaml``, files named on the command line, overrides. A later source
+replaces values of earlier ones. The result is frozen.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ from latentplan.runtime import device
 from latentplan.types import UserError
 
 log = logging.getLogger("latentplan")
-SWITCH = {"false": "off", "true": "on"}  # of keys that can be on or off, among others
+SWITCH_WORDS = {"false": "off", "true": "on"}  # other spellings of the choices off and on
 
 
 def as_config(source: Config | Mapping[str, Any] | Sequence[str]) -> Config:
-    """A configuration from one, from keys and values, or from what the command line takes.
+    """Make a configuration.
 
     Args:
-        source: a `Config`; a mapping whose keys are dotted or nested; or files and ``key=value``.
+        source: a `Config`, which is returned unchanged; a mapping whose keys are dotted or nested;
+            or files and ``key=value`` items, as on the command line.
 
     Raises:
         UserError: as :func:`load`.
@@ -60,37 +62,41 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
 
 
 def _resolve(user: Sequence[DictConfig]) -> Config:
-    """Put the presets that ``user`` chooses before it."""
+    """Merge the user's settings with the presets that they choose."""
     chosen = _merge([_schema(), _read(preset_folder() / "default.yaml"), *user])
     size = chosen.size if chosen.size != "auto" else _default_size(chosen.device)
     task = task_preset(chosen.task)
     presets = [] if task is None else [_read(task)]
-    # After the task: published sizes bring the published protocol (action repeat 2) along.
+    # The size comes after the task because published sizes set the published action repeat of 2.
     presets.append(_preset("size", size))
     presets += _ablation(chosen.ablation)
     merged = _merge([_schema(), _read(preset_folder() / "default.yaml"), *presets, *user])
     merged.size = size
-    return _finish(merged)
+    return _to_config(merged)
 
 
 def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read the ``config.yaml`` of a run folder, which is already resolved: no preset is applied.
+    """Read the ``config.yaml`` of a run folder. No presets are applied, since it has all values.
 
     Raises:
         UserError: as :func:`load`, or the file is empty.
     """
     saved = _read(path)
-    if not saved:  # some keys may be missing, in runs of earlier versions, but not all
+    if not saved:  # Runs of earlier versions may lack some keys, but no run lacks all.
         raise UserError(f"The configuration {path} is empty.")
-    return _finish(_merge([_schema(), saved, *map(_parse, overrides)]))
+    return _to_config(_merge([_schema(), saved, *map(_parse, overrides)]))
 
 
 def to_yaml(config: Config) -> str:
+    """All values of a configuration as YAML, which :func:`load_resolved` reads."""
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"env": {"repeat": 2}} -> {"env.repeat": 2}."""
+    """Nested keys as dotted keys: ``{"env": {"repeat": 2}}`` gives ``{"env.repeat": 2}``.
+
+    If a key occurs both nested and dotted, the later value is kept.
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -101,45 +107,52 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _flat(node: DictConfig) -> dict[str, Any]:
-    """Every key of a node; references stay as they are."""
+    """The dotted keys of a node and their values. References are not resolved."""
     return flatten(cast("dict[str, Any]", OmegaConf.to_container(node, resolve=False)))
 
 
 def preset_folder() -> Path:
-    """``configs/``; the package holds a link to it, which a wheel replaces by the files."""
+    """The folder ``configs`` inside the package. In a checkout it is a link to the top folder."""
     return Path(__file__).resolve().parents[1] / "configs"
 
 
 def task_preset(task: str) -> Path | None:
-    """The file of ``configs/task`` for a task: its own, or its domain's (the longest that fits)."""
+    """The file in ``configs/task`` for a task or, if there is none, for its domain.
+
+    If several files match, the one with the longest name is used. None if no file matches.
+    """
     name = _task_name(task)
     presets = (preset_folder() / "task").glob("*.yaml")
-    fitting = [path for path in presets if f"{name}_".startswith(f"{path.stem}_")]
-    return max(fitting, key=lambda path: len(path.stem), default=None)
+    matching = [path for path in presets if f"{name}_".startswith(f"{path.stem}_")]
+    return max(matching, key=lambda path: len(path.stem), default=None)
 
 
 def _task_name(task: str) -> str:
-    """One name, which a folder can have, for all spellings of a task."""
+    """A name for a task that can be part of a file name. It is the same for all spellings."""
     suite, name = parse_task(task)
     return name if suite == "dmc" else f"{suite}-{name}".replace("/", "-")
 
 
-def _default_size(name: str) -> str:
-    if name.startswith("cpu"):
+def _default_size(device_name: str) -> str:
+    if device_name.startswith("cpu"):
         return "cpu"
     return "12m" if device.has_cuda() else "cpu"
 
 
 def _preset(kind: str, name: str) -> DictConfig:
+    """Read a preset. ``kind`` is ``size`` or ``ablation``."""
     path = preset_folder() / kind / f"{name}.yaml"
     if not path.is_file():
         names = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise UserError(f"There is no {kind} {name!r}; there are: {', '.join(names)}.")
+        raise UserError(f"There is no {kind} {name!r}; choose one of: {', '.join(names)}.")
     return _read(path)
 
 
 def _ablation(name: str) -> list[DictConfig]:
-    """The file of an ablation, behind that of the one that its own ``ablation`` builds on."""
+    """The settings of an ablation, after those of the ablation that it builds on.
+
+    The key ``ablation`` in the file of an ablation names the one that it builds on.
+    """
     if name == "none":
         return []
     preset = _preset("ablation", name)
@@ -147,7 +160,7 @@ def _ablation(name: str) -> list[DictConfig]:
 
 
 def _read(path: Path) -> DictConfig:
-    """A file of keys, in sections or dotted as on the command line."""
+    """Read a file. Its keys may be nested in sections, or dotted as on the command line."""
     try:
         text = path.read_text(encoding="utf-8")
         node, written = OmegaConf.create(text), yaml.load(text, yaml.BaseLoader)
@@ -161,18 +174,17 @@ def _read(path: Path) -> DictConfig:
         raise UserError(f"The configuration {path} is not valid YAML: {reason}.") from error
     if not isinstance(node, DictConfig):
         raise UserError(f"The configuration {path} is not a mapping of keys to values.")
-    # References are not resolved yet: they may be to keys of other files.
+    # References are not resolved yet, because they may name keys of other files.
     flat = _flat(node)
-    flat, changes = present_names(_texts_as_written(flat, flatten(written)))
+    flat, changes = present_names(_keep_texts_as_written(flat, flatten(written)))
     _check_keys(flat, str(path))
     if changes:
-        _warn_of_renamed(path, "; ".join(changes))
+        _warn_about_renamed(path, "; ".join(changes))
     return _nested(flat)
 
 
 def _nested(flat: Mapping[str, Any]) -> DictConfig:
-    """``{"env.repeat": 2}`` -> ``{"env": {"repeat": 2}}``. Of a key that is there twice the later
-    value stays."""
+    """Dotted keys as nested keys: ``{"env.repeat": 2}`` gives ``{"env": {"repeat": 2}}``."""
     nested = OmegaConf.create()
     for key, value in flat.items():
         OmegaConf.update(nested, key, value)
@@ -180,111 +192,122 @@ def _nested(flat: Mapping[str, Any]) -> DictConfig:
     return nested
 
 
-@cache  # one warning for each file, however often it is read
-def _warn_of_renamed(path: Path, changes: str) -> None:
-    log.warning("%s has names of an earlier version, which were read: %s.", path, changes)
+@cache  # Each file gives one warning, even if it is read several times.
+def _warn_about_renamed(path: Path, changes: str) -> None:
+    log.warning("%s uses names of an earlier version: %s.", path, changes)
 
 
 def _parse(item: str) -> DictConfig:
+    """Parse an override ``key.sub=value``."""
     if "=" not in item:
         raise UserError(f"{item!r} is neither a file nor an override of the form key=value.")
+    key, _, text = item.partition("=")
+    if _is_text(key):  # not YAML, which would change many texts
+        return _from_user({key: text}, item)
     try:
         node = OmegaConf.from_dotlist([item])
     except (YAMLError, ValueError, OmegaConfBaseException) as error:
         raise UserError(f"The override {item!r} cannot be parsed.") from error
-    key, _, text = item.partition("=")
-    flat = _flat(node)
-    return _from_typed(_texts_as_written(flat, {key: text}), item)
+    return _from_user(_flat(node), item)
 
 
 def _from_mapping(settings: Mapping[str, Any]) -> DictConfig:
-    return _from_typed(flatten(settings), "the configuration")
+    return _from_user(flatten(settings), "the configuration")
 
 
-def _from_typed(flat: Mapping[str, Any], where: str) -> DictConfig:
-    """Keys that somebody types now, who should know of their present names."""
+def _from_user(flat: Mapping[str, Any], source: str) -> DictConfig:
+    """Nested settings from keys that the user types now. Keys of earlier versions are errors."""
     for key in flat:
         if key in RENAMED:
-            raise UserError(f"{key} in {where} has another name now: {RENAMED[key]}.")
-    _check_keys(flat, where)
+            raise UserError(f"{key} in {source} has another name now: {RENAMED[key]}.")
+    _check_keys(flat, source)
     return _nested(flat)
 
 
-def _check_keys(flat: Mapping[str, Any], where: str) -> None:
-    known = _known()
+def _check_keys(flat: Mapping[str, Any], source: str) -> None:
+    """Raise a UserError, with suggestions, if a key is unknown or is a section."""
+    defaults = _defaults()
     sections = {field.name for field in fields(Config) if is_dataclass(field.default_factory)}
     for key in flat:
         if key in sections:
-            raise UserError(f"{key} in {where} is a section: set its keys, {key}.<key>=<value>.")
-        if key not in known:
-            tail = key.rsplit(".", 1)[-1]
-            twins = [k for k in known if k.rsplit(".", 1)[-1] == tail]
-            close = difflib.get_close_matches(key, known, 1, 0.6)
-            # A key typed without its section may be any of its namesakes.
-            near = (close or twins) if "." in key else (twins or close)
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
-            raise UserError(f"Unknown key {key!r} in {where}{hint}")
+            raise UserError(f"{key} in {source} is a section: set its keys, {key}.<key>=<value>.")
+        if key not in defaults:
+            raise UserError(unknown_key(key, source))
 
 
-def _texts_as_written(flat: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
-    """``flat`` with the values of text keys as somebody wrote them.
+def unknown_key(key: str, source: str) -> str:
+    """The message for an unknown key, with the nearest keys as suggestions."""
+    defaults = _defaults()
+    name = key.rsplit(".", 1)[-1]
+    same_name = [k for k in defaults if k.rsplit(".", 1)[-1] == name]
+    similar = difflib.get_close_matches(key, defaults, 1, 0.6)
+    # A key without a section may be a key with this name in any section.
+    suggestions = (similar or same_name) if "." in key else (same_name or similar)
+    hint = f"; did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else "."
+    return f"Unknown key {key!r} in {source}{hint}"
+
+
+def _is_text(key: str) -> bool:
+    """Whether the values of a key, which may have its earlier name, are texts."""
+    return isinstance(_defaults().get(RENAMED.get(key, key)), str)
+
+
+def _keep_texts_as_written(flat: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace the values of text keys in ``flat`` by the text that the user wrote.
 
     YAML would read ``off`` as false, 1.10 as 1.1 and 12:30 as a number.
     """
-    known = _known()
-
-    def is_text(key: str) -> bool:
-        return isinstance(known.get(RENAMED.get(key, key)), str)
-
     return {
-        key: written[key] if is_text(key) and isinstance(written.get(key), str) else value
+        key: written[key] if _is_text(key) and isinstance(written.get(key), str) else value
         for key, value in flat.items()
     }
 
 
 def _correct_types(node: DictConfig) -> None:
-    """Convert values that YAML reads as another type: 1e6 as a float, false for ``off``."""
-    known = _known()
+    """Convert values that YAML reads as another type, such as 1e6 (a float) for an integer."""
+    defaults = _defaults()
     for key, value in _flat(node).items():
-        if "off" in bounds_of(key).choices and str(value).lower() in SWITCH:
-            OmegaConf.update(node, key, SWITCH[str(value).lower()])
-        if isinstance(value, float) and value.is_integer() and type(known[key]) is int:
+        if "off" in bounds_of(key).choices and str(value).lower() in SWITCH_WORDS:
+            OmegaConf.update(node, key, SWITCH_WORDS[str(value).lower()])
+        if isinstance(value, float) and value.is_integer() and type(defaults[key]) is int:
             OmegaConf.update(node, key, int(value))
 
 
 @cache
-def _known() -> Mapping[str, Any]:
-    """Every key and its default."""
+def _defaults() -> Mapping[str, Any]:
+    """Every dotted key and its default."""
     return MappingProxyType(_flat(_schema()))
 
 
-@cache  # to be merged, which copies it
+@cache  # A merge copies the schema, so that the cached one does not change.
 def _schema() -> DictConfig:
     schema: DictConfig = OmegaConf.structured(Config)
-    _thaw(schema)
+    _make_writable(schema)
     return schema
 
 
-def _thaw(node: DictConfig) -> None:
-    """OmegaConf makes frozen dataclasses read-only, also while they are being merged."""
+def _make_writable(node: DictConfig) -> None:
+    """Allow merging. OmegaConf makes nodes of frozen dataclasses read-only."""
     OmegaConf.set_readonly(node, False)
     for key in node:
         if isinstance(node[key], DictConfig):
-            _thaw(node[key])
+            _make_writable(node[key])
 
 
 def _merge(nodes: Sequence[DictConfig]) -> DictConfig:
+    """Merge nodes. Later values win. References are resolved."""
     try:
         merged = cast(DictConfig, OmegaConf.merge(*nodes))
-        OmegaConf.resolve(merged)  # here, where a bad ${reference} can still be named
+        OmegaConf.resolve(merged)  # Here an error can still name the key of a bad reference.
         return merged
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        where = f" for {error.full_key!r}" if error.full_key else ""
-        raise UserError(f"Wrong value{where}: {reason}.") from error
+        key = f" for {error.full_key!r}" if error.full_key else ""
+        raise UserError(f"Wrong value{key}: {reason}.") from error
 
 
-def _finish(merged: DictConfig) -> Config:
+def _to_config(merged: DictConfig) -> Config:
+    """Check all values, choose the run folder if none is set, and freeze the configuration."""
     flat = _flat(merged)
     check(flat)
     if not flat["run_dir"]:

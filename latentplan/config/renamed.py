@@ -18,9 +18,14 @@ RENAMED_VALUES = {"train.compile": {"cell": "on", "full": "on"}}
 
 
 def present_names(flat: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """``flat`` under the present names of its keys, and what was renamed: ``"old is now new"``.
+    """Rename keys, references to keys (``${section.key}``), and values to their present names.
 
-    References to keys, ``${section.key}``, and values that have another name are renamed too.
+    Args:
+        flat: dotted keys and their values.
+
+    Returns:
+        The renamed keys and values, and a text ``"<old> is now <new>"`` for each renamed key or
+        value.
     """
     result, changes = {}, [f"{key} is now {RENAMED[key]}" for key in flat if key in RENAMED]
     for key, value in flat.items():

@@ -1,7 +1,7 @@
 """The schema of the configuration: every key with its type, default, meaning, bounds and choices.
 
-``latentplan config --explain KEY`` prints what stands here, and ``docs/configuration.md`` is
-generated from it. Conditions that involve several keys are in ``config/validation.py``.
+``latentplan config --explain KEY`` prints an entry, and ``docs/configuration.md`` is generated from
+all entries. Conditions that involve several keys are in ``config/validation.py``.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 
 
 class Bounds(NamedTuple):
-    """The values that a key accepts; negative numbers only where ``at_least`` allows them."""
+    """The values that a key accepts. Numbers must not be negative unless ``at_least`` is."""
 
-    choices: tuple[str, ...] = ()  # of a text; empty: any text
-    at_least: float = 0
+    choices: tuple[str, ...] = ()  # the accepted texts; empty: any text
+    at_least: float = 0  # inclusive lower bound
     above: float | None = None  # exclusive lower bound
-    at_most: float | None = None
+    at_most: float | None = None  # inclusive upper bound
 
 
 def setting(default: Any, meaning: str, **bounds: Any) -> Any:
     """A field of the schema.
 
     Args:
-        default: used where no preset, file or override sets the key.
+        default: used if no preset, file or override sets the key.
         meaning: one sentence, with the unit.
         bounds: fields of :class:`Bounds`.
     """
@@ -36,12 +36,14 @@ class EnvConfig:
 
     repeat: int = setting(2, "Environment frames per decision (action repeat).", at_least=1)
     image_size: int = setting(64, "Pixels per side of an image; divisible by 16.", at_least=16)
-    episode_frames: int = setting(1000, "Frames after which an episode is cut.", at_least=1)
+    episode_frames: int = setting(1000, "Frames after which an episode is truncated.", at_least=1)
     num_envs: int = setting(1, "Number of training environments.", at_least=1)
     workers: bool = setting(
-        True, "Run each environment in a process of its own; false: all in the training process."
+        True, "Run each environment in its own process; false: all in the training process."
     )
-    timeout: float = setting(180.0, "Seconds that one environment step may take.", above=0)
+    timeout: float = setting(
+        180.0, "Seconds that one environment step may take.", above=0, at_most=1e7
+    )
     renderer: str = setting(
         "auto",
         "OpenGL backend that draws images; auto takes the first that works.",
@@ -96,7 +98,8 @@ class WorldConfig:
     )
     member_per: str = setting(
         "rollout",
-        "How long one ensemble member moves an imagined state: the whole rollout, or one step.",
+        "How long the same ensemble member predicts an imagined rollout: the whole rollout, or one "
+        "step.",
         choices=("rollout", "step"),
     )
     uncertainty: str = setting(
@@ -131,8 +134,8 @@ class WorldConfig:
     rep_scale: float = setting(0.1, "Weight of KL[posterior || sg prior].")
     coder: str = setting(
         "strided",
-        "How the image encoder and decoder make the first factor of 4: strided convolutions, or "
-        "patches of 4 x 4.",
+        "How the image encoder and decoder change the resolution by the first factor of 4: strided "
+        "convolutions, or patches of 4 x 4 pixels.",
         choices=("strided", "patch"),
     )
     norm: str = setting(
@@ -231,12 +234,14 @@ class PlanConfig:
     )
     replan_every: int = setting(
         0,
-        "Imagined steps between plans, during which the chosen candidate is followed; 0: to its "
-        "end.",
+        "Imagined steps between plans; the chosen candidate is followed until the next plan; 0: to "
+        "its end.",
     )
     value: bool = setting(True, "Add the slow critic's value of the state after the last step.")
     discount: bool = setting(
-        True, "Discount as the returns do; false: only a predicted end discounts."
+        True,
+        "Discount a candidate's rewards as returns do; false: only a predicted end of the episode "
+        "discounts.",
     )
     normalize_reward: bool = setting(True, "Divide returns by the return scale.")
     normalize_uncertainty: bool = setting(
@@ -262,7 +267,7 @@ class MpdpConfig:
         1.0, "Uncertainty that ends the horizon, in units of its scale.", above=0
     )
     entropy_fraction: float = setting(
-        1.0, "Fraction of behavior.entropy that MPDP pays at every future step.", above=0
+        1.0, "Fraction of behavior.entropy that MPDP adds at every future step.", above=0
     )
 
 
@@ -288,8 +293,8 @@ class OptimConfig:
     )
     warmup: int = setting(
         1000,
-        "Updates over which learning rates rise; for twice as many the uncertainty's scale may "
-        "fall.",
+        "Updates over which learning rates rise; during twice as many updates the uncertainty's "
+        "scale may decrease.",
     )
     clip: float = setting(
         0.3, "Adaptive gradient clipping, relative to the norm of the weights.", above=0
@@ -316,7 +321,7 @@ class TrainConfig:
     )
     precision: str = setting(
         "auto",
-        "Precision of large products; auto: bfloat16 where the hardware multiplies it.",
+        "Precision of large products; auto: bfloat16 if the hardware multiplies it natively.",
         choices=("auto", "float32", "bfloat16"),
     )
     threads: int = setting(0, "Threads of torch; 0: one per core.")
@@ -342,13 +347,13 @@ class LogConfig:
     )
     inspect_every: int = setting(20_000, "Frames between films of imagination; 0: never.")
     inspect_context: int = setting(
-        5, "Rows that the model sees in a film before it predicts on its own.", at_least=1
+        5, "Context rows of a film; after them the model predicts open-loop.", at_least=1
     )
 
 
 @dataclass(frozen=True)
 class Config:
-    """A run."""
+    """The configuration of a run."""
 
     task: str = setting("dmc:cartpole_swingup", "Task: a dm_control task, gym:ID, or dummy:pixels.")
     obs: str = setting("pixels", "What the agent observes.", choices=("pixels", "state", "both"))

@@ -1,4 +1,4 @@
-"""Task names: every spelling that people type, mapped to one."""
+"""Task names. All accepted spellings of a task are mapped to one name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import re
 
 from latentplan.types import UserError
 
-# Written down because a name must be checked without importing dm_control; a test compares it.
+# This list exists because a name must be checked without importing dm_control. A test compares it
+# with dm_control.
 DMC_TASKS: dict[str, tuple[str, ...]] = {
     "acrobot": ("swingup", "swingup_sparse"),
     "ball_in_cup": ("catch",),
@@ -37,53 +38,61 @@ DMC_TASKS: dict[str, tuple[str, ...]] = {
     "walker": ("run", "stand", "walk"),
 }
 DUMMY_TASKS = ("count", "pixels")
-_ALIASES = {"cup": "ball_in_cup", "pointmass": "point_mass"}  # peers' domain names
+_ALIASES = {"cup": "ball_in_cup", "pointmass": "point_mass"}  # domain names in other programs
 
 
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
+    """``name`` in lower case, with underscores as the only separators."""
     return re.sub(r"[-/:\s]+", "_", name.strip()).lower()
 
 
 def _spellings() -> dict[str, str]:
-    """Every accepted plain spelling of a dm_control task -> its ``domain/task``."""
+    """Every accepted spelling of a dm_control task, normalized, with its ``domain/task``."""
     table: dict[str, str] = {}
     for domain, tasks in DMC_TASKS.items():
         names = [domain, *(alias for alias, full in _ALIASES.items() if full == domain)]
         for task in tasks:
             table |= {f"{name}_{task}".lower(): f"{domain}/{task}" for name in names}
-            if task.startswith(domain):  # swimmer6, lqr_2_1
+            if task.startswith(domain):  # The domain may be omitted: swimmer6, lqr_2_1.
                 table[task] = f"{domain}/{task}"
     return table
 
 
 def split_dmc(name: str) -> tuple[str, str]:
-    """``"ball_in_cup_catch"`` (as `parse_task` gives it) -> dm_control's ``(domain, task)``."""
+    """Split a dm_control name into its domain and task.
+
+    ``"ball_in_cup_catch"`` gives ``("ball_in_cup", "catch")``. ``name`` is a name that `parse_task`
+    returned.
+    """
     domain, task = _spellings()[name.lower()].split("/")
     return domain, task
 
 
 def parse_task(task: str) -> tuple[str, str]:
-    """Split what a person typed into ``(suite, name)``.
+    """Split a task in any accepted spelling into ``(suite, name)``.
 
-    ``dmc:walker_walk``, ``walker_walk``, ``walker-walk``, ``dmc_walker_walk``, ``walker/walk`` are
-    all ``("dmc", "walker_walk")``; ``cup_catch`` is ``("dmc", "ball_in_cup_catch")``. Gymnasium
-    ids need their ``gym:``. Raises `UserError` naming the nearest task for an unknown one.
+    ``dmc:walker_walk``, ``walker_walk``, ``walker-walk``, ``dmc_walker_walk`` and ``walker/walk``
+    all give ``("dmc", "walker_walk")``. ``cup_catch`` gives ``("dmc", "ball_in_cup_catch")``.
+    Gymnasium environments need the prefix ``gym:``.
+
+    Raises:
+        UserError: the task is unknown. The message names the nearest task.
     """
     suite, colon, name = task.strip().partition(":")
     if colon and suite == "gym":
         if not name:
-            raise UserError("gym: needs an environment id behind it, as in gym:Pendulum-v1.")
+            raise UserError("gym: must be followed by an environment id, as in gym:Pendulum-v1.")
         return "gym", name
     if colon and suite == "dummy":
         if name not in DUMMY_TASKS:
-            known = " and ".join(f"dummy:{known}" for known in DUMMY_TASKS)
-            raise UserError(f"Unknown task {task!r}: the dummy tasks are {known}.")
+            choices = " and ".join(f"dummy:{choice}" for choice in DUMMY_TASKS)
+            raise UserError(f"Unknown task {task!r}: the dummy tasks are {choices}.")
         return "dummy", name
     spellings = _spellings()
-    plain = _plain(name if colon and suite == "dmc" else task).removeprefix("dmc_")
-    if plain in spellings:
-        return "dmc", spellings[plain].replace("/", "_")
-    nearest = difflib.get_close_matches(plain, spellings, n=1, cutoff=0.0)[0]
+    spelling = _normalize(name if colon and suite == "dmc" else task).removeprefix("dmc_")
+    if spelling in spellings:
+        return "dmc", spellings[spelling].replace("/", "_")
+    nearest = difflib.get_close_matches(spelling, spellings, n=1, cutoff=0.0)[0]
     nearest = spellings[nearest].replace("/", "_")
     raise UserError(
         f"Unknown task {task!r}; did you mean {nearest!r}? "

@@ -57,7 +57,7 @@ def make_vector(
         task: any spelling that `parse_task` knows.
         obs: ``pixels``, ``state`` or ``both``: the rows' ``image`` (uint8, size x size x 3) and
             ``vector`` (float32).
-        mode: ``train`` or ``eval``, which never share a seed.
+        mode: ``train`` or ``eval``; the seeds of the two modes are disjoint.
         renderer: chosen here where images need one and none is given.
         first_episodes: (num_envs,) number of episodes that earlier sessions have begun.
 

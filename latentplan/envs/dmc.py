@@ -160,4 +160,4 @@ class ControlSuite:
         if self._camera is not None:
             self._camera._scene.free()
             self._camera = None
-        self._env.physics.free()  # while its rendering thread still lives
+        self._env.physics.free()  # while its rendering thread still runs

@@ -144,7 +144,7 @@ class GymEnvironment:
                 part = f"entry {key!r} of its observations" if key else "its observation"
                 raise UserError(
                     f"gym:{self._name} cannot be used: {part} is a {type(entry).__name__}, "
-                    "and only Box (or a Dict of them) is understood."
+                    "and only Box (or a Dict of Box) is supported."
                 )
             if entry.dtype == np.uint8 and len(entry.shape) == 3 and not _is_image_space(entry):
                 raise UserError(
@@ -161,7 +161,7 @@ class GymEnvironment:
         if not isinstance(space, spaces.Box):
             raise UserError(
                 f"gym:{self._name} cannot be used: its actions are {type(space).__name__}, "
-                "and only Box is understood."
+                "and only Box is supported."
             )
         if not space.is_bounded():
             raise UserError(

@@ -27,7 +27,7 @@ class Renderer(NamedTuple):
 
     backend: str  # egl | osmesa | glfw
     quality: str  # exact | fast
-    software: bool  # no GPU behind it
+    software: bool  # drawn on the CPU
     description: str  # the driver's name
 
 

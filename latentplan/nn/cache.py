@@ -1,4 +1,7 @@
-"""Work in pieces that stay in the cache: a full update takes 0.95 to 0.97 of the time on a CPU."""
+"""The size of pieces that stay in the cache.
+
+With such pieces, a full update on a CPU takes 0.95 to 0.97 of the time.
+"""
 
 from __future__ import annotations
 

@@ -16,10 +16,12 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 def symlog(x: Tensor) -> Tensor:
+    """sign(x) ln(1 + |x|), elementwise (DreamerV3)."""
     return torch.sign(x) * torch.log1p(torch.abs(x))
 
 
 def symexp(x: Tensor) -> Tensor:
+    """The inverse of :func:`symlog`."""
     return torch.sign(x) * torch.expm1(torch.abs(x))
 
 
@@ -27,7 +29,7 @@ def symexp(x: Tensor) -> Tensor:
 
 
 def mixed_probs(logits: Tensor, unimix: float) -> Tensor:
-    """Probabilities of ``(..., S, C)`` logits, mixed with a fraction ``unimix`` of the uniform."""
+    """Probabilities of ``(..., S, C)`` logits, mixed with a fraction ``unimix`` of uniform ones."""
     return _mix(torch.softmax(logits, -1), unimix)
 
 
@@ -169,6 +171,7 @@ class ActionDist:
 
     @property
     def mode(self) -> Tensor:
+        """The most likely action (..., A), which is the mean."""
         return self.mean
 
     def rsample(self, noise: Tensor | None = None) -> Tensor:
@@ -186,4 +189,5 @@ class ActionDist:
 
 
 def bernoulli_log_prob(logits: Tensor, target: Tensor) -> Tensor:
+    """Log likelihood (...) of ``target`` (...), 0 or 1, under ``logits`` (...)."""
     return -F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")

@@ -23,7 +23,7 @@ def init_weight(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` with the initialization of this module; ``scale=0``: it starts at zero."""
+    """``nn.Linear`` with the initialization of this module; ``scale=0`` starts it at zero."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = True, scale: float = 1.0):
         self.scale = scale

@@ -216,9 +216,9 @@ def encode_gif(frames: np.ndarray, fps: float) -> bytes:
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float) -> Path:
-    """Write ``frames`` (T, H, W, 3) uint8 as an mp4 file, or as a GIF if ffmpeg is missing or fails.
+    """Write ``frames`` (T, H, W, 3) uint8 as an mp4 file or a GIF.
 
-    If ``path`` ends in ``.gif``, a GIF is written.
+    A GIF is written if ``path`` ends in ``.gif``, or if ffmpeg is missing or fails.
 
     Returns:
         The path that was written, with the suffix ``.mp4`` or ``.gif``.
@@ -237,7 +237,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> Path:
 
 
 def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> bool:
-    """Write an mp4 file with ffmpeg. Returns False, and leaves ``path`` as it was, if that fails."""
+    """Write an mp4 file with ffmpeg. If that fails, return False and leave ``path`` as it was."""
     import imageio_ffmpeg  # optional, and slow to import
 
     # The codec halves the resolution of colors, so height and width must be even.

@@ -1,6 +1,6 @@
-"""A run folder: what is written there, and how an agent comes back out of it.
+"""The run folder: writing its records, and loading an agent from it.
 
-::
+A run folder contains::
 
     config.yaml  run.json  checkpoint.pt  metrics.jsonl  events.out.tfevents*  videos/  replay/
 """
@@ -27,14 +27,14 @@ from latentplan.runs import checkpoint
 from latentplan.runtime import disk
 from latentplan.types import EnvSpec, UserError
 
-# What may differ when a run goes on; everything else is part of what the run *is*.
+# Keys that may change when a run continues. All other keys identify the run.
 CHANGEABLE = (
     *("steps", "run_dir", "device"),
     *("env.workers", "env.timeout", "env.module", "env.renderer"),
     *("train.minutes", "train.threads", "train.compile"),
 )
 CHANGEABLE_SECTIONS = ("eval.", "log.")
-# Beginnings of names in the checkpoints of earlier versions, and what they are now.
+# Prefixes of weight names in the checkpoints of earlier versions, and the present prefixes.
 RENAMED_WEIGHTS = {
     "scale.": "return_scale.",
     "novelty_scale.": "uncertainty_scale.",
@@ -43,33 +43,37 @@ RENAMED_WEIGHTS = {
 
 
 def checkpoint_path(folder: Path) -> Path:
+    """The checkpoint file of a run folder."""
     return folder / "checkpoint.pt"
 
 
-def write(folder: Path, config: Config, description: dict[str, Any]) -> None:
-    """Record configuration and description; a run that goes on appends its description.
+def record_session(folder: Path, config: Config, description: dict[str, Any]) -> None:
+    """Write ``config.yaml``, and append the description of a session to ``run.json``.
 
-    A file of ``env.module`` is recorded such that it is found from any folder.
+    If ``env.module`` is a file, its absolute path is recorded, so that it is found from any working
+    directory.
 
     Raises:
-        UserError: they cannot be written, or run.json is damaged; what was there before stays.
+        UserError: a file cannot be written, or run.json is damaged. The former files stay.
     """
     record = _record(folder)
     _write_record(folder, {**record, "sessions": [*record["sessions"], description]})
     if config.env.module.endswith(".py"):
         config = _with_module(config, str(Path(config.env.module).resolve()))
-    _replace(folder / "config.yaml", to_yaml(config))
+    _write_text(folder / "config.yaml", to_yaml(config))
 
 
 def _with_module(config: Config, module: str) -> Config:
     return replace(config, env=replace(config.env, module=module))
 
 
-def note_checkpoint(folder: Path) -> None:
-    """Record that there is a checkpoint: a run that lost it afterwards is not started anew.
+def record_checkpoint(folder: Path) -> None:
+    """Record in ``run.json`` that a checkpoint was saved.
+
+    If the checkpoint is missing later, the run is not started again from the beginning.
 
     Raises:
-        UserError: it cannot be written, or run.json is damaged; what was there before stays.
+        UserError: run.json is damaged or cannot be written. The former file stays.
     """
     record = _record(folder)
     if not record["saved"]:
@@ -77,7 +81,7 @@ def note_checkpoint(folder: Path) -> None:
 
 
 def sessions(folder: Path) -> list[dict[str, Any]]:
-    """The descriptions (:func:`latentplan.runs.provenance.describe`) of a run's sessions.
+    """The descriptions of a run's sessions, as :func:`latentplan.runs.provenance.describe` gave.
 
     Raises:
         UserError: there is no run.json, or it is damaged.
@@ -88,31 +92,32 @@ def sessions(folder: Path) -> list[dict[str, Any]]:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """What ``run.json`` holds: the sessions, and whether a checkpoint was ever saved."""
+    """The content of ``run.json``: the sessions, and whether a checkpoint was ever saved."""
     path = folder / "run.json"
     if not path.exists():
         return {"saved": False, "sessions": []}
     try:
         record = json.loads(path.read_text())
-        # Runs of earlier versions do not tell: better to refuse one that has nothing to lose.
         return {
+            # Earlier versions did not record this. The safe answer is that a checkpoint was saved.
             "saved": record.get("saved", True),
-            "sessions": [dict(x) for x in record["sessions"]],
+            "sessions": [dict(session) for session in record["sessions"]],
         }
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is damaged: bring it back, or remove it to go on without what it tells."
+            f"{path} is damaged: restore it, or remove it to continue without the record of "
+            "earlier sessions."
         ) from error
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:
-    _replace(folder / "run.json", json.dumps(record, indent=1) + "\n")
+    _write_text(folder / "run.json", json.dumps(record, indent=1) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all: without its configuration a run is lost."""
+def _write_text(path: Path, text: str) -> None:
+    """Replace a file completely or not at all, because a run without its configuration is lost."""
     try:
         with disk.replacing(path) as file:
             file.write(text.encode())
@@ -121,54 +126,57 @@ def _replace(path: Path, text: str) -> None:
 
 
 def check_resumable(folder: Path, config: Config) -> None:
-    """Refuse to train in a folder whose run would be lost, before anything in it is touched.
+    """Check that training with ``config`` does not destroy a run in ``folder``. Writes nothing.
 
-    A run that was stopped before its first checkpoint may be started anew.
+    A run that stopped before its first checkpoint may start again from the beginning.
 
     Raises:
-        UserError: the run there is another one, or has lost its checkpoint or its replay.
+        UserError: the folder contains another run, or a run without its checkpoint or replay.
     """
     path = checkpoint_path(folder)
     if path.exists() or (folder / "config.yaml").exists():
         check_same(folder, config)
     if not path.exists() and _record(folder)["saved"]:
         raise UserError(
-            f"{folder} holds a run but its checkpoint is missing: bring {path.name} back, or "
+            f"{folder} contains a run but its checkpoint is missing: put {path.name} back, or "
             "choose another run_dir."
         )
     if path.exists() and not Replay.exists(folder / "replay"):
         raise UserError(
-            f"{folder} holds a run but its replay is missing: bring the folder replay back, or "
+            f"{folder} contains a run but its replay is missing: put the folder replay back, or "
             "choose another run_dir."
         )
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What makes a run what it is, by dotted key: all that may not change while it goes on."""
+    """The settings that identify a run, by dotted key. They may not change when it continues."""
     flat = flatten(asdict(config))
-    flat["task"] = ":".join(parse_task(flat["task"]))  # walker_walk and dmc:walker_walk are one
+    # All spellings of a task are the same task, for example walker_walk and dmc:walker_walk.
+    flat["task"] = ":".join(parse_task(flat["task"]))
     fixed = (k for k in flat if k not in CHANGEABLE and not k.startswith(CHANGEABLE_SECTIONS))
     return {key: flat[key] for key in fixed}
 
 
 def check_same(folder: Path, config: Config) -> None:
-    """Refuse to go on with a run under a configuration that makes it another run.
+    """Check that ``config`` describes the run in ``folder``.
 
     Raises:
-        UserError: naming the first key that differs.
+        UserError: the configurations identify different runs. The message names the first key that
+            differs.
     """
-    before = identity(load_resolved(folder / "config.yaml"))
+    recorded = identity(load_resolved(folder / "config.yaml"))
     for key, value in identity(config).items():
-        if before[key] != value:
+        if recorded[key] != value:
             raise UserError(
-                f"{folder} holds a run with {key}={before[key]}, not {value}: "
-                "choose another run_dir (of a study: folder), or leave the key as it was."
+                f"{folder} contains a run with {key}={recorded[key]}, not {value}: "
+                "choose another run_dir (for a study, another folder), or keep the key as it was."
             )
 
 
 def with_recorded_quality(folder: Path, config: Config) -> Config:
-    """The configuration with the ``env.render_quality`` that the run in ``folder`` began with,
-    where it is ``auto``. Another machine might draw images that the agent does not know.
+    """``config`` with the ``env.render_quality`` of the run's first session instead of ``auto``.
+
+    With ``auto``, another machine might draw images that the agent was not trained on.
 
     Raises:
         UserError: run.json is damaged.
@@ -180,7 +188,9 @@ def with_recorded_quality(folder: Path, config: Config) -> Config:
 
 
 def with_recorded_choices(folder: Path, config: Config) -> Config:
-    """As :func:`with_recorded_quality`, and with the ``train.precision`` that the run began with.
+    """``config`` with the render quality and precision of the run's first session.
+
+    They replace only values that are ``auto`` (see :func:`with_recorded_quality`).
 
     Raises:
         UserError: run.json is damaged.
@@ -194,7 +204,7 @@ def with_recorded_choices(folder: Path, config: Config) -> Config:
 
 
 def _first_choice(folder: Path, key: str) -> str:
-    """The value that a run chose in its first session; ``auto`` if it has saved nothing."""
+    """The value that the run's first session chose; ``auto`` if no checkpoint was saved."""
     record = _record(folder)
     chosen = record["sessions"][0].get(key) if record["saved"] and record["sessions"] else None
     return chosen or "auto"
@@ -209,23 +219,28 @@ def _present_name(name: str) -> str:
 
 
 def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
-    """Put a checkpoint's weights into an agent.
+    """Load a checkpoint's weights into an agent.
 
-    Weights have their present names afterwards, whatever version wrote the checkpoint.
+    Names of weights that an earlier version saved are mapped to the present names.
+
+    Args:
+        agent: receives the weights.
+        state: the agent's state dictionary from the checkpoint.
+        path: the checkpoint file, for error messages.
 
     Raises:
-        UserError: the checkpoint is of another architecture; the agent is unchanged.
+        UserError: the checkpoint belongs to another architecture. The agent is unchanged.
     """
     state = {_present_name(name): weight for name, weight in state.items()}
     own = agent.state_dict()
     for name in (*own, *state):
-        there = tuple(state[name].shape) if name in state else "nothing"
-        here = tuple(own[name].shape) if name in own else "nothing"
-        if there != here:
+        saved_shape = tuple(state[name].shape) if name in state else "nothing"
+        own_shape = tuple(own[name].shape) if name in own else "nothing"
+        if saved_shape != own_shape:
             raise UserError(
                 f"{path} is a checkpoint of another architecture: "
-                f"it has {there} for {name}, this agent has {here}. Its run.json names the "
-                "commit that made it."
+                f"it has {saved_shape} for {name}, this agent has {own_shape}. The run.json beside "
+                "it names the commit that made it."
             )
     agent.load_state_dict(state)
 
@@ -233,20 +248,24 @@ def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
 def load(
     folder: Path, plan: Sequence[str] = (), module: str = ""
 ) -> tuple[Config, EnvSpec, dict[str, Any]]:
-    """The configuration of a run folder, what its agent exchanges, and its checkpoint.
+    """Load the records and the checkpoint of a run.
 
     Args:
-        plan: ``key=value`` of the ``plan`` section; the rest is part of what the agent is.
-        module: ``env.module``, where it is not what it was in training.
+        folder: the run folder.
+        plan: ``key=value`` settings of the ``plan`` section. Other settings cannot be changed.
+        module: replaces ``env.module``, if the module has moved since training.
+
+    Returns:
+        The configuration, the observations and actions of the environment, and the checkpoint.
 
     Raises:
-        UserError: the folder holds no run, its checkpoint or run.json is damaged, or there is no
-            such key.
+        UserError: the folder contains no run, its checkpoint or run.json is damaged, or a key in
+            ``plan`` is unknown.
     """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.yaml.")
     plan = [f"plan.{item.removeprefix('plan.')}" for item in plan]
-    if plan:  # nobody trains with it: what may not be planned in training does not matter
+    if plan:  # The agent is not trained further, so limits on planned imagination do not apply.
         plan.append("plan.imagine_fraction=0")
     config = load_resolved(folder / "config.yaml", plan)
     if module:
@@ -263,14 +282,21 @@ def load_agent(
     candidates: int = 1,
     module: str = "",
 ) -> tuple[Agent, Config, EnvSpec, dict[str, Any]]:
-    """The agent of a run folder, its configuration, what it exchanges, and its checkpoint.
+    """Load the agent of a run.
 
     Args:
-        plan, module: as of :func:`load`.
-        candidates: of plans, where they are one: without optimism any agent can be planned with.
+        folder: the run folder.
+        device: the device of the agent.
+        plan: as in :func:`load`.
+        candidates: the number of plan candidates if the run was trained with only one. Without a
+            bonus for uncertainty, any agent can plan.
+        module: as in :func:`load`.
+
+    Returns:
+        The agent, and the results of :func:`load`.
 
     Raises:
-        UserError: as :func:`load`, or the checkpoint is foreign.
+        UserError: as :func:`load`, or the checkpoint belongs to another architecture.
     """
     config, spec, payload = load(folder, plan, module)
     if config.plan.candidates == 1:
@@ -282,17 +308,18 @@ def load_agent(
 
 @contextmanager
 def open_replay(folder: Path) -> Iterator[Replay]:
-    """A copy of a run's replay as it was at the checkpoint; the run itself is not touched.
+    """Open a temporary copy of a run's replay, in its state at the checkpoint.
 
     Raises:
-        UserError: the folder holds no run, or its replay is missing or damaged.
+        UserError: the folder contains no run, or its replay is missing or damaged.
     """
     config, spec, payload = load(folder)
     if not (folder / "replay").is_dir():
         raise UserError(f"{folder} has no replay folder.")
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "replay"
-        shutil.copytree(folder / "replay", copy)  # opening locks, and moves the cursor
+        # Opening a replay locks it and moves its write position, so the run's own stays closed.
+        shutil.copytree(folder / "replay", copy)
         replay = Replay(copy, spec, capacity=config.replay.capacity, envs=config.env.num_envs)
         try:
             replay.load_state_dict(payload["replay"])

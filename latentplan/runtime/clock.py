@@ -54,8 +54,9 @@ class Ratio:
     An update replays ``rows_per_update`` rows (batch * length), so one decision earns
     ``rows_per_decision / rows_per_update`` updates; fractions accumulate. The first call of a run
     only starts the count: decisions before it (the prefill) earn nothing. After
-    :meth:`load_state_dict` the count goes on exactly, but a jump of the counter (a second prefill,
-    say) earns no more than an ordinary step did: bursts of updates on old data spoil agents.
+    :meth:`load_state_dict` the count goes on exactly, but a jump of the counter (for example a
+    second prefill) earns no more than an ordinary step did, because bursts of updates on old data
+    harm the agent.
     """
 
     def __init__(self, rows_per_decision: float, rows_per_update: float) -> None:
@@ -109,11 +110,11 @@ class Stopwatch:
             spent = time.perf_counter() - begin
             self._seconds[name] = self._seconds.get(name, 0.0) + spent
 
-    def shares(self) -> dict[str, float]:
-        """Share of the wall clock since the last reset by section; ``other`` is the rest."""
+    def fractions(self) -> dict[str, float]:
+        """The fraction of the time since the last reset, per section; ``other`` is the rest."""
         total = max(time.perf_counter() - self._begin, 1e-9)
-        shares = {name: seconds / total for name, seconds in self._seconds.items()}
-        return {**shares, "other": max(0.0, 1.0 - sum(shares.values()))}
+        fractions = {name: seconds / total for name, seconds in self._seconds.items()}
+        return {**fractions, "other": max(0.0, 1.0 - sum(fractions.values()))}
 
     def reset(self) -> None:
         self._begin = time.perf_counter()
@@ -123,10 +124,10 @@ class Stopwatch:
 def memory() -> dict[str, float]:
     """Memory of this process and its children in GiB.
 
-    ``memory/rss_gib`` is what can get a process killed. Pages shared with files or other processes
-    are counted apart as ``memory/shared_gib``: the replay's mapped files would otherwise look like
-    a leak, although the kernel takes them back whenever it needs the room. ``memory/cuda_gib`` is
-    there when CUDA is in use.
+    The system ends a process whose ``memory/rss_gib`` is too large. Pages that are shared with
+    files or other processes are counted separately as ``memory/shared_gib``. The replay's mapped
+    files would otherwise look like a leak, although the kernel frees their pages when it needs
+    memory. ``memory/cuda_gib`` is present when CUDA is in use.
     """
     process = psutil.Process()
     resident = shared = 0

@@ -107,12 +107,17 @@ def lock(folder: Path) -> FileLock:
 
     Raises:
         UserError: another process holds the lock.
+        OSError: the lock's file cannot be written.
     """
-    file = FileLock(folder / "lock")
+    path = folder / "lock"
+    path.open("ab").close()  # an error here is not caused by missing locks, so it is not ignored
+    # filelock's fallback would take the file itself for a lock, which outlives a killed process.
+    # The lock belongs to the process, so any thread may release it.
+    file = FileLock(path, fallback_to_soft=False, thread_local=False)
     try:
         file.acquire(blocking=False)
     except Timeout as error:
         raise UserError(f"Another process is training with the replay in {folder}.") from error
-    except (OSError, NotImplementedError):
+    except OSError:
         pass  # on a file system without locks, training goes on without protection
     return file

@@ -1,6 +1,7 @@
-"""What planning is supposed to change, besides returns: measured on the runs of one task together.
+"""Measurements of a study's runs that explain their returns.
 
-Returns are noisy; these vary less from seed to seed, and say why a return is what it is.
+Returns are noisy. These measurements vary less between seeds. The runs of one task are measured
+together, because some measurements compare runs with each other.
 """
 
 from __future__ import annotations
@@ -23,88 +24,100 @@ from latentplan.study.matrix import Job
 from latentplan.types import Timestep, UserError, join
 
 log = logging.getLogger("latentplan")
-REWARDED = 0.1  # of a frame's largest reward: what counts as having met the reward
-BINS = 4  # per dimension of a cell
-CONTEXT, AHEAD = 8, 5  # rows seen, and decisions predicted, by the held-out error
+REWARDED = 0.1  # fraction of a frame's largest reward above which a frame counts as rewarded
+BINS = 4  # intervals per dimension of an observation; their product is a cell
+CONTEXT, AHEAD = 8, 5  # observed rows, and decisions that the held-out error looks ahead
 WINDOWS = 64  # per run
+ENDING = "_run_metrics.csv"
+EARLIER_ENDING = "_mechanisms.csv"  # in reports of earlier versions
 
 
-class Mechanisms(NamedTuple):
-    """Of one run. None where it was not met, or does not exist."""
+class RunMetrics(NamedTuple):
+    """Measurements of one run. None: the event did not happen, or the metric does not exist."""
 
     first_reward: int | None  # frames from the last random decision to the first rewarded one
-    coverage: int | None  # cells of the observation space visited since
-    reward_error: float | None  # mean absolute, AHEAD decisions ahead, on rows of other seeds' runs
-    latent_error: float | None  # total variation there
-    reward_rank: float | None  # Spearman's rho of the uncertainty with that reward error
-    latent_rank: float | None
-    explore_bonus: float | None  # share of the bonus in the spread of scores, last half of training
-    imagine_bonus: float | None
-    training: float | None  # return of training's own episodes, exploration included, there too
+    coverage: int | None  # cells of the observation space visited after the random decisions
+    reward_error: float | None  # mean absolute error AHEAD decisions ahead, on runs of other seeds
+    latent_error: float | None  # total variation distance, on the same rows
+    reward_rank: float | None  # Spearman's rho of the uncertainty and the reward error
+    latent_rank: float | None  # Spearman's rho of the uncertainty and the latent error
+    explore_bonus: float | None  # fraction of the bonus in the spread of scores, in the last half
+    imagine_bonus: float | None  # the same fraction for plans inside imagination
+    training: float | None  # return of the training episodes, with exploration, in the last half
 
 
-UNKNOWN = Mechanisms(*[None] * len(Mechanisms._fields))  # of a run that cannot be measured
-ALONE = ("first_reward", "explore_bonus", "imagine_bonus", "training")  # the rest compare runs
+UNKNOWN = RunMetrics(*[None] * len(RunMetrics._fields))  # for a run that cannot be measured
+# These do not depend on the other runs of the report.
+INDEPENDENT = ("first_reward", "explore_bonus", "imagine_bonus", "training")
 
 
-def write_mechanisms(measured: Mapping[Job, Mechanisms], out: Path) -> None:
-    """``out``_mechanisms.csv, with a row per run."""
-    with file_of(out, "_mechanisms.csv").open("w", newline="") as file:
+def write_run_metrics(measured: Mapping[Job, RunMetrics], out: Path) -> None:
+    """Write ``out``_run_metrics.csv, with a row per run."""
+    with file_of(out, ENDING).open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("task", "ablation", "seed", *Mechanisms._fields))
-        for job, found in measured.items():
-            values = (round(x, 4) if isinstance(x, float) else x for x in found)
+        writer.writerow(("task", "ablation", "seed", *RunMetrics._fields))
+        for job, metrics in measured.items():
+            values = (round(x, 4) if isinstance(x, float) else x for x in metrics)
             writer.writerow((job.task, job.ablation, job.seed, *values))
 
 
-def read_mechanisms(out: Path) -> dict[tuple[str, str, int], Mechanisms]:
-    """By task, ablation and seed: what was written of each run for itself. What was measured
-    against the other runs of that report (cells, errors, ranks) does not compare with others: None.
+def read_run_metrics(out: Path) -> dict[tuple[str, str, int], RunMetrics]:
+    """Read the metrics of an earlier report, by task, ablation and seed.
+
+    Metrics that depend on the other runs of that report (cells, errors, ranks) are None, because
+    they cannot be compared with those of another report.
 
     Raises:
-        UserError: the file is missing, or is something else.
+        UserError: the file is missing, or it is not a table of run metrics.
     """
-    path, found = file_of(out, "_mechanisms.csv"), {}
+    path = file_of(out, ENDING)
+    earlier = file_of(out, EARLIER_ENDING)
+    if not path.exists() and earlier.exists():
+        path = earlier
+    runs = {}
     try:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
-                known = {name: float(row[name]) for name in ALONE if row[name]}
+                known = {name: float(row[name]) for name in INDEPENDENT if row[name]}
                 run = row["task"], row["ablation"], int(row["seed"])
-                found[run] = Mechanisms(**{name: known.get(name) for name in Mechanisms._fields})
+                runs[run] = UNKNOWN._replace(**known)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError) as error:
-        raise UserError(f"{path} is not a report's mechanisms: {error!r}.") from error
-    return found
+        raise UserError(f"{path} is not a table of run metrics: {error!r}.") from error
+    return runs
 
 
 class _Experience(NamedTuple):
-    """What is read from the replay of one run."""
+    """Data from the replay of one run."""
 
     first_reward: int | None
-    points: np.ndarray  # (T, D), as of `points`
-    windows: Timestep  # (B, T, ...), each of one episode
+    points: np.ndarray  # (T, D), as from `points`
+    windows: Timestep  # (B, T, ...), each within one episode
 
 
-def measure(runs: Sequence[Path], seeds: Sequence[int]) -> list[Mechanisms]:
-    """Mechanisms of the runs of one task; cells and held-out rows are common to all of them. A run
-    whose replay cannot be read, or has forgotten its first rows, is UNKNOWN, with a warning; one
-    whose checkpoint is of another architecture (an earlier commit's) has no errors and ranks.
+def measure(runs: Sequence[Path], seeds: Sequence[int]) -> list[RunMetrics]:
+    """Measure the runs of one task. Cells and held-out rows are common to all of them.
+
+    A run whose replay cannot be read, or no longer has its first rows, is ``UNKNOWN``, with a
+    warning. A run whose checkpoint has another architecture has no errors and no ranks.
 
     Args:
-        runs: folders. seeds: of each run; a run is tested on rows of runs of *other* seeds, or on
-            all rows where there are none.
+        runs: run folders.
+        seeds: the seed of each run. A run is tested on rows of runs with other seeds, or on all
+            rows if all seeds are equal.
 
     Raises:
         UserError: a folder holds no run.
     """
     known = {}
     for run in runs:
-        config = load_resolved(run / "config.yaml")  # and not the checkpoint once more
+        # The configuration file is enough, so the checkpoint is not read here.
+        config = load_resolved(run / "config.yaml")
         try:
             known[run] = _experience(run, config)
         except UserError as error:
-            log.warning("no mechanisms of %s: %s", run.name, error)
+            log.warning("no metrics of %s: %s", run.name, error)
     cells = dict(zip(known, coverage([x.points for x in known.values()]), strict=True))
     measured = []
     for run, seed in zip(runs, seeds, strict=True):
@@ -115,7 +128,7 @@ def measure(runs: Sequence[Path], seeds: Sequence[int]) -> list[Mechanisms]:
         rows = join([known[other].windows for other in others or known], np.concatenate)
         metrics = read_metrics(run)
         measured.append(
-            Mechanisms(
+            RunMetrics(
                 known[run].first_reward,
                 cells[run],
                 *_held_out(run, rows),
@@ -137,24 +150,26 @@ def _experience(run: Path, config: Config) -> _Experience:
 
 
 def since(history: Timestep, decisions: int) -> Timestep:
-    """Rows (N, T) after so many decisions of all environments: the random ones are the same in all
-    ablations of a seed."""
+    """The rows (N, T) after the given number of decisions, counted over all environments.
+
+    The first decisions are random. They are the same in all ablations of a seed.
+    """
     made = (~history.is_first).sum(0).cumsum()
     begin = int(np.searchsorted(made, decisions, side="right"))
     return history.map(lambda x: x[:, begin:])
 
 
 def first_reward(history: Timestep, repeat: int) -> int | None:
-    """Environment frames, over all environments, before the first rewarded decision."""
+    """Environment frames before the first rewarded decision, summed over all environments."""
     rewarded = (history.reward > REWARDED * repeat).any(0)
     if not rewarded.any():
         return None
-    arrivals = (~history.is_first).sum(0).cumsum()  # a reset row cost no frames
+    arrivals = (~history.is_first).sum(0).cumsum()  # A reset row costs no frames.
     return int((arrivals[rewarded.argmax()] - 1) * repeat)
 
 
 def points(obs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """{name: (N, T, ...)} -> (N T, D); of pictures, a 4 x 4 grey thumbnail."""
+    """{name: (N, T, ...)} -> (N T, D). An image becomes a gray thumbnail of 4 x 4 pixels."""
     flat = []
     for x in obs.values():
         n, t = x.shape[:2]
@@ -168,7 +183,9 @@ def points(obs: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def coverage(visited: Sequence[np.ndarray]) -> list[int]:
-    """Distinct cells that each run visited: BINS per dimension, over the range that any run saw.
+    """The number of distinct cells that each run visited.
+
+    Every dimension has ``BINS`` intervals, over the range of the points of all runs.
 
     Args:
         visited: (T, D) points of each run.
@@ -183,9 +200,9 @@ def coverage(visited: Sequence[np.ndarray]) -> list[int]:
 
 
 def _held_out(run: Path, rows: Timestep) -> tuple[float | None, ...]:
-    """Errors of reward and latent, and the uncertainty's rank correlation with them."""
+    """Errors of reward and latent state, and the rank correlation of the uncertainty with each."""
     if not len(rows.reward):
-        return (None,) * 4  # no episode lasts as long as a window
+        return (None,) * 4  # No episode is as long as a window.
     try:
         agent, *_ = run_folder.load_agent(run)
     except UserError as error:
@@ -200,7 +217,7 @@ def _held_out(run: Path, rows: Timestep) -> tuple[float | None, ...]:
 
 
 def _late(metrics: Sequence[Mapping[str, float]], name: str) -> float | None:
-    """Mean of a metric over the last half of the frames."""
+    """The mean of a metric over the last half of the frames."""
     half = metrics[-1]["step"] / 2 if metrics else 0
     values = [x[name] for x in metrics if x["step"] > half and x.get(name) is not None]
     return float(np.mean(values)) if values else None

@@ -1,9 +1,10 @@
-"""All tasks of a study in one line per ablation, with how sure that is (Agarwal et al. 2021).
+"""Statistics of an ablation over all tasks, with confidence intervals (Agarwal et al. 2021).
 
-Runs are few and far apart, so a mean alone says little. Intervals are of a stratified bootstrap:
-runs are drawn anew, with replacement, within every task of every ablation. Of three runs on each
-of four tasks they cover less than they say (a mean's 86 % instead of 95, were returns normal), and
-they say nothing of tasks that are not in the study.
+A study has few runs, and their returns differ a lot, so a mean without an interval says little.
+The intervals come from a stratified bootstrap: runs are drawn with replacement within every task
+of every ablation. The intervals are too narrow for few runs. With three runs on each of four tasks
+and normal returns, the interval of a mean covers 86 % instead of 95 %. Nothing follows for tasks
+that are not in the study.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from scipy.stats import trim_mean
 RESAMPLES = 10_000
 CONFIDENCE = 95  # percent of the resamples lie in an interval
 
-Scores = Mapping[str, Mapping[str, Sequence[float]]]  # task, ablation -> a score per run
-Samples = Sequence[NDArray[np.float64]]  # of every task (S, runs): S resamples, or the runs alone
+Scores = Mapping[str, Mapping[str, Sequence[float]]]  # by task, then ablation: a score per run
+Samples = Sequence[NDArray[np.float64]]  # per task (S, runs): S resamples, or S = 1 for the data
 
 
 class Estimate(NamedTuple):
@@ -31,27 +32,27 @@ class Estimate(NamedTuple):
 
 
 class Aggregate(NamedTuple):
-    """Of one ablation over all tasks."""
+    """The statistics of one ablation over all tasks."""
 
-    mean: Estimate  # of the tasks' means
-    iqm: Estimate  # interquartile mean, of the middle half of all runs
-    improvement: Estimate | None  # probability of improvement on the baseline, which has None
+    mean: Estimate  # mean of the means of the tasks
+    iqm: Estimate  # interquartile mean: the mean of the middle half of all runs
+    improvement: Estimate | None  # probability of improvement over the baseline; None: is baseline
 
 
 def aggregate(scores: Scores, baseline: str) -> dict[str, Aggregate]:
-    """Every ablation over all tasks, and against the baseline.
+    """The statistics of every ablation over all tasks, and its comparison with the baseline.
 
     Args:
-        scores: every task has the same ablations, and two runs at least of each.
+        scores: every task has the same ablations, and at least two runs of each.
         baseline: one of the ablations.
     """
     rng = np.random.default_rng(0)
     tasks = list(scores.values())
     runs, resampled = {}, {}
     for name in tasks[0]:
-        runs[name] = [np.asarray(of_task[name], float)[None] for of_task in tasks]
+        runs[name] = [np.asarray(by_ablation[name], float)[None] for by_ablation in tasks]
         resampled[name] = [x[0, rng.integers(x.size, size=(RESAMPLES, x.size))] for x in runs[name]]
-    found = {}
+    result = {}
     for name in runs:
         improvement = None
         if name != baseline:
@@ -61,8 +62,8 @@ def aggregate(scores: Scores, baseline: str) -> dict[str, Aggregate]:
             )
         mean = _estimate(_mean(runs[name]), _mean(resampled[name]))
         iqm = _estimate(_iqm(runs[name]), _iqm(resampled[name]))
-        found[name] = Aggregate(mean, iqm, improvement)
-    return found
+        result[name] = Aggregate(mean, iqm, improvement)
+    return result
 
 
 def _estimate(value: NDArray, resampled: NDArray) -> Estimate:
@@ -72,20 +73,26 @@ def _estimate(value: NDArray, resampled: NDArray) -> Estimate:
 
 
 def _mean(tasks: Samples) -> NDArray:
-    """(S,) Every task counts the same, however many runs it has."""
+    """(S,) The mean over tasks. Every task has the same weight, for any number of runs."""
     return np.mean([runs.mean(1) for runs in tasks], 0)
 
 
 def _iqm(tasks: Samples) -> NDArray:
-    """(S,) Every run counts the same; of three runs or fewer in all, it is their mean."""
+    """(S,) The interquartile mean. Every run has the same weight.
+
+    With three runs or fewer in total, it is the mean.
+    """
     return trim_mean(np.concatenate(tasks, 1), 0.25, axis=1)
 
 
 def _improvement(tasks: Samples, others: Samples) -> NDArray:
-    """(S,) How often a run is above one of the others on the same task, of all pairs; a tie is
-    half. One half says nothing; units do not matter."""
-    shares = []
+    """(S,) The probability that a run has a higher score than a run of the other ablation.
+
+    It is the fraction of all pairs of runs on the same task; a tie counts one half. The value 0.5
+    means no difference. The units of the scores do not matter.
+    """
+    fractions = []
     for runs, other in zip(tasks, others, strict=True):
         gap = np.sign(runs[:, :, None] - other[:, None, :])
-        shares.append((gap.mean((1, 2)) + 1) / 2)
-    return np.mean(shares, 0)
+        fractions.append((gap.mean((1, 2)) + 1) / 2)
+    return np.mean(fractions, 0)

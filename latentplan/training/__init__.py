@@ -1,1 +1,1 @@
-"""The training loop, and what it needs around it."""
+"""Training: the start of a session, the training loop, its monitor, and compilation."""

@@ -1,8 +1,8 @@
-"""Which functions ``torch.compile`` gets, and what happens without a compiler.
+"""Compilation of the agent's functions with ``torch.compile``.
 
 Functions are compiled, never modules, so that names in checkpoints stay as they are. Functions that
-are not listed here run as written. On a CPU compiling takes about a minute and saves a tenth of an
-update, with planning and MPDP a fifth (docs/performance.md).
+are not listed here are not compiled. On a CPU, compilation takes about a minute and saves a tenth
+of the time of an update; with planning and MPDP it saves a fifth (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from latentplan.config.schema import Config
 from latentplan.types import EnvSpec
 
 log = logging.getLogger("latentplan")
-# A function is compiled once per agent of the process, shape, and combination of measured
-# uncertainty and gradient. Beyond this limit a function runs as written, without a message.
+# A function is compiled once for each agent of the process, each shape, and each combination of
+# measured uncertainty and gradient. Above this limit torch stops compiling it without a message.
 RECOMPILES = 256
 
 
 def make_agent(config: Config, spec: EnvSpec, device: torch.device) -> tuple[Agent, str]:
-    """A new agent by the configuration's seed, and the result of :func:`compile_agent`."""
+    """A new agent, initialized with ``config.seed``, and the result of :func:`compile_agent`."""
     torch.manual_seed(config.seed)
     agent = Agent(spec, config, device)
     return agent, compile_agent(agent, config.train.compile)
@@ -37,16 +37,17 @@ def compile_agent(agent: Agent, mode: str) -> str:
         mode: ``on``, ``off`` or ``auto``, which is ``on``.
 
     Returns:
-        The mode that is in effect: ``off`` where nothing can be compiled, with a warning.
+        The mode that is in effect. It is ``off``, and a warning is logged, if nothing can be
+        compiled.
     """
     if mode == "off":
         return "off"
-    trouble = missing(agent.device)
-    if trouble:
-        log.warning("nothing is compiled: %s", trouble)
+    reason = why_not_compilable(agent.device)
+    if reason:
+        log.warning("nothing is compiled: %s", reason)
         return "off"
     torch._dynamo.config.recompile_limit = RECOMPILES
-    # If the compiler fails later, for example because Ctrl-C ends it, functions run as written.
+    # If the compiler fails later, for example because Ctrl-C ends it, functions run uncompiled.
     torch._dynamo.config.suppress_errors = True
     world = agent.world
     methods = ("_step", "patchify", "_encode", "_errors", "_divergence", "_outcome_losses")
@@ -62,8 +63,8 @@ def compile_agent(agent: Agent, mode: str) -> str:
     return "on"
 
 
-def missing(device: torch.device) -> str | None:
-    """The reason why nothing can be compiled on ``device``, in one line; None if it can."""
+def why_not_compilable(device: torch.device) -> str | None:
+    """The reason, in one line, why functions cannot be compiled on ``device``; None if they can."""
     add: Callable[[torch.Tensor], torch.Tensor] = torch.compile(lambda x: x + 1)
     try:
         add(torch.zeros(1, device=device))
@@ -73,11 +74,11 @@ def missing(device: torch.device) -> str | None:
 
 
 def is_compiler_failure(error: Exception) -> bool:
-    """Whether a compiler failed where ``suppress_errors`` has no effect.
+    """Whether ``error`` is a failed compilation that ``suppress_errors`` does not catch.
 
-    Graphs of gradients are compiled in their first ``backward()``, which it does not cover.
+    That setting has no effect on gradient graphs, which are compiled in the first ``backward()``.
     """
-    from torch._dynamo.exc import BackendCompilerFailed  # slow, and needed only then
+    from torch._dynamo.exc import BackendCompilerFailed  # slow to import, and rarely needed
     from torch._inductor.exc import CppCompileError
 
     return isinstance(error, BackendCompilerFailed | CppCompileError)

@@ -1,11 +1,15 @@
-"""The training loop: processes, files, and the one axis, environment frames."""
+"""The training loop: collect experience, learn from the replay, evaluate, log and save.
+
+Environment frames are the time axis of all schedules and logs, except for checkpoints, which are
+due by seconds.
+"""
 
 from __future__ import annotations
 
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -13,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from latentplan.agent import NonFiniteLossError
 from latentplan.config.loading import as_config
@@ -25,7 +30,7 @@ from latentplan.runs.provenance import describe
 from latentplan.runtime.clock import Every, Ratio
 from latentplan.runtime.disk import gigabytes
 from latentplan.training.compiling import is_compiler_failure, make_agent
-from latentplan.training.monitor import Monitor
+from latentplan.training.monitor import Monitor, OnLog
 from latentplan.training.start import Start, resolve
 from latentplan.types import Latent, Timestep, UserError
 
@@ -34,13 +39,10 @@ FIRST_CHECKPOINT_SECONDS = 30.0
 PATIENCE_SECONDS = 25.0  # a due checkpoint waits this long for the end of an episode
 
 
-OnLog = Callable[[dict[str, float]], object]
-
-
 def train(
     config: Config | Mapping[str, Any] | Sequence[str], *, on_log: OnLog | None = None
 ) -> Path:
-    """Train, or go on with the run in ``config.run_dir``.
+    """Train a new run, or continue the run in ``config.run_dir``.
 
     Args:
         config: a configuration, keys and values (``{"task": "walker_walk", "env.repeat": 2}``), or
@@ -52,7 +54,7 @@ def train(
         The run folder.
 
     Raises:
-        UserError: the configuration is wrong, or the session cannot begin or go on; the message
+        UserError: the configuration is wrong, or the session cannot start or continue. The message
             says why. An existing run loses nothing.
     """
     start = resolve(as_config(config))
@@ -62,8 +64,9 @@ def train(
             trainer.run(stop)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"{start.device} has no memory left. A smaller train.batch, behavior.starts_fraction "
-            "or plan.imagine_fraction, or another size, takes less. Choose another run_dir for it."
+            f"{start.device} has no memory left. Use a smaller train.batch, "
+            "behavior.starts_fraction or plan.imagine_fraction, or another size, in another "
+            "run_dir."
         ) from error
     finally:
         trainer.close()
@@ -71,64 +74,71 @@ def train(
 
 
 class Stop:
-    """Set by the first Ctrl-C; the loop looks at it between steps."""
+    """A request to stop. The first signal sets it, and the loop reads it after every step."""
 
     requested = False
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """The first SIGINT or SIGTERM asks the loop to save and leave; a second one interrupts it."""
+    """Let the first SIGINT or SIGTERM request a stop, and a second one raise KeyboardInterrupt."""
     stop = Stop()
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def request_stop(number: int, frame: FrameType | None) -> None:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
-        log.info("stopping: saving a checkpoint (once more to leave at once)")
+        log.info("stopping: saving a checkpoint (press Ctrl-C again to stop without it)")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    former_handlers = {number: signal.signal(number, request_stop) for number in numbers}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in former_handlers.items():
             signal.signal(number, handler)
 
 
 class Trainer:
-    """A run in training. ``frames`` counts environment frames, ``decisions`` counts actions."""
+    """A run in training.
+
+    ``frames`` counts environment frames, ``decisions`` counts actions, and ``updates`` counts
+    gradient steps, over all sessions of the run.
+    """
 
     def __init__(self, start: Start, on_log: OnLog | None = None):
-        self.begin = time.monotonic()
+        self.start_time = time.monotonic()
         self.config, self.folder, self.device = start.config, start.folder, start.device
+        self.stop = Stop()
         saved = start.saved
         self.env = make_train_env(self.config, start.renderer, saved["episodes"] if saved else None)
         try:
             self._build(saved)
             bfloat16 = self.agent.world.use_bfloat16
             description = describe(self.env.spec, start.renderer, bfloat16)
-            run_folder.write(self.folder, start.asked, description)
+            run_folder.record_session(self.folder, start.user_config, description)
             self.monitor = Monitor(
-                start.asked,
+                start.user_config,
                 self.folder,
                 self.agent,
                 self.replay,
                 start.renderer,
-                due=saved["due"] if saved else None,
+                schedules=saved["due"] if saved else None,
                 frame=self.frames,
                 on_log=on_log,
             )
         except BaseException:
             self.env.close()
             raise
-        self._announce(start.renderer)
+        self._log_settings(start.renderer)
 
     def _build(self, saved: dict[str, Any] | None) -> None:
+        """Build the agent, the replay and the counters, and restore them from a checkpoint."""
         config, spec, train = self.config, self.env.spec, self.config.train
         self.rng = np.random.default_rng(config.seed)
         self.agent, compiled = make_agent(config, spec, self.device)
         if compiled != "off":
-            log.info("compiled: %s; the first updates and plans take a minute", compiled)
+            log.info("functions are compiled: the first updates and plans take a minute")
         size = Replay.size_bytes(spec, config.replay.capacity)
         log.info("replay: %s rows, %s on disk", f"{config.replay.capacity:,}", gigabytes(size))
         self.replay = Replay(
@@ -140,7 +150,7 @@ class Trainer:
         self.batches = BatchSampler(self.replay, train.batch, train.length, self.rng, self.device)
         self.ratio = Ratio(train.ratio, train.batch * train.length)
         self.frames = self.decisions = self.updates = 0
-        self.save_due = Every(
+        self.checkpoint_schedule = Every(
             config.log.checkpoint_seconds,
             first=config.log.checkpoint_seconds if saved else FIRST_CHECKPOINT_SECONDS,
         )
@@ -149,7 +159,7 @@ class Trainer:
         else:
             self.replay.clear()
 
-    def _announce(self, renderer: Renderer | None) -> None:
+    def _log_settings(self, renderer: Renderer | None) -> None:
         train, spec = self.config.train, self.env.spec
         rows = train.batch * train.length
         weights = sum(p.numel() for p in self.agent.parameters())
@@ -157,7 +167,7 @@ class Trainer:
         log.info("agent: %s weights on %s", f"{weights:,}", self.device)
         if renderer:
             log.info(
-                "pictures: %s, %s (%s)", renderer.backend, renderer.quality, renderer.description
+                "images: %s, %s (%s)", renderer.backend, renderer.quality, renderer.description
             )
         log.info(
             "train ratio %g: each decision is replayed %g times, one update (%d rows) per "
@@ -169,106 +179,133 @@ class Trainer:
     # --- the loop ---------------------------------------------------------------------------
 
     def run(self, stop: Stop) -> None:
-        """Collect and learn until ``config.steps`` frames, the time limit, or ``stop``."""
+        """Collect and learn until ``config.steps`` frames, the time limit, or a stop request."""
         config, self.stop = self.config, stop
         if self.frames >= config.steps:
-            log.info("%s is complete: a larger steps=N goes on with it", self.folder)
+            log.info("%s is complete: set a larger steps=N to continue it", self.folder)
             return
-        limit = config.train.minutes * 60 or float("inf")
-        self.monitor.begin(self.frames, self.updates)
+        self.monitor.start(self.frames, self.updates)
+        self._learn()  # the updates that the last decision before the checkpoint has earned
         row = self._reset()
         carry = self.agent.initial(config.env.num_envs)
         last = False
         while not last and not stop.requested:
-            row, carry = self._step(row, carry)
-            out_of_time = time.monotonic() - self.begin > limit
-            last = out_of_time or self.frames >= config.steps
+            action, carry = self._choose_action(row, carry)
+            self.env.step_async(action)  # the environments step while the agent learns
+            self._learn()
+            row = self._receive()
+            last = self._out_of_time() or self.frames >= config.steps
             self.monitor.report(self.frames, self.updates, last=last)
-            self._save_when_due()
+            self._save_if_due()
         if last and self.frames < config.steps:
-            log.info("time limit of %g minutes reached", config.train.minutes)
+            log.info("the time limit of %g minutes is reached", config.train.minutes)
         self.save()
         log.info("%s frames, %s updates, saved in %s", self.frames, self.updates, self.folder)
 
     def _reset(self) -> Timestep:
-        self._learn()  # what the last decision before a checkpoint earned
+        """Start an episode in every environment. Returns its first row (N)."""
         row, _ = self.env.reset()
         self._store(row)
         return row
 
-    def _step(self, row: Timestep, carry: Latent) -> tuple[Timestep, Latent]:
-        """One decision everywhere. Environments work while the learner does."""
-        watch = self.monitor.watch
-        with watch.section("policy"):
+    def _choose_action(self, row: Timestep, carry: Latent) -> tuple[np.ndarray, Latent]:
+        """Actions (N, A) in [-1, 1] for the latest row (N), and the new carry."""
+        with self.monitor.stopwatch.section("policy"):
             shape = (self.env.num_envs, self.env.spec.action_dim)
             if self.env.is_last.all():
-                # Every environment is about to be reset and no action will be looked at; drawing
-                # none makes a resumed run (which starts with resets) go on bit for bit.
-                action = np.zeros(shape, np.float32)
-            else:
-                tensors = row.to(self.device)
-                if self.decisions < self.config.train.prefill:
-                    with torch.no_grad():
-                        carry = self.agent.world.filter(tensors, carry)
-                    action = self.rng.uniform(-1, 1, shape).astype(np.float32)
-                else:
-                    chosen, carry, metrics = self.agent.explore(tensors, carry)
-                    self.monitor.update(metrics)
-                    action = chosen.cpu().numpy()
-        self.env.step_async(action)
-        self._learn()
-        with watch.section("env"):
+                # Every environment resets next and ignores its action. A resumed run starts with
+                # resets too. It continues bit for bit because no random number is drawn here.
+                return np.zeros(shape, np.float32), carry
+            tensors = row.to(self.device)
+            if self.decisions < self.config.train.prefill:
+                with torch.no_grad():
+                    carry = self.agent.world.filter(tensors, carry)
+                return self.rng.uniform(-1, 1, shape).astype(np.float32), carry
+            action, carry, metrics = self.agent.explore(tensors, carry)
+            self.monitor.add_metrics(metrics)
+            return action.cpu().numpy(), carry
+
+    def _receive(self) -> Timestep:
+        """Wait for the environments, then store and count their row (N)."""
+        with self.monitor.stopwatch.section("env"):
             row, frames = self.env.step_wait()
         self._store(row)
         self.frames += int(frames.sum())
-        self.decisions += int((frames > 0).sum())
-        self.monitor.row(row, frames, self.env.is_last)
-        return row, carry
+        self.decisions += int((frames > 0).sum())  # a reset takes no frame and no decision
+        self.monitor.add_row(row, frames, self.env.is_last)
+        return row
 
     def _store(self, row: Timestep) -> None:
         count = self.env.num_envs
+        # Each episode of each environment has its own number.
         self.replay.add(row, (self.env.episodes - 1) * count + np.arange(count))
 
     def _learn(self) -> None:
-        train, watch = self.config.train, self.monitor.watch
+        """Make the updates that are due by the train ratio."""
+        train, stopwatch = self.config.train, self.monitor.stopwatch
         if self.decisions < train.prefill or not self.replay.ready(train.length):
             return
         for _ in range(self.ratio(self.decisions)):
-            with watch.section("replay"):
+            with stopwatch.section("replay"):
                 batch, episode = self.batches.sample()
-            with watch.section("update"), self.batches.prefetch():
-                try:
-                    metrics = self.agent.update(batch, episode)
-                except NonFiniteLossError as error:
-                    raise UserError(self._dump(batch, error)) from error
-                except RuntimeError as error:
-                    # A terminal's Ctrl-C also kills the compiler that an update waits for; it
-                    # compiles for the losses and their gradients, before any weight is moved.
-                    if not (self.stop.requested and is_compiler_failure(error)):
-                        raise
-                    return
+            with stopwatch.section("update"), self.batches.prefetch():
+                metrics = self._update(batch, episode)
+            if metrics is None:
+                return
             self.updates += 1
-            self.monitor.update(metrics)
+            self.monitor.add_metrics(metrics)
 
-    def _dump(self, batch: Timestep, error: NonFiniteLossError) -> str:
+    def _update(self, batch: Timestep, episode: Tensor) -> dict[str, Tensor] | None:
+        """One update of the agent. Returns its metrics, or None if a stop request interrupted it.
+
+        Raises:
+            UserError: a loss or gradient is not finite.
+        """
+        try:
+            return self.agent.update(batch, episode)
+        except NonFiniteLossError as error:
+            path = self._dump(batch)
+            raise UserError(
+                f"{error} The batch is in {path}. The last good checkpoint stays."
+            ) from error
+        except RuntimeError as error:
+            # Ctrl-C in a terminal also ends the compiler that an update may be waiting for. The
+            # losses and gradients are compiled before any weight changes, so the agent is intact.
+            if self.stop.requested and is_compiler_failure(error):
+                return None
+            raise
+
+    def _dump(self, batch: Timestep) -> Path:
+        """Write a batch to a file in the run folder. Returns its path."""
         path, batch = self.folder / f"nonfinite-{self.updates}.npz", batch.map(lambda x: x.cpu())
         obs = {f"obs.{name}": x for name, x in batch.obs.items()}
         rest = {name: x for name, x in batch._asdict().items() if name != "obs"}
         np.savez_compressed(path, **obs, **rest)
-        return f"{error} The batch is in {path}; the last good checkpoint stays."
+        return path
 
-    # --- keeping ----------------------------------------------------------------------------
+    def _out_of_time(self) -> bool:
+        limit = self.config.train.minutes * 60 or float("inf")
+        return time.monotonic() - self.start_time > limit
 
-    def _save_when_due(self) -> None:
-        """At the end of an episode when one comes soon, since a run goes on exactly from there."""
-        seconds = time.monotonic() - self.begin
-        late = self.save_due.overdue(seconds - PATIENCE_SECONDS)
-        if self.save_due.overdue(seconds) and (late or self.env.is_last.all()):
-            self.save_due(seconds)
+    # --- checkpoints ------------------------------------------------------------------------
+
+    def _save_if_due(self) -> None:
+        """Save a due checkpoint at the end of an episode, or after ``PATIENCE_SECONDS``.
+
+        A run continues exactly only from the end of an episode.
+        """
+        seconds = time.monotonic() - self.start_time
+        late = self.checkpoint_schedule.overdue(seconds - PATIENCE_SECONDS)
+        if self.checkpoint_schedule.overdue(seconds) and (late or self.env.is_last.all()):
+            self.checkpoint_schedule(seconds)
             self.save()
 
     def save(self) -> None:
-        """Write everything that the run needs to go on."""
+        """Write a checkpoint with the complete state of the run.
+
+        Raises:
+            UserError: the checkpoint cannot be written. The former one stays.
+        """
         self.replay.flush()
         checkpoint.save(
             run_folder.checkpoint_path(self.folder),
@@ -287,7 +324,7 @@ class Trainer:
                 "sampler": checkpoint.generator_state(self.rng),
             },
         )
-        run_folder.note_checkpoint(self.folder)
+        run_folder.record_checkpoint(self.folder)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         run_folder.restore(self.agent, saved["agent"], run_folder.checkpoint_path(self.folder))
@@ -301,6 +338,7 @@ class Trainer:
         log.info("resuming from frame %d", self.frames)
 
     def close(self) -> None:
+        """Close the environments and the files."""
         self.env.close()
         self.monitor.close()
         self.batches.close()

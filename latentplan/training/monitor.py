@@ -1,6 +1,6 @@
-"""What a run shows of itself: episodes, metrics, evaluations, films, progress.
+"""Monitoring of a run: episodes, metrics, evaluations, films and progress.
 
-Looking changes nothing: evaluation and films draw from generators of their own.
+Monitoring does not change the run, because evaluation and films have their own random generators.
 """
 
 from __future__ import annotations
@@ -47,13 +47,26 @@ from latentplan.runtime.clock import Every, Stopwatch, disk, memory
 from latentplan.types import Timestep
 
 log = logging.getLogger("latentplan")
-CALIBRATED = 10, 30  # windows of evaluation episodes: at least, at most
-NAMES = {"mean": "eval", "planner": "planner"}  # of metrics, by mode
+CALIBRATION_WINDOWS = 10, 30  # smallest and largest number of windows that are evaluated
+METRIC_NAMES = {"mean": "eval", "planner": "planner"}  # by mode of evaluation
 LABELS = {"mean": "evaluation", "planner": "evaluation of the planner"}
+
+OnLog = Callable[[dict[str, float]], object]
 
 
 class Monitor:
-    """Collects what the loop tells it and reports when that is due, on the axis of frames."""
+    """Collects metrics from the training loop, and evaluates, films and logs when that is due.
+
+    Args:
+        config: the configuration of the run.
+        folder: the run folder.
+        agent: the agent in training.
+        replay: the replay that films take their rows from.
+        renderer: the renderer of evaluation environments, or None if no images are drawn.
+        schedules: the result of :meth:`state_dict` in a checkpoint; None for a new run.
+        frame: the environment frame at which the run continues.
+        on_log: called with every row of metrics that is written.
+    """
 
     def __init__(
         self,
@@ -63,26 +76,26 @@ class Monitor:
         replay: Replay,
         renderer: Renderer | None,
         *,
-        due: Mapping[str, Any] | None = None,
+        schedules: Mapping[str, Any] | None = None,
         frame: int = 0,
-        on_log: Callable[[dict[str, float]], object] | None = None,
+        on_log: OnLog | None = None,
     ):
         self.config, self.agent, self.replay, self.renderer = config, agent, replay, renderer
         self.folder, self.logger = folder, Logger(folder, frame=frame)
-        self.watch = Stopwatch()
+        self.stopwatch = Stopwatch()
         self._on_log = on_log
-        self._due = {
+        self._schedules = {
             "log": Every(config.log.every),
             "eval": Every(config.eval.every),
             "film": Every(config.log.inspect_every),
         }
-        for name, state in (due or {}).items():
-            self._due[name].load_state_dict(state)
-        if due is None:
+        for name, state in (schedules or {}).items():
+            self._schedules[name].load_state_dict(state)
+        if schedules is None:
             present(self.logger, config)
         self._returns = np.zeros(config.env.num_envs)
         self._lengths = np.zeros(config.env.num_envs, dtype=int)
-        self._mark = (time.monotonic(), frame, 0)
+        self._last_row = (time.monotonic(), frame, 0)  # time, frames, updates at the last row
         self._bar = tqdm(
             total=config.steps,
             initial=frame,
@@ -92,16 +105,23 @@ class Monitor:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: every.state_dict() for name, every in self._due.items()}
+        """The state of the schedules, for the checkpoint."""
+        return {name: schedule.state_dict() for name, schedule in self._schedules.items()}
 
-    # --- what the loop tells ----------------------------------------------------------------
+    # --- calls of the training loop ---------------------------------------------------------
 
-    def begin(self, frames: int, updates: int) -> None:
-        """The loop starts now; rates are measured from here."""
-        self._mark = (time.monotonic(), frames, updates)
+    def start(self, frames: int, updates: int) -> None:
+        """Measure rates from now on. The loop calls this when it starts."""
+        self._last_row = (time.monotonic(), frames, updates)
 
-    def row(self, row: Timestep, frames: np.ndarray, is_last: np.ndarray) -> None:
-        """A row (N) of experience came in, after ``frames`` (N) frames."""
+    def add_row(self, row: Timestep, frames: np.ndarray, is_last: np.ndarray) -> None:
+        """Count a row of experience.
+
+        Args:
+            row: (N) the row of N environments.
+            frames: (N) the environment frames that it took; 0 for a reset.
+            is_last: (N) whether the row is the last one of its episode.
+        """
         self._returns = np.where(row.is_first, 0.0, self._returns + row.reward)
         self._lengths = np.where(row.is_first, 0, self._lengths + frames)
         for i in np.flatnonzero(is_last):
@@ -109,14 +129,23 @@ class Monitor:
                 {"episode/score": self._returns[i], "episode/length": float(self._lengths[i])}
             )
 
-    def update(self, metrics: Mapping[str, Tensor]) -> None:
-        """The agent made an update, or a plan."""
+    def add_metrics(self, metrics: Mapping[str, Tensor]) -> None:
+        """Add metrics of an update or a plan to the next row."""
         self.logger.add(metrics)
 
     def report(self, frames: int, updates: int, *, last: bool = False) -> None:
-        """Evaluate, film and log where due; the ``last`` report of a session always has a score."""
+        """Evaluate, film and log if that is due.
+
+        Args:
+            frames: environment frames so far.
+            updates: updates so far.
+            last: this is the last report of the session. It always evaluates and logs.
+
+        Raises:
+            UserError: the metrics or a film cannot be written.
+        """
         self._bar.update(frames - self._bar.n)
-        due = {name: every(frames) for name, every in self._due.items()}
+        due = {name: schedule(frames) for name, schedule in self._schedules.items()}
         if updates and (due["eval"] or last):
             self._evaluate(frames)
         if updates and due["film"]:
@@ -125,49 +154,53 @@ class Monitor:
             self._write(frames, updates)
 
     def close(self) -> None:
+        """Close the progress bar and the log files."""
         self._bar.close()
         self.logger.close()
 
-    # --- what is shown ----------------------------------------------------------------------
+    # --- reports ----------------------------------------------------------------------------
 
     def _write(self, frames: int, updates: int) -> None:
-        then, frames_then, updates_then = self._mark
+        """Write a row of metrics, and show progress."""
+        last_time, last_frames, last_updates = self._last_row
         now = time.monotonic()
-        self._mark = (now, frames, updates)
-        seconds = max(now - then, 1e-9)
+        self._last_row = (now, frames, updates)
+        seconds = max(now - last_time, 1e-9)
         rates = {
-            "fps/env": (frames - frames_then) / seconds,
-            "fps/updates": (updates - updates_then) / seconds,
-            **{f"fps/share_{k}": v for k, v in self.watch.shares().items()},
+            "fps/env": (frames - last_frames) / seconds,
+            "fps/updates": (updates - last_updates) / seconds,
+            **{f"fps/share_{k}": v for k, v in self.stopwatch.fractions().items()},
         }
-        self.watch.reset()
+        self.stopwatch.reset()
         counts = {"train/updates": updates, "replay/rows": len(self.replay)}
-        line = self.logger.write(frames, now={**rates, **counts, **memory(), **disk(self.folder)})
+        row = self.logger.write(frames, now={**rates, **counts, **memory(), **disk(self.folder)})
         if self._on_log is not None:
-            self._on_log(line)
-        shown = {
-            "return": line.get("episode/score"),
-            "eval": line.get("episode/eval_score"),
-            "updates/s": line["fps/updates"],
+            self._on_log(row)
+        progress = {
+            "return": row.get("episode/score"),
+            "eval": row.get("episode/eval_score"),
+            "updates/s": row["fps/updates"],
         }
-        text = ", ".join(f"{k} {v:.3g}" for k, v in shown.items() if v is not None)
+        text = ", ".join(f"{name} {x:.3g}" for name, x in progress.items() if x is not None)
         self._bar.set_postfix_str(text)
         if self._bar.disable:
-            # Random decisions are quicker than learning, the first updates, being compiled, slower.
-            if frames > frames_then and updates > updates_then > 0:
-                left = (self.config.steps - frames) / rates["fps/env"]
-                text += f", {left / 60:.0f} min left"
+            # No time is estimated from the prefill, which is faster than learning, nor from the
+            # first updates, which are slower because functions are compiled.
+            if frames > last_frames and updates > last_updates > 0:
+                seconds_left = (self.config.steps - frames) / rates["fps/env"]
+                text += f", {seconds_left / 60:.0f} min left"
             log.info("frame %d/%d: %s", frames, self.config.steps, text)
 
     def _evaluate(self, frames: int) -> None:
+        """Score the actor, and the planner if there is one, in evaluation episodes."""
         config = self.config
-        with self.watch.section("eval"):
+        with self.stopwatch.section("eval"):
             modes = ["mean", "planner"] if config.plan.candidates > 1 else ["mean"]
             means = {}
             for mode, scores in score(
                 self.agent, config, self.renderer, modes, config.eval.episodes, config.seed
             ):
-                means[mode], name = scores.mean, NAMES[mode]
+                means[mode], name = scores.mean, METRIC_NAMES[mode]
                 self.logger.add(
                     {
                         f"episode/{name}_score": scores.mean,
@@ -186,34 +219,37 @@ class Monitor:
                 self.logger.add({"episode/planner_gap": gap})
 
     def _calibrate(self, rows: Timestep) -> None:
-        """How well uncertainty ranks errors in evaluation episodes, which training never sees."""
-        found = windows(rows, CONTEXT + HORIZON, CONTEXT)
-        least, most = CALIBRATED
-        count = len(found.reward)
-        if count < least or self.config.world.uncertainty_members == 1:
-            return  # nothing to be ranked
-        few = np.linspace(0, count - 1, min(most, count)).astype(int)
+        """Log how well the uncertainty ranks the model's errors in evaluation episodes (T, N).
+
+        Training never uses these episodes.
+        """
+        held_out = windows(rows, CONTEXT + HORIZON, CONTEXT)
+        smallest, largest = CALIBRATION_WINDOWS
+        count = len(held_out.reward)
+        if count < smallest or self.config.world.uncertainty_members == 1:
+            return  # There are too few windows to rank, or no disagreement.
+        chosen = np.linspace(0, count - 1, min(largest, count)).astype(int)  # evenly spaced
         device = self.agent.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            batch = found.map(lambda x: x[few]).to(device)
+            batch = held_out.map(lambda x: x[chosen]).to(device)
             result = k_step(self.agent, batch, CONTEXT, decode=False)
         self.logger.add(scalars(rank_correlations(result), None))
 
     def _inspect(self, frames: int) -> None:
-        """Films and a plan fan of replayed rows, and a dream held against reality."""
+        """Log films and a plan fan of replayed rows, and a comparison of a dream with reality."""
         config, agent = self.config, self.agent
         length = config.train.length
         if not self.replay.ready(length):
             return
         device = agent.device
         with (
-            self.watch.section("inspect"),
+            self.stopwatch.section("inspect"),
             torch.random.fork_rng([device] if device.type == "cuda" else []),
         ):
             torch.manual_seed(frames)
             rng = np.random.default_rng(frames)
             batch = self.replay.sample_within_episodes(SEQUENCES, length, rng)
-            if not len(batch.reward):  # episodes are shorter than that
+            if not len(batch.reward):  # all episodes are shorter than `length`
                 return
             context = min(config.log.inspect_context, length - 1)
             for exhibit in exhibits(agent, batch.to(device), context):

@@ -1,4 +1,4 @@
-"""How a session of training begins: everything that is decided before anything is built."""
+"""The start of a training session: all decisions that come before anything is built."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from latentplan.runtime.device import pick_device
 
 
 class Start(NamedTuple):
-    """The decisions of a session. Nothing in it is decided again later."""
+    """The decisions of a session. They are final."""
 
     folder: Path
-    asked: Config  # as the user gave it; the run folder records this one
-    config: Config  # with the precision and the render quality that the run began with
+    user_config: Config  # as the user gave it; the run folder records this one
+    config: Config  # with the precision and the render quality of the run's first session
     device: torch.device
-    renderer: Renderer | None  # None where no images are drawn
-    saved: dict[str, Any] | None  # the checkpoint of a run that goes on
+    renderer: Renderer | None  # None if no images are drawn
+    saved: dict[str, Any] | None  # the checkpoint of a run that continues
 
 
 def resolve(config: Config) -> Start:
-    """Decide how a session begins, and refuse one that cannot.
+    """Decide the device, the renderer, the effective configuration and the state to resume from.
 
     Sets the threads and the memory allocator of this process. Writes nothing.
 
     Raises:
-        UserError: the folder holds another run, or one whose checkpoint or replay is missing or
-            damaged; there is no such device; no renderer works.
+        UserError: the folder contains another run, or a run whose checkpoint or replay is missing
+            or damaged; the device does not exist; no renderer works.
     """
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
     configure_malloc()
@@ -41,7 +41,8 @@ def resolve(config: Config) -> Start:
     effective = run_folder.with_recorded_choices(folder, config)
     device = pick_device(config.device)
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # the memory that is logged and the name that is recorded
+        # Logged memory and the recorded device name are those of the current device.
+        torch.cuda.set_device(device)
     path = run_folder.checkpoint_path(folder)
     saved = checkpoint.load(path) if path.exists() else None
     return Start(folder, config, effective, device, pick_renderer(effective), saved)

@@ -1,1 +1,1 @@
-"""The world model: pixels and vectors in, latent states, predictions and uncertainty out."""
+"""The world model: latent states of observations, predictions, and their uncertainty."""

@@ -19,7 +19,7 @@ class ConvDecoder(nn.Module):
     """Features (N, F) -> normalized patches of an image (N, h, w, C).
 
     ``strided`` uses transposed convolutions. With ``patch``, one 3 x 3 convolution to patches of
-    4 x 4 pixels replaces the last two doublings, for a third of the work at full size.
+    4 x 4 pixels replaces the last two doublings. At full size this takes a third of the work.
     """
 
     def __init__(self, features: int, shape: tuple[int, ...], config: WorldConfig):

@@ -22,7 +22,8 @@ class ConvEncoder(nn.Module):
 
     Channels double from ``depth`` at half of the image's size to 8 ``depth`` at a sixteenth.
     ``strided`` uses four 4 x 4 convolutions of stride 2. With ``patch``, a product with patches of
-    4 x 4 replaces the first two halvings, which skips the widest feature map and half of the time.
+    4 x 4 pixels replaces the first two halvings. The widest feature map is then not computed, and
+    the encoder takes half of the time.
     """
 
     def __init__(self, shape: tuple[int, ...], config: WorldConfig):

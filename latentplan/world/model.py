@@ -225,9 +225,9 @@ class WorldModel(nn.Module):
         obs = {name: rearrange(x, "b t ... -> (b t) ...") for name, x in obs.items()}
         terms.update(self._reconstruction(features, obs))
         if self.barlow is not None:
-            seen = rearrange(embed, "b t x -> (b t) x")
+            target = rearrange(embed, "b t x -> (b t) x")
             with self.autocast():
-                terms["barlow"] = self.config.barlow_scale * self.barlow(features, seen)
+                terms["barlow"] = self.config.barlow_scale * self.barlow(features, target)
         reward, alive = batch.reward.flatten(), ~batch.is_terminal.flatten()
         terms.update(self._outcome_losses(features, reward, alive))
         if self.probes is not None:
@@ -322,6 +322,11 @@ class WorldModel(nn.Module):
     def _probe_loss(
         self, probes: Probes, latent: Latent, batch: Timestep, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """The loss () of the probes, and their uncertainty (B * (T - 1),), NaN across episodes.
+
+        Args:
+            mask: (M, B, T) bool, the rows that each probe learns from.
+        """
         features = self.features(latent)
         inside = ~batch.is_first[:, 1:]  # not across the boundary of an episode
         mask = mask[:, :, 1:] & inside

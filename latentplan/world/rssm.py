@@ -61,8 +61,8 @@ class RSSM(nn.Module):
         A code of samples must be rearranged before it can represent something new, so a pole of a
         few pixels stays invisible for thousands of updates. Class probabilities represent it from
         the start. Over the first ``anneal_updates`` the states change from probabilities to
-        samples. The result is a tensor, so that the device is not waited for and nothing is
-        compiled again.
+        samples. The result is a tensor, so that a new value neither waits for the device nor causes
+        a compilation.
         """
         if not self.config.anneal_updates:
             return None
@@ -102,7 +102,7 @@ class RSSM(nn.Module):
         return self.posterior_out(x).unflatten(-1, (self.config.stoch, self.config.classes))
 
     def prior_logits(self, deter: Tensor) -> Tensor:
-        """Prior logits (M, N, S, C) of rows (N, D), or of rows (M, N, D) of each member's own."""
+        """Prior logits (M, N, S, C) of rows (N, D), or of each member's own rows (M, N, D)."""
         return self.priors(deter).unflatten(-1, (self.config.stoch, self.config.classes))
 
     def imagine_step(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import VECTOR, agent_config, awaken, random_batch, world_config
+from tiny import VECTOR, agent_config, initialize_zero_heads, random_batch, world_config
 from torch import Tensor, nn
 
 from latentplan.agent import Agent
@@ -77,7 +77,7 @@ def behavior_gradients(agent: Agent) -> tuple[dict[str, Tensor], bool, bool]:
 @pytest.mark.parametrize("gradient", ["pathwise", "reinforce"])
 def test_the_policy_loss_reaches_the_actor_and_nothing_else(gradient: str) -> None:
     agent = make_agent(gradient=gradient, entropy=0.0)
-    awaken(agent)
+    initialize_zero_heads(agent)
     losses, world, actor = behavior_gradients(agent)
     assert not world and actor
     assert all(p.grad is None for p in agent.critic.parameters())

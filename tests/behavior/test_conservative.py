@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import VECTOR, agent_config, few_units, part, random_batch, stir
+from tiny import VECTOR, agent_config, limit_two_hot_range, perturb, random_batch, select_rows
 from torch import Tensor
 
 from latentplan.agent import Agent
@@ -280,8 +280,10 @@ def test_plans_teach_by_the_returns_that_the_policy_climbs(
 )
 def test_a_plan_is_scored_in_the_units_asked_for(changes: dict[str, bool]) -> None:
     learner = agent(telling(horizon=2, **changes))
-    stir(learner.parameters(), 0.5)
-    few_units(learner.world.reward, learner.critic.slow_net)  # or uncertainty would not be seen
+    perturb(learner.parameters(), 0.5)
+    limit_two_hot_range(
+        learner.world.reward, learner.critic.slow_net
+    )  # or uncertainty would not be seen
     learner.return_scale.range.fill_(3.0)
     learner.return_scale.count.fill_(10_000)
     learner.uncertainty_scale.largest.fill_(0.2)
@@ -300,7 +302,7 @@ def test_a_plan_is_scored_in_the_units_asked_for(changes: dict[str, bool]) -> No
 
 def weights_after_three(settings: Config) -> dict[str, Tensor]:
     learner = agent(settings)
-    stir(learner.parameters(), 0.5)
+    perturb(learner.parameters(), 0.5)
     torch.manual_seed(1)
     for seed in range(3):
         learner.update(*random_batch(8, 6, seed=seed))
@@ -333,7 +335,7 @@ def test_the_replan_interval_saves_plans() -> None:
 
 
 def row(n: int = 5) -> object:
-    return part(random_batch(n, 1)[0], 0)
+    return select_rows(random_batch(n, 1)[0], 0)
 
 
 def test_exploration_plans_and_evaluation_does_not() -> None:
@@ -375,7 +377,7 @@ def test_coplanner_without_rates_and_value_is_best_of_k_by_reward() -> None:
     asked = ["ablation=coplanner", "plan.explore_rate=0", "plan.imagine_rate=0", "plan.value=false"]
     settings = load([], ["size=tiny", *asked]).plan
     learner = agent(replace(agent_config(), plan=settings))
-    stir(learner.parameters(), 0.5)
+    perturb(learner.parameters(), 0.5)
     latent = Latent(torch.randn(40, 16).tanh(), torch.rand(40, 3, 4))
     for rate in (settings.explore_rate, -settings.imagine_rate):
         found = learner.behavior.plan(latent, rate)

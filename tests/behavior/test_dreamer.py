@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import VECTOR, agent_config, few_units, random_batch, recorded, stir
+from tiny import VECTOR, agent_config, limit_two_hot_range, perturb, random_batch, record_results
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -56,8 +56,8 @@ def awakened(gradient: str) -> Agent:
     torch.manual_seed(0)
     agent = Agent(VECTOR, settings(gradient))
     parts = (agent.world, agent.critic, agent.actor)
-    stir([x for part in parts for x in part.parameters()], 0.4)
-    few_units(agent.world.reward, agent.critic.net, agent.critic.slow_net)
+    perturb([x for part in parts for x in part.parameters()], 0.4)
+    limit_two_hot_range(agent.world.reward, agent.critic.net, agent.critic.slow_net)
     agent.return_scale.range.fill_(SCALE)
     agent.return_scale.count.fill_(10_000)
     return agent
@@ -67,9 +67,9 @@ def awakened(gradient: str) -> Agent:
 def test_the_losses_of_an_agent(gradient: str, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = awakened(gradient)
     world, critic = agent.world, agent.critic
-    chosen = recorded(monkeypatch, agent.learner, "choose_starts")
-    imagined = recorded(monkeypatch, agent.behavior, "imagine")
-    planned = recorded(monkeypatch, agent.behavior, "plan")
+    chosen = record_results(monkeypatch, agent.learner, "choose_starts")
+    imagined = record_results(monkeypatch, agent.behavior, "imagine")
+    planned = record_results(monkeypatch, agent.behavior, "plan")
     batch, _ = random_batch(3, 4)
     batch.is_terminal[1, 2] = True
     with torch.no_grad():

@@ -11,7 +11,15 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from tiny import VECTOR, agent_config, few_units, random_batch, recorded, stir, world_config
+from tiny import (
+    VECTOR,
+    agent_config,
+    limit_two_hot_range,
+    perturb,
+    random_batch,
+    record_results,
+    world_config,
+)
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -55,14 +63,14 @@ def settings(policies: str, candidates: int, adaptive: bool) -> Config:
     )
 
 
-def awaken(agent: Agent) -> None:
+def randomize_agent(agent: Agent) -> None:
     """Heads start at zero. Rewards and values of a few units, ends that are not certain, and U such
     that the threshold cuts about half of the windows."""
     torch.manual_seed(3)
     parts = (agent.world, agent.critic, agent.actor)
-    stir([x for part in parts for x in part.parameters()], 0.4)
+    perturb([x for part in parts for x in part.parameters()], 0.4)
     agent.world.cont.output.bias.data.fill_(1.0)
-    few_units(agent.world.reward, agent.critic.net, agent.critic.slow_net)
+    limit_two_hot_range(agent.world.reward, agent.critic.net, agent.critic.slow_net)
     agent.return_scale.range.fill_(3.0)
     agent.return_scale.count.fill_(10_000)
     agent.uncertainty_scale.largest.fill_(0.097)
@@ -99,17 +107,17 @@ class Scene(NamedTuple):
 def scene(policies: str, candidates: int = 1, adaptive: bool = True) -> Scene:
     torch.manual_seed(0)
     agent = Agent(VECTOR, settings(policies, candidates, adaptive))
-    awaken(agent)
+    randomize_agent(agent)
     batch, _ = random_batch(3, 4)
     batch.is_terminal[1, 2] = True
     with torch.no_grad():
         latent, _ = agent.world.observe(batch)
     with pytest.MonkeyPatch.context() as patch:
-        chosen = recorded(patch, agent.learner, "choose_starts")
-        imagined = recorded(patch, agent.behavior, "imagine")
-        planned = recorded(patch, agent.behavior, "plan")
-        drawn = recorded(patch, agent.world, "draw_noise")
-        apart = recorded(patch, mpdp, "roll_out")
+        chosen = record_results(patch, agent.learner, "choose_starts")
+        imagined = record_results(patch, agent.behavior, "imagine")
+        planned = record_results(patch, agent.behavior, "plan")
+        drawn = record_results(patch, agent.world, "draw_noise")
+        apart = record_results(patch, mpdp, "roll_out")
         before, (losses, _) = agent.return_scale.value, agent.learner.losses(latent, batch)
     [(rollout, acting)], [starts] = imagined, chosen
     rows = acting.rows if acting else torch.arange(len(starts) if planned else 0)

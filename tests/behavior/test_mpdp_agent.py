@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import VECTOR, agent_config, random_batch, stir
+from tiny import VECTOR, agent_config, perturb, random_batch
 
 from latentplan.agent import Agent
 from latentplan.behavior import learner
@@ -71,7 +71,7 @@ def test_the_temperature_moves_at_its_own_rate() -> None:
 def test_the_policy_loss_reaches_the_actor_alone(policies: str, candidates: int) -> None:
     torch.manual_seed(0)
     agent = Agent(VECTOR, settings(policies, candidates))
-    stir(agent.parameters(), 0.3)
+    perturb(agent.parameters(), 0.3)
     batch, _ = random_batch(3, 4)
     with torch.no_grad():
         latent, _ = agent.world.observe(batch)
@@ -84,7 +84,7 @@ def test_the_policy_loss_reaches_the_actor_alone(policies: str, candidates: int)
 def test_the_first_policy_acts() -> None:
     torch.manual_seed(0)
     agent = Agent(VECTOR, settings())
-    stir(agent.parameters(), 0.3)
+    perturb(agent.parameters(), 0.3)
     row, carry = random_batch(5, 1)[0].map(lambda x: x[:, 0]), agent.initial(5)
     action, latent = agent.act(row, carry, "mean")
     features = agent.world.features(latent)
@@ -134,7 +134,7 @@ def test_entropy_is_paid_in_replay_on_leaving_a_row(monkeypatch: pytest.MonkeyPa
     calls = captured(monkeypatch, "replay_returns")
     torch.manual_seed(0)
     agent = Agent(VECTOR, settings(entropy=0.3, replay_scale=1.0))
-    stir(agent.parameters(), 0.3)
+    perturb(agent.parameters(), 0.3)
     agent.return_scale.range.fill_(7.0)
     batch, _ = random_batch(3, 4)
     with torch.no_grad():

@@ -27,7 +27,7 @@ from latentplan.runtime import device as runtime_device
 from latentplan.types import UserError
 
 CONFIGS = preset_folder()
-STUDIES = CONFIGS / "study"  # read by latentplan.study, not as settings of one run
+STUDIES = CONFIGS / "study"  # files for latentplan.study, which are not settings of one run
 FILES = sorted(
     path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml") if path.parent != STUDIES
 )
@@ -44,7 +44,7 @@ KINDS = {
 
 @pytest.fixture
 def presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of presets in place of the real one."""
+    """A folder with minimal presets in place of the real one."""
     for kind in ("size", "task", "ablation"):
         (tmp_path / "configs" / kind).mkdir(parents=True)
     monkeypatch.setattr(config_module, "preset_folder", lambda: tmp_path / "configs")
@@ -63,9 +63,9 @@ def test_there_are_presets() -> None:
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_every_preset_loads_and_takes_effect(path: Path) -> None:
     loaded = flatten(asdict(load([CONFIGS / path], CPU)))
-    said = flatten(yaml.safe_load((CONFIGS / path).read_text()) or {})
-    assert {key: loaded[key] for key in said if key != "size"} == {
-        key: type(loaded[key])(value) for key, value in said.items() if key != "size"
+    written = flatten(yaml.safe_load((CONFIGS / path).read_text()) or {})
+    assert {key: loaded[key] for key in written if key != "size"} == {
+        key: type(loaded[key])(value) for key, value in written.items() if key != "size"
     }
 
 
@@ -84,7 +84,7 @@ def test_every_combination_of_presets_loads(size: str, ablation: str, task: str)
         )
 
 
-def test_a_preset_of_a_task_belongs_to_a_task() -> None:
+def test_every_task_preset_matches_a_task() -> None:
     names = {f"{domain}_{task}" for domain, tasks in DMC_TASKS.items() for task in tasks}
     for path in (CONFIGS / "task").glob("*.yaml"):
         assert any(f"{name}_".startswith(f"{path.stem}_") for name in names), path
@@ -109,7 +109,7 @@ def test_every_spelling_of_a_task_gets_its_preset(task: str, preset: str | None)
     assert getattr(task_preset(task), "stem", None) == preset
 
 
-def test_the_preset_that_fits_best_is_taken(presets: Path) -> None:
+def test_the_longest_matching_task_preset_is_used(presets: Path) -> None:
     for name in ("walker", "walker_run", "walk"):
         (presets / "task" / f"{name}.yaml").touch()
     stems = [
@@ -132,7 +132,7 @@ def test_later_sources_win(presets: Path, tmp_path: Path) -> None:
         write(name, number)
         assert repeat("task=walker_walk") == number
     write("ablation/some", 6)
-    assert repeat("task=walker_walk") == 5  # not asked for
+    assert repeat("task=walker_walk") == 5  # the ablation is not chosen
     assert repeat("task=walker_walk", "ablation=some") == 6
     files = tmp_path / "one.yaml", tmp_path / "two.yaml"
     for number, file in enumerate(files, 7):
@@ -152,11 +152,11 @@ def test_a_file_may_choose_the_presets(presets: Path, tmp_path: Path) -> None:
 
 
 def test_the_default_size_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    for there in (True, False):
-        monkeypatch.setattr(runtime_device, "has_cuda", lambda there=there: there)
+    for has_cuda in (True, False):
+        monkeypatch.setattr(runtime_device, "has_cuda", lambda has_cuda=has_cuda: has_cuda)
         assert load([], ["device=cpu"]).size == "cpu"
         for device in ("auto", "cuda", "cuda:1"):
-            assert load([], [f"device={device}"]).size == ("12m" if there else "cpu")
+            assert load([], [f"device={device}"]).size == ("12m" if has_cuda else "cpu")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_keys_of_a_file_may_be_dotted(
         ("train.minutes=-1", ["train.minutes", "at least 0"]),
     ],
 )
-def test_a_mistake_is_one_sentence_that_names_it(override: str, words: list[str]) -> None:
+def test_a_wrong_override_gives_one_sentence_that_names_it(override: str, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         load([], [*CPU, override])
     message = str(caught.value)
@@ -227,7 +227,9 @@ def test_a_mistake_is_one_sentence_that_names_it(override: str, words: list[str]
         (None, ["mine.yaml", "No such file"]),
     ],
 )
-def test_a_bad_file_is_one_sentence(tmp_path: Path, content: str | None, words: list[str]) -> None:
+def test_a_wrong_file_gives_one_sentence_that_names_it(
+    tmp_path: Path, content: str | None, words: list[str]
+) -> None:
     file = tmp_path / "mine.yaml"
     if content is not None:
         file.write_text(content)
@@ -261,7 +263,7 @@ def test_a_run_folder_is_named_after_its_run() -> None:
     assert load([], [*CPU, *items, "run_dir=here/there"]).run_dir == "here/there"
 
 
-def test_a_resolved_file_reads_back_as_it_was(tmp_path: Path) -> None:
+def test_a_saved_configuration_is_read_back_unchanged(tmp_path: Path) -> None:
     overrides = ["task=walker_walk", "env.repeat=3", "world.deter=${world.hidden}", "seed=5"]
     loaded = load([], [*CPU, *overrides])
     path = tmp_path / "config.yaml"
@@ -273,7 +275,7 @@ def test_a_resolved_file_reads_back_as_it_was(tmp_path: Path) -> None:
         load_resolved(path)
 
 
-def test_bounds_allow_the_defaults_and_choices_are_of_texts() -> None:
+def test_bounds_allow_the_defaults_and_only_texts_have_choices() -> None:
     defaults = flatten(asdict(Config()))
     check({**defaults, "run_dir": "runs/any"})
     for key, field in schema_fields():
@@ -287,7 +289,7 @@ def test_bounds_allow_the_defaults_and_choices_are_of_texts() -> None:
     [
         ("world.members=0", "world.members must be at least 1, not 0"),
         ("train.length=1", "train.length must be at least 2"),
-        ("seed=18446744073709551616", "seed must be at most 18446744073709551615, not"),
+        ("seed=18446744073709551616", "seed must be a finite number that fits into 64 bits, not"),
         ("train.ratio=0", "train.ratio must be more than 0"),
         ("world.bins=40", "world.bins must be odd"),
         ("world.blocks=3", "world.blocks must divide world.deter"),
@@ -296,72 +298,79 @@ def test_bounds_allow_the_defaults_and_choices_are_of_texts() -> None:
         ("world.anneal_updates=-5", "world.anneal_updates must be at least 0, not -5"),
         ("behavior.layers=-1", "behavior.layers must be at least 0"),
         ("env.timeout=-1.0", "env.timeout must be at least 0"),
+        ("env.timeout=1e12", "env.timeout must be at most"),
+        ("train.ratio=inf", "train.ratio must be a finite number"),
+        ("train.minutes=nan", "train.minutes must be a finite number"),
+        ("train.threads=99999999999999999999", "train.threads must be a finite number"),
     ],
 )
-def test_values_that_no_run_could_use_are_refused(override: str, message: str) -> None:
+def test_invalid_values_are_errors(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load([], [*CPU, override])
 
 
 def test_an_ablation_may_build_on_another() -> None:
-    shared, paper, free = (
+    shared, paper, no_penalty = (
         load([], [*CPU, f"ablation={name}"]) for name in ("mpdp_shared", "mpdp", "mpdp_no_penalty")
     )
     assert shared.mpdp.policies == "shared" and paper.mpdp.policies == "per_step"
-    assert dataclasses.replace(paper, ablation="mpdp_no_penalty", run_dir=free.run_dir) == (
-        dataclasses.replace(free, mpdp=dataclasses.replace(free.mpdp, beta=paper.mpdp.beta))
+    with_penalty = dataclasses.replace(no_penalty.mpdp, beta=paper.mpdp.beta)
+    assert dataclasses.replace(paper, ablation="mpdp_no_penalty", run_dir=no_penalty.run_dir) == (
+        dataclasses.replace(no_penalty, mpdp=with_penalty)
     )
-    assert free.mpdp.beta == 0 < paper.mpdp.beta and free.behavior == shared.behavior
+    assert no_penalty.mpdp.beta == 0 < paper.mpdp.beta and no_penalty.behavior == shared.behavior
 
 
 @pytest.mark.parametrize(
     ("one", "other"), [("pointmass_easy", "point-mass/easy"), ("swimmer6", "dmc:swimmer_swimmer6")]
 )
-def test_spellings_of_a_task_share_their_folder(one: str, other: str) -> None:
+def test_spellings_of_a_task_have_the_same_run_folder(one: str, other: str) -> None:
     assert load([], [*CPU, f"task={one}"]).run_dir == load([], [*CPU, f"task={other}"]).run_dir
 
 
-def last(node: ast.AST | None) -> str:
+def last_name(node: ast.AST | None) -> str:
+    """The last part of a dotted name: ``plan`` for ``config.plan``."""
     return getattr(node, "attr", getattr(node, "id", ""))
 
 
 def section(node: ast.AST, names: dict[str, str]) -> str:
-    """The section that an expression is: ``config.plan``, or a name that stands for one."""
-    if isinstance(node, ast.Attribute) and last(node.value) == "config":
+    """The section that an expression refers to: ``config.plan``, or a variable in ``names``."""
+    if isinstance(node, ast.Attribute) and last_name(node.value) == "config":
         return node.attr
-    return names.get(last(node), "")
+    return names.get(last_name(node), "")
 
 
-def named(scope: ast.AST, known: dict[str, str]) -> dict[str, str]:
-    """What stands for a section in a function: parameters by their types, names by assignment."""
+def section_variables(scope: ast.AST, known: dict[str, str]) -> dict[str, str]:
+    """The variables of a function that refer to a section, by their annotation or assignment."""
     names = dict(known)
     for node in ast.walk(scope):
         if isinstance(node, ast.arg) and node.annotation is not None:
-            names[node.arg] = KINDS.get(last(node.annotation), "")
+            names[node.arg] = KINDS.get(last_name(node.annotation), "")
         elif isinstance(node, ast.Assign):
             for target in node.targets:  # c = config.plan, or c, n = config.plan, 3
                 pair = (getattr(x, "elts", [x]) for x in (target, node.value))
-                names |= {last(a): section(b, names) for a, b in zip(*pair, strict=False)}
+                names |= {last_name(a): section(b, names) for a, b in zip(*pair, strict=False)}
     return names
 
 
 def reads(tree: ast.Module) -> Iterator[str]:
-    """``section.key`` of what is read of sections; ``.key`` of what is read of anything else."""
+    """Every attribute that is read: ``section.key`` for sections, ``.key`` for other objects."""
     for scope in tree.body:
         known, parts = {"self": KINDS.get(getattr(scope, "name", ""), "")}, [scope]
         if isinstance(scope, ast.ClassDef):
             parts = scope.body
             for start in (x for x in parts if getattr(x, "name", "") == "__init__"):
-                known |= {name: kind for name, kind in named(start, {}).items() if kind}
+                variables = section_variables(start, {})
+                known |= {name: kind for name, kind in variables.items() if kind}
         for part in parts:
-            names = named(part, known)
+            names = section_variables(part, known)
             for node in ast.walk(part):
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                     yield f"{section(node.value, names)}.{node.attr}"
 
 
 def test_every_field_is_read_somewhere() -> None:
-    """A knob that nobody turns anything with is a lie to the reader."""
+    """Every key of the configuration has an effect."""
     files = Path(latentplan.__file__).parent.rglob("*.py")
     read = {key for path in files for key in reads(ast.parse(path.read_text()))}
     assert {key if "." in key else f".{key}" for key, _ in schema_fields()} - read == set()
@@ -396,7 +405,7 @@ def test_a_file_of_an_earlier_version_is_read_with_one_warning(
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
-def test_an_earlier_name_that_is_typed_is_an_error_that_gives_the_present_one(
+def test_an_earlier_name_on_the_command_line_is_an_error_that_gives_the_present_name(
     old: str, new: str
 ) -> None:
     assert new in dict(schema_fields()) and old not in dict(schema_fields())

@@ -1,4 +1,4 @@
-"""The counting environment through vector environment, replay and sample: nothing is shifted."""
+"""Rows of the counting environment stay aligned in the vector environment and the replay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from latentplan.types import Timestep
 
 
 def collect(folder: Path, *, count: int, repeat: int, steps: int, capacity: int) -> Replay:
-    """Random actions in the counting environment, kept as `train.py` keeps them."""
+    """Store random steps of the counting environment in a replay, as the training loop does."""
     rng = np.random.default_rng(0)
     with make("dummy:count", "both", num_envs=count, repeat=repeat, image_size=16) as env:
         replay = Replay(folder, env.spec, capacity=capacity, envs=count)
@@ -31,7 +31,7 @@ def windows(replay: Replay, length: int) -> tuple[Timestep, np.ndarray]:
 
 
 @pytest.mark.parametrize(("count", "repeat"), [(1, 1), (1, 3), (3, 2)])
-def test_every_sampled_row_is_what_was_true_on_arriving(
+def test_every_sampled_row_is_aligned_with_the_action_before_it(
     tmp_path: Path, count: int, repeat: int
 ) -> None:
     replay = collect(tmp_path, count=count, repeat=repeat, steps=60, capacity=1000)
@@ -39,7 +39,7 @@ def test_every_sampled_row_is_what_was_true_on_arriving(
     episode, frame = (rows.obs["vector"][..., i].astype(int) for i in (0, 1))
     length = Count.frames(episode)
 
-    # Each observation says which action led to it, in both of its forms.
+    # Vector and image both contain the action that led to the observation.
     np.testing.assert_array_equal(rows.obs["vector"][..., 2:], rows.prev_action)
     np.testing.assert_array_equal(rows.obs["image"][:, :, 0, 0, 0], episode)
     np.testing.assert_array_equal(rows.obs["image"][:, :, 0, 0, 1], frame)
@@ -51,7 +51,7 @@ def test_every_sampled_row_is_what_was_true_on_arriving(
     np.testing.assert_array_equal(rows.is_terminal, (frame == length) & (episode % 2 == 0))
     np.testing.assert_array_equal(number // count, episode)
 
-    # Frames of the decision that led to a row each earned their own number.
+    # The reward is the sum of the numbers of the frames of one decision.
     begin = (frame - 1) // repeat * repeat
     earned = frame * (frame + 1) // 2 - begin * (begin + 1) // 2
     np.testing.assert_array_equal(rows.reward, np.where(rows.is_first, 0, earned))
@@ -60,7 +60,7 @@ def test_every_sampled_row_is_what_was_true_on_arriving(
 
 @pytest.mark.parametrize("capacity", [1000, 90])
 def test_windows_are_consecutive_across_ends_of_episodes(tmp_path: Path, capacity: int) -> None:
-    """Also where the ring has gone round (90 rows hold the last 30 of 60 steps)."""
+    """The smaller ring has wrapped around: its 90 rows are the last 30 of 60 steps."""
     replay = collect(tmp_path, count=3, repeat=2, steps=60, capacity=capacity)
     rows, number = windows(replay, 12)
     episode, frame = (rows.obs["vector"][..., i].astype(int) for i in (0, 1))

@@ -1,4 +1,4 @@
-"""BatchSampler gathered while an update runs are those that would have been gathered after it."""
+"""Batches that are gathered during an update equal those that are gathered after it."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ def replay(tmp_path: Path) -> Replay:
     return replay
 
 
-def test_the_order_of_batches_is_the_same(replay: Replay) -> None:
-    found = []
+def test_prefetching_keeps_the_order_of_batches(replay: Replay) -> None:
+    drawn = []
     for ahead in (False, True):
         batches = BatchSampler(replay, 3, 5, np.random.default_rng(0), CPU, ahead)
         for _ in range(4):
             batch, episode = batches.sample()
             with batches.prefetch():
-                found.append((batch.reward.clone(), episode.clone()))
+                drawn.append((batch.reward.clone(), episode.clone()))
         batches.close()
-    for (a, b), (c, d) in zip(found[:4], found[4:], strict=True):
+    for (a, b), (c, d) in zip(drawn[:4], drawn[4:], strict=True):
         assert torch.equal(a, c) and torch.equal(b, d)
-    assert not torch.equal(found[0][0], found[1][0])
+    assert not torch.equal(drawn[0][0], drawn[1][0])
 
 
 def test_the_replay_is_not_read_after_the_update(replay: Replay) -> None:
-    """A batch in the making would mix the rows that an addition overwrites."""
+    """Otherwise a batch could mix old rows with the rows that overwrite them."""
     batches = BatchSampler(replay, 3, 5, np.random.default_rng(0), CPU, ahead=True)
     with batches.prefetch():
         pass
@@ -47,7 +47,7 @@ def test_the_replay_is_not_read_after_the_update(replay: Replay) -> None:
     batches.close()
 
 
-def test_an_error_of_prefetching_is_raised_by_the_next_sample(replay: Replay) -> None:
+def test_an_error_in_prefetching_is_raised_by_the_next_sample(replay: Replay) -> None:
     batches = BatchSampler(replay, 3, 500, np.random.default_rng(0), CPU, ahead=True)
     with batches.prefetch():
         pass

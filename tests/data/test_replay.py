@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from latentplan.data.replay import Replay
+from latentplan.runtime import disk
 from latentplan.types import EnvSpec, Timestep, UserError
 
 SPEC = EnvSpec({"image": ((4, 4, 3), "uint8"), "vector": ((2,), "float32")}, 3, 2)
@@ -17,7 +20,7 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def make_row(step: int, envs: int, *, first: bool = False) -> Timestep:
-    """Row ``step``: every field tells the step and the environment it is of."""
+    """Row ``step``; every field contains the step or the environment."""
     env = np.arange(envs)
     return Timestep(
         obs={
@@ -38,13 +41,13 @@ def fill(replay: Replay, steps: range, envs: int, length: int = 5) -> None:
 
 
 def windows(replay: Replay, length: int, draws: int = 400) -> set[tuple[int, int]]:
-    """The (environment, first step) of many sampled windows; every field is checked on the way."""
+    """Sample many windows, check every field, and return their (environment, first step)."""
     rows, episode = replay.sample(draws, length, np.random.default_rng(0))
     steps = rows.obs["vector"][..., 1].astype(int)
     assert steps.shape == episode.shape == (draws, length)
     env = rows.obs["vector"][..., 0].astype(int)
     assert (np.diff(steps, axis=1) == 1).all(), "windows are contiguous"
-    assert (env == env[:, :1]).all(), "a window is of one environment"
+    assert (env == env[:, :1]).all(), "a window has rows of one environment"
     assert (rows.obs["image"] == (steps % 256)[..., None, None, None]).all()
     assert (rows.prev_action == steps[..., None]).all()
     assert (rows.reward == 1000 * env + steps).all()
@@ -54,7 +57,7 @@ def windows(replay: Replay, length: int, draws: int = 400) -> set[tuple[int, int
     return {(int(e), int(s)) for e, s in zip(env[:, 0], steps[:, 0], strict=True)}
 
 
-def test_windows_of_one_episode_each(tmp_path: Path) -> None:
+def test_windows_within_episodes_have_rows_of_one_episode(tmp_path: Path) -> None:
     replay = Replay(tmp_path, SPEC, capacity=40, envs=1)
     fill(replay, range(40), 1)  # episodes of five rows
     rows = replay.sample_within_episodes(20, 3, np.random.default_rng(0))
@@ -65,8 +68,8 @@ def test_windows_of_one_episode_each(tmp_path: Path) -> None:
     replay.close()
 
 
-def test_windows_against_brute_force(tmp_path: Path) -> None:
-    """Random sizes: exactly the windows of the last rows of each environment are drawn."""
+def test_sampled_windows_equal_those_of_a_brute_force_search(tmp_path: Path) -> None:
+    """For random sizes, exactly the windows of the last rows of each environment are drawn."""
     rng = np.random.default_rng(1)
     for trial in range(40):
         envs, rows = int(rng.integers(1, 4)), int(rng.integers(1, 14))
@@ -126,7 +129,7 @@ def test_add_refuses_rows_that_would_broadcast(tmp_path: Path) -> None:
     assert len(replay) == 0
 
 
-def test_reopening_finds_everything(tmp_path: Path) -> None:
+def test_a_reopened_replay_has_all_rows(tmp_path: Path) -> None:
     replay = Replay(tmp_path, SPEC, capacity=20, envs=2)
     fill(replay, range(13), 2)
     before, state = windows(replay, 4), replay.state_dict()
@@ -137,8 +140,10 @@ def test_reopening_finds_everything(tmp_path: Path) -> None:
     assert (len(replay), windows(replay, 4)) == (20, before)
 
 
-def test_crash_loses_only_rows_after_the_checkpoint_and_what_they_overwrote(tmp_path: Path) -> None:
-    """Against a brute-force model of the slots, through several crashes."""
+def test_a_crash_loses_only_rows_after_the_checkpoint_and_those_they_overwrote(
+    tmp_path: Path,
+) -> None:
+    """The replay is compared with a brute-force model of its slots, over several crashes."""
     rng = np.random.default_rng(2)
     for trial in range(30):
         folder, rows = tmp_path / str(trial), int(rng.integers(2, 12))
@@ -146,7 +151,7 @@ def test_crash_loses_only_rows_after_the_checkpoint_and_what_they_overwrote(tmp_
         saved, cursor = {"cursor": 0, "rows": rows, "envs": 1}, 0
         for _ in range(5):
             replay = Replay(folder, SPEC, capacity=rows, envs=1)
-            # What is newer than the checkpoint is dropped.
+            # Rows that are newer than the checkpoint are dropped.
             slots = {slot: step for slot, step in slots.items() if step < saved["cursor"]}
             cursor = saved["cursor"]
             replay.load_state_dict(saved)
@@ -211,7 +216,7 @@ def test_history_is_every_row_in_order(tmp_path: Path) -> None:
     replay.close()
 
 
-def test_clear_forgets_the_rows(tmp_path: Path) -> None:
+def test_clear_removes_the_rows(tmp_path: Path) -> None:
     replay = Replay(tmp_path, SPEC, capacity=6, envs=1)
     fill(replay, range(9), 1)
     replay.clear()
@@ -266,7 +271,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         Replay(tmp_path, SPEC, capacity=20, envs=2)
 
 
-def test_size_is_what_lies_on_the_disk(tmp_path: Path) -> None:
+def test_the_size_equals_that_of_the_files_on_the_disk(tmp_path: Path) -> None:
     Replay(tmp_path, SPEC, capacity=1000, envs=2)
     sizes = sum(path.stat().st_size for path in tmp_path.glob("*.bin"))
     assert sizes - 16 == Replay.size_bytes(SPEC, 1000) == 1000 * (48 + 8 + 12 + 4 + 1 + 1 + 8)
@@ -274,10 +279,10 @@ def test_size_is_what_lies_on_the_disk(tmp_path: Path) -> None:
     assert blocks >= sizes, "the blocks are reserved, not only promised"
 
 
-def test_too_small_a_disk_is_refused_before_anything_is_made(
+def test_too_small_a_disk_is_refused_before_any_file_is_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = Usage(10**9, 0, 2**28 + 41_000)  # the headroom, and half of what is needed
+    usage = Usage(10**9, 0, 2**28 + 41_000)  # the headroom, and half of the replay's size
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"0\.1 MB .* 0\.0 MB to spare.*replay.capacity=449 "):
         Replay(tmp_path / "run" / "replay", SPEC, capacity=1000, envs=1)
@@ -285,7 +290,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_made(
     Replay(tmp_path / "run" / "replay", SPEC, capacity=449, envs=1)
 
 
-def test_a_disk_that_fills_up_while_allocating_leaves_nothing(
+def test_a_disk_that_fills_up_while_allocating_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int, offset: int, size: int) -> None:
@@ -299,7 +304,7 @@ def test_a_disk_that_fills_up_while_allocating_leaves_nothing(
     assert len(Replay(tmp_path, SPEC, capacity=10, envs=1)) == 0
 
 
-def test_an_unfinished_creation_is_begun_again(tmp_path: Path) -> None:
+def test_an_incomplete_folder_is_created_again(tmp_path: Path) -> None:
     (tmp_path / "reward.bin").write_bytes(b"123")
     replay = Replay(tmp_path, SPEC, capacity=10, envs=1)
     fill(replay, range(4), 1)
@@ -314,11 +319,49 @@ def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
     Replay(tmp_path, SPEC, capacity=10, envs=1)
 
 
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_does_not_prevent_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    (tmp_path / "lock").touch()  # the file that a killed process has left
+    replay = Replay(tmp_path, SPEC, capacity=10, envs=1)
+    fill(replay, range(4), 1)
+    assert len(windows(replay, 1)) == 4
+    replay.close()
+    assert len(Replay(tmp_path, SPEC, capacity=10, envs=1)) == 4
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys; from latentplan.runtime import disk; "
+        "held = disk.lock(pathlib.Path(sys.argv[1])); print('locked', flush=True); input()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], **pipes) as process:
+        assert process.stdout.readline() == b"locked\n"
+        with pytest.raises(UserError, match="Another process is training with the replay"):
+            disk.lock(tmp_path)
+        process.kill()
+    assert (tmp_path / "lock").exists()
+    disk.lock(tmp_path).release()
+
+
+def test_a_lock_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(OSError, match="lock"):
+        disk.lock(tmp_path)
+
+
 def test_less_than_a_row_per_environment_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"replay\.capacity=3 has no row for each of 4"):
         Replay(tmp_path / "replay", SPEC, capacity=3, envs=4)
 
 
 def _crash(replay: Replay) -> None:
-    """What the end of a process does: the lock goes, nothing is flushed."""
+    """Do the same as the end of a process: release the lock and flush nothing."""
     replay._lock.release()

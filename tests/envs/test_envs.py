@@ -1,4 +1,4 @@
-"""Environments: names, seeds, frame accounting, alignment, and what happens when they break."""
+"""Environments: names, seeds, counts of frames, alignment and snapshots."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from latentplan.types import UserError
         ("dummy:pixels", ("dummy", "pixels")),
     ],
 )
-def test_spellings_of_one_task(spelling: str, expected: tuple[str, str]) -> None:
+def test_all_spellings_of_a_task_are_parsed(spelling: str, expected: tuple[str, str]) -> None:
     assert parse_task(spelling) == expected
 
 
@@ -60,7 +60,7 @@ def test_an_unknown_task_names_the_nearest(typed: str, named: str) -> None:
         parse_task(typed)
 
 
-def test_the_table_of_tasks_is_the_suites_own() -> None:
+def test_the_table_of_tasks_equals_that_of_the_suite() -> None:
     from latentplan.envs.dmc import import_suite
 
     table = sorted((domain, task) for domain, tasks in DMC_TASKS.items() for task in tasks)
@@ -72,11 +72,11 @@ def test_the_table_of_tasks_is_the_suites_own() -> None:
     [
         ("cartpole_swingup", 5, 1),
         ("humanoid_CMU_walk", 137, 56),
-        ("quadruped_escape", 101, 12),  # asks for rendering contexts at every reset
+        ("quadruped_escape", 101, 12),  # reads the rendering contexts at every reset
         ("lqr_2_1", 4, 1),  # its actuator has no limits
     ],
 )
-def test_suite_tasks_from_state_vectors(task: str, dim: int, actions: int) -> None:
+def test_suite_tasks_have_the_expected_state_vectors(task: str, dim: int, actions: int) -> None:
     with make(task) as env:
         assert env.spec.obs == {"vector": ((dim,), "float32")}
         assert env.spec.action_dim == actions
@@ -107,11 +107,11 @@ def test_one_episode_is_1000_frames(repeat: int) -> None:
     assert used[decisions] == (1000 % repeat or repeat)  # the last repeat may be partial
     assert used[decisions + 1] == 0 and rows[decisions + 1].is_first[0]
     assert not any(row.is_first[0] for row in rows[1 : decisions + 1])
-    assert not any(row.is_terminal[0] for row in rows)  # a time limit is no end of the world
+    assert not any(row.is_terminal[0] for row in rows)  # a time limit is not a terminal state
 
 
 def test_an_end_that_dm_control_calls_final_is_terminal() -> None:
-    """By its discount: of the whole suite only lqr ends so."""
+    """The discount decides. In the suite only lqr ends this way."""
     from latentplan.envs import dmc
 
     simulator = dmc.build("cartpole_swingup", "state", 64, None)
@@ -131,14 +131,14 @@ def test_rows_around_the_end_of_an_episode() -> None:
     with make("cartpole_swingup", repeat=8, episode_frames=20) as env:
         env.reset()
         action = np.full((1, 1), 0.5)
-        seen = [(env.step(action), env.is_last.copy(), env.episodes.copy()) for _ in range(5)]
-    frames = [int(count[0]) for (_, count), _, _ in seen]
+        steps = [(env.step(action), env.is_last.copy(), env.episodes.copy()) for _ in range(5)]
+    frames = [int(count[0]) for (_, count), _, _ in steps]
     assert frames == [8, 8, 4, 0, 8]
-    assert [bool(last[0]) for _, last, _ in seen] == [False, False, True, False, False]
-    assert [int(episodes[0]) for _, _, episodes in seen] == [1, 1, 1, 2, 2]
-    rows = [row for (row, _), _, _ in seen]
+    assert [bool(last[0]) for _, last, _ in steps] == [False, False, True, False, False]
+    assert [int(episodes[0]) for _, _, episodes in steps] == [1, 1, 1, 2, 2]
+    rows = [row for (row, _), _, _ in steps]
     assert [bool(row.is_first[0]) for row in rows] == [False, False, False, True, False]
-    assert not any(row.is_terminal[0] for row in rows)  # cut, not terminated
+    assert not any(row.is_terminal[0] for row in rows)  # truncated, not terminated
     assert [float(row.prev_action[0, 0]) for row in rows] == [0.5, 0.5, 0.5, 0.0, 0.5]
     assert rows[3].reward[0] == 0
 
@@ -181,7 +181,7 @@ def test_counting_environment_through_the_vector_environment(workers: bool) -> N
             step = np.where(ended, 0, np.minimum(2, lengths - frame))
             np.testing.assert_array_equal(frames, step)
             expected_frame = np.where(ended, 0, frame + step)
-    assert kinds == {(False, False), (True, True), (False, True)}  # both ways to end were seen
+    assert kinds == {(False, False), (True, True), (False, True)}  # both kinds of end occurred
 
 
 def test_serial_and_worker_environments_agree() -> None:
@@ -189,10 +189,10 @@ def test_serial_and_worker_environments_agree() -> None:
     for workers in (False, True):
         with make("walker_walk", num_envs=2, workers=workers, episode_frames=10) as env:
             walks.append(walk(env, 12)[0])
-    for serial, apart in zip(*walks, strict=True):
-        np.testing.assert_array_equal(serial.obs["vector"], apart.obs["vector"])
-        np.testing.assert_array_equal(serial.reward, apart.reward)
-        np.testing.assert_array_equal(serial.is_first, apart.is_first)
+    for serial, worker in zip(*walks, strict=True):
+        np.testing.assert_array_equal(serial.obs["vector"], worker.obs["vector"])
+        np.testing.assert_array_equal(serial.reward, worker.reward)
+        np.testing.assert_array_equal(serial.is_first, worker.is_first)
     assert not np.array_equal(*walks[0][0].obs["vector"])  # two environments, two seeds
 
 
@@ -242,7 +242,7 @@ def test_the_blob_task_rewards_being_at_the_goal_and_shows_it(obs: str) -> None:
     def towards_goal(row) -> np.ndarray:
         if obs == "state":
             position = row.obs["vector"][0]
-        else:  # where the red is
+        else:  # the center of the red pixels
             red = row.obs["image"][0, ..., 0].astype(float)
             axis = np.linspace(-1.2, 1.2, 64)
             position = np.array([red.sum(0) @ axis, red.sum(1) @ -axis]) / red.sum()
@@ -269,7 +269,7 @@ def test_no_renderer_is_started_for_state_vectors() -> None:
     assert run_python("-c", code).split() == ["False", "False", "False"]
 
 
-def test_a_simulator_goes_back_to_a_snapshot() -> None:
+def test_a_simulator_can_be_restored_from_a_snapshot() -> None:
     from latentplan.envs import dmc
 
     simulator = dmc.build("cartpole_swingup", "state", 64, None)
@@ -279,10 +279,10 @@ def test_a_simulator_goes_back_to_a_snapshot() -> None:
         return [simulator.advance(np.array([action])) for _ in range(frames)]
 
     push(0.7, 990)
-    saved, seen = simulator.snapshot(), simulator.observe()["vector"]
+    saved, vector = simulator.snapshot(), simulator.observe()["vector"]
     one = [reward for reward, _, _ in push(-1.0, 8)]
     simulator.restore(saved)
-    np.testing.assert_array_equal(simulator.observe()["vector"], seen)
+    np.testing.assert_array_equal(simulator.observe()["vector"], vector)
     again = push(-1.0, 30)  # past the 1000 frames of an episode: no branch ends by time
     assert not any(terminated or truncated for _, terminated, truncated in again)
     np.testing.assert_allclose([reward for reward, _, _ in again[:8]], one, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Readers' own environments: what is understood, what is refused, how they may break."""
+"""Gymnasium environments of users: supported spaces, refused spaces, and failures."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def children() -> set[int]:
-    """Worker processes (the resource tracker of multiprocessing stays for good)."""
+    """The ids of worker processes, without the resource tracker of multiprocessing."""
     return {
         child.pid
         for child in psutil.Process().children(recursive=True)
@@ -136,7 +136,7 @@ def test_termination_inside_a_repeat(module: str) -> None:
     assert rows[0].obs["vector"][0, 1] != rows[4].obs["vector"][0, 1]  # another seed
 
 
-def test_an_episode_that_is_cut_does_not_terminate(module: str) -> None:
+def test_a_truncated_episode_does_not_terminate(module: str) -> None:
     with make("gym:Cut-v0", module=module, repeat=2) as env:
         rows, frames = walk(env, 5)
     assert [int(count[0]) for count in frames] == [0, 2, 2, 1, 0, 2]
@@ -145,7 +145,7 @@ def test_an_episode_that_is_cut_does_not_terminate(module: str) -> None:
 
 
 @pytest.mark.parametrize("workers", [False, True])
-def test_a_foreign_frame_is_resized(module: str, workers: bool) -> None:
+def test_a_frame_of_another_size_is_resized(module: str, workers: bool) -> None:
     with make("gym:Plain-v0", "both", num_envs=2, module=module, workers=workers) as env:
         assert env.spec.obs["image"] == ((64, 64, 3), "uint8")
         row, _ = env.reset()
@@ -155,12 +155,13 @@ def test_a_foreign_frame_is_resized(module: str, workers: bool) -> None:
     assert row.obs["vector"].shape == (2, 3)
 
 
-def test_dict_observations_and_images_among_them(module: str) -> None:
+def test_dict_observations_give_vector_and_image(module: str) -> None:
     with make("gym:Dict-v0", "both", module=module) as env:
         row, _ = env.reset()
     assert env.spec.obs["vector"][0] == (7,)
     np.testing.assert_array_equal(row.obs["vector"][0, 3:], np.ones(4))  # "a" before "z"
-    assert abs(int(row.obs["image"][0, 32, 10, 0]) - 100) <= 1  # its own picture, not render()
+    # The image is the entry of the observation, and not the result of render().
+    assert abs(int(row.obs["image"][0, 32, 10, 0]) - 100) <= 1
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def test_unusable_environments_are_refused_in_one_sentence(
     assert not children()
 
 
-def test_a_module_that_cannot_be_imported(tmp_path: Path) -> None:
+def test_a_module_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
     bad = tmp_path / "bad.py"
     bad.write_text("1 / 0\n")
     for module, words in ((str(bad), "ZeroDivisionError"), ("no_such_module", "no_such_module")):
@@ -285,10 +286,10 @@ def test_workers_never_import_torch_nor_the_main_module(tmp_path: Path) -> None:
     assert output.splitlines() == ["started", "False True", "False True", "False"]
 
 
-def test_pendulum_from_its_own_picture() -> None:
+def test_pendulum_is_observed_as_images() -> None:
     with make("gym:Pendulum-v1", "pixels", workers=True, image_size=32) as env:
         row, _ = env.reset()
         later, _ = env.step(np.ones((1, 1)))
     assert row.obs["image"].shape == (1, 32, 32, 3)
-    assert row.obs["image"].mean() > 200  # a white ground
+    assert row.obs["image"].mean() > 200  # a white background
     assert not np.array_equal(row.obs["image"], later.obs["image"])

@@ -1,4 +1,4 @@
-"""Drawing: which backend, how exact, and what is said where it does not work."""
+"""Rendering: the choice of a backend, the quality of images, and error messages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from latentplan.envs import dmc
 from latentplan.envs.rendering import Renderer
 
 task, backend, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
-pictures = {}
+images = {}
 for quality in ("plain", "exact", "fast"):
     renderer = Renderer(backend, "exact" if quality == "plain" else quality, True, "")
     tune = dmc.rendering.tune_model
@@ -45,20 +45,20 @@ for quality in ("plain", "exact", "fast"):
     for _ in range(6):
         for _ in range(4):
             simulator.advance(rng.uniform(simulator.action_low, simulator.action_high))
-        if quality == "plain":  # dm_control's own way
+        if quality == "plain":  # as dm_control itself draws
             frames.append(simulator._env.physics.render(size, size, camera_id=0))
         else:
             frames.append(simulator.observe()["image"])
-    pictures[quality] = np.stack(frames).astype(float)
+    images[quality] = np.stack(frames).astype(float)
     simulator.close()
-result = {q: np.abs(pictures[q] - pictures["plain"]).mean() for q in ("exact", "fast")}
-print(json.dumps({**result, "spread": pictures["plain"].std()}))
+result = {q: np.abs(images[q] - images["plain"]).mean() for q in ("exact", "fast")}
+print(json.dumps({**result, "spread": images["plain"].std()}))
 """
 
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No memory of earlier probes, no wish of the machine's owner."""
+    """Forget earlier probes, and ignore MUJOCO_GL of this machine."""
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     rendering._probe_once.cache_clear()
     yield
@@ -67,7 +67,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def no_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loader finds empty files where the OpenGL libraries were."""
+    """Replace the OpenGL libraries by empty files, which the loader refuses."""
     names = ("libEGL.so.1", "libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so", "libGL.so.1")
     for name in names:
         (tmp_path / name).touch()
@@ -76,15 +76,15 @@ def no_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("task", ["cheetah_run", "walker_walk"])
-def test_exact_is_dm_controls_own_picture(task: str, backend: str) -> None:
-    seen = json.loads(run_python("-c", COMPARE, task, backend, "64", MUJOCO_GL=backend))
-    assert seen["exact"] < 0.05  # grey levels
-    assert 0.5 < seen["fast"] < 10  # no shadows: another picture, but of the same thing
-    assert seen["spread"] > 10  # there is something to see
+def test_exact_images_equal_those_of_dm_control(task: str, backend: str) -> None:
+    differences = json.loads(run_python("-c", COMPARE, task, backend, "64", MUJOCO_GL=backend))
+    assert differences["exact"] < 0.05  # gray levels
+    assert 0.5 < differences["fast"] < 10  # the same scene without shadows
+    assert differences["spread"] > 10  # the image is not flat
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_probing_draws_and_times(backend: str) -> None:
+def test_a_probe_draws_and_measures_the_time(backend: str) -> None:
     result = probe(backend, seconds=0.15)
     assert result.works, result.reason
     assert result.description
@@ -130,18 +130,18 @@ def test_the_default_quality_follows_the_renderer(
     assert choose_renderer(quality="exact").quality == "exact"
     assert choose_renderer(quality="fast").quality == "fast"
     monkeypatch.setenv("MUJOCO_GL", "glfw")
-    assert choose_renderer().backend == "glfw"  # its owner knows the machine
+    assert choose_renderer().backend == "glfw"  # auto follows MUJOCO_GL
     assert choose_renderer("osmesa").backend == "osmesa"
     with pytest.raises(UserError, match="no device"):
         choose_renderer("egl")
-    monkeypatch.undo()  # before the other fixture clears the true function's memory
+    monkeypatch.undo()  # before the other fixture clears the cache of the real function
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [({"backend": "metal"}, "env.renderer=metal"), ({"quality": "nice"}, "render_quality=nice")],
 )
-def test_unknown_settings(settings: dict[str, str], words: str) -> None:
+def test_unknown_settings_are_refused(settings: dict[str, str], words: str) -> None:
     with pytest.raises(UserError, match=words):
         choose_renderer(**settings)
 
@@ -185,7 +185,7 @@ def test_one_process_cannot_change_its_renderer() -> None:
 from latentplan.envs import dmc
 from latentplan.envs.rendering import Renderer
 from latentplan.types import UserError
-dmc.build("cartpole_swingup", "state", 64, None).close()  # leaves the choice open
+dmc.build("cartpole_swingup", "state", 64, None).close()  # chooses no renderer
 simulator = dmc.build("cartpole_swingup", "pixels", 64, Renderer(BACKEND, "fast", True, ""))
 simulator.reset(0, 0)
 print(simulator.observe()["image"].mean() > 10)
@@ -200,7 +200,7 @@ except UserError as error:
     assert works == "True" and f"already draws with {backend}" in refusal
 
 
-def test_the_doctors_report(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_reports_versions_timings_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_SECONDS", 0.1)
     report, ok = doctor.diagnose()
     assert ok

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from painter import BLIND, SIZE, PaintedEnv, make_painter, painted
+from painter import SIZE, VECTOR_SPEC, PaintedEnv, make_painter, painted_batch
 from PIL import Image
 
 from latentplan.behavior.imagination import imagine
@@ -52,7 +52,7 @@ def level(pictures: np.ndarray) -> np.ndarray:
 
 
 def test_a_perfect_model_makes_no_error(shown: SimpleNamespace) -> None:
-    batch = painted(2, 7)
+    batch = painted_batch(2, 7)
     movie = open_loop.show_open_loop(make_painter(), batch, 3)
     assert movie.shape[0] == 7 and movie.dtype == np.uint8
     np.testing.assert_array_equal(shown.rows["truth"], batch.obs["image"].numpy())
@@ -68,7 +68,7 @@ def test_a_perfect_model_makes_no_error(shown: SimpleNamespace) -> None:
 
 
 def test_the_model_is_on_its_own_after_the_context(shown: SimpleNamespace) -> None:
-    batch = painted(1, 6)
+    batch = painted_batch(1, 6)
     batch.obs["image"][:, 4:] = 0  # what really happened then is something else
     open_loop.show_open_loop(make_painter(), batch, 3)
     error = level(shown.rows["error"])[0]
@@ -76,7 +76,7 @@ def test_the_model_is_on_its_own_after_the_context(shown: SimpleNamespace) -> No
 
 
 def test_the_policy_is_followed_from_a_real_state(shown: SimpleNamespace) -> None:
-    agent, batch = make_painter(), painted(2, 4)
+    agent, batch = make_painter(), painted_batch(2, 4)
     with torch.no_grad():
         agent.actor.net.output.bias[0] = 0.3
     movie = dreams.show_policy(agent, batch, 5)
@@ -98,7 +98,7 @@ def test_the_policy_is_followed_from_a_real_state(shown: SimpleNamespace) -> Non
 
 def test_the_planner_is_shown_beside_the_policy(shown: SimpleNamespace) -> None:
     """Of sixteen candidates the planner takes the lighter ones: the world pays for light."""
-    batch = painted(3, 4)
+    batch = painted_batch(3, 4)
     dreams.show_conservative(make_painter(candidates=16, imagine_rate=0.0), batch, 6)
     policy, planner = (level(shown.rows[name]) for name in ("policy", "planner"))
     np.testing.assert_array_equal(policy[:, 0], planner[:, 0])
@@ -130,7 +130,7 @@ def fan_tile(picture: np.ndarray, place: int, step: int) -> np.ndarray:
 @pytest.mark.parametrize("optimism", [1.0, -1.0])
 def test_the_chosen_candidate_is_framed_and_comes_first(optimism: float) -> None:
     agent = make_painter(candidates=4)
-    state = dreams.last_state(agent, painted(1, 3))
+    state = dreams.last_state(agent, painted_batch(1, 3))
     torch.manual_seed(3)
     plan = agent.behavior.plan(state, optimism)
     picture = plan_fan.draw_fan(plan, plan_fan.decoded(agent, plan), optimism, "title")
@@ -155,7 +155,7 @@ def test_every_candidate_is_labelled_with_what_it_scored(monkeypatch: pytest.Mon
         lambda words, *size: said.extend(w for w, _ in words) or write(words, *size),
     )
     agent = make_painter(candidates=3)
-    plan = agent.behavior.plan(dreams.last_state(agent, painted(1, 3)), 1.0)
+    plan = agent.behavior.plan(dreams.last_state(agent, painted_batch(1, 3)), 1.0)
     plan_fan.draw_fan(plan, plan_fan.decoded(agent, plan), 1.0, "title")
     k = int(plan.best)
     names = ("score", "ret", "novelty")
@@ -168,14 +168,14 @@ def test_every_candidate_is_labelled_with_what_it_scored(monkeypatch: pytest.Mon
 
 def test_of_many_candidates_the_best_are_shown() -> None:
     agent = make_painter(candidates=20)
-    state = dreams.last_state(agent, painted(1, 3))
+    state = dreams.last_state(agent, painted_batch(1, 3))
     eight = plan_fan.show_plan_fan(make_painter(candidates=8), state)
     assert plan_fan.show_plan_fan(agent, state).shape[0] == eight.shape[0]
 
 
 def test_one_candidate_is_a_strip_of_the_policy() -> None:
     agent = make_painter(candidates=1)
-    shown = [x.name for x in exhibits(agent, painted(2, 6), 3)]
+    shown = [x.name for x in exhibits(agent, painted_batch(2, 6), 3)]
     assert shown == ["open_loop", "imagined_policy", "plan_fan"]
 
 
@@ -211,7 +211,7 @@ def test_the_film_ends_with_the_episode(shown: SimpleNamespace) -> None:
 
 
 def test_every_exhibit_has_a_caption_and_can_be_encoded() -> None:
-    for exhibit in exhibits(make_painter(), painted(4, 8), 3):
+    for exhibit in exhibits(make_painter(), painted_batch(4, 8), 3):
         assert exhibit.name in CAPTIONS and exhibit.frames.dtype == np.uint8
         if len(exhibit.frames) == 1:
             still = np.asarray(Image.open(io.BytesIO(encode_png(exhibit.frames[0]))))
@@ -227,7 +227,7 @@ def test_every_exhibit_has_a_caption_and_can_be_encoded() -> None:
 
 def test_without_pictures_there_are_charts() -> None:
     names = []
-    for exhibit in exhibits(make_painter(spec=BLIND), painted(2, 6, BLIND), 3):
+    for exhibit in exhibits(make_painter(spec=VECTOR_SPEC), painted_batch(2, 6, VECTOR_SPEC), 3):
         names.append(exhibit.name)
         assert len(exhibit.frames) == 1 and (exhibit.frames != canvas.BACKGROUND).any()
     assert names == ["open_loop", "imagined_policy", "plan_fan", "planner_against_policy"]
@@ -235,7 +235,7 @@ def test_without_pictures_there_are_charts() -> None:
 
 def test_the_latent_map_has_returns_and_thumbnails() -> None:
     agent = make_painter()
-    batch = painted(2, 4)
+    batch = painted_batch(2, 4)
     ends = Timestep(*batch[:4], torch.tensor([[False] * 3 + [True]] * 2))
     found = latent_map(agent, ends)
     assert found.features.shape == (8, 1) and found.thumbnails.shape == (8, 3, THUMBNAIL, THUMBNAIL)

@@ -1,4 +1,4 @@
-"""Convolutions done another way are convolutions."""
+"""The special convolutions compute the same as those of torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def gradients(out: torch.Tensor, x: torch.Tensor, layer: nn.Module) -> list[torc
     [
         ("halving", (12, 8), False),  # 24 positions, 10 channels of the larger map
         ("halving", (8, 8), True),  # 16
-        ("halving", (6, 2), True),  # 3: nine rows, which do not make two pieces
+        ("halving", (6, 2), True),  # 3 positions: nine rows, which do not split into two pieces
         ("doubling", (5, 5), False),  # 25 positions, 12 channels
         ("doubling", (4, 6), True),
     ],
@@ -37,7 +37,10 @@ def gradients(out: torch.Tensor, x: torch.Tensor, layer: nn.Module) -> list[torc
 def test_values_and_gradients_are_those_of_the_convolution(
     name: str, shape: tuple[int, int], by_product: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In bfloat16 some are computed otherwise: as close to float32 as torch's own."""
+    """In bfloat16 some filter gradients are computed by products.
+
+    They must be close to the float32 gradients.
+    """
     torch.manual_seed(0)
     make, plain = LAYERS[name]
     layer = make(10, 12).to(memory_format=torch.channels_last)
@@ -53,14 +56,14 @@ def test_values_and_gradients_are_those_of_the_convolution(
     monkeypatch.setattr(
         convolution, "weight_gradient", lambda *given: calls.append(1) or product(*given)
     )
-    # Rounds of two maps of 8 x 8 and the third; of all smaller ones; of one each that is doubled.
+    # At a time: two of the three maps of 8 x 8, all of the smaller maps, one map that is doubled.
     monkeypatch.setattr(convolution, "WINDOWS", 2 * 16 * 160)
     half = x.detach().bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         out = layer(half)
-    found = [out, *gradients(out, half, layer)]
+    got = [out, *gradients(out, half, layer)]
     assert len(calls) == by_product
-    for a, b in zip(found, wanted, strict=True):
+    for a, b in zip(got, wanted, strict=True):
         assert (a.float() - b).norm() < 0.01 * b.norm()
         assert a.shape == b.shape
 
@@ -73,7 +76,7 @@ def test_the_weights_gradient_is_an_operator_that_compiles() -> None:
     torch.library.opcheck(torch.ops.latentplan.halving_weight_gradient, (large, small))
 
 
-def test_without_a_gradient_to_the_input_none_is_made() -> None:
+def test_an_input_that_needs_no_gradient_gets_none() -> None:
     layer = HalvingConv(3, 4).to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 8, 8).bfloat16().to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):

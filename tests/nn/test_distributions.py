@@ -37,7 +37,7 @@ def test_symlog_golden_numbers() -> None:
     torch.testing.assert_close(symexp(symlog(x)), x)
 
 
-def test_bins_mirror_exactly() -> None:
+def test_bins_are_exactly_symmetric_about_zero() -> None:
     bins = symexp_bins(5)
     torch.testing.assert_close(bins[3:], torch.tensor([math.expm1(10), math.expm1(20)]))
     for count in (5, 41, 255):
@@ -54,7 +54,7 @@ def test_bins_mirror_exactly() -> None:
         (-0.5, 0.5 * math.log(0.2) + 0.5 * math.log(0.3)),
         (1.0, math.log(0.25)),  # on a bin
         (0.0, math.log(0.3)),
-        (4.0, math.log(0.15)),  # the ends, and past them
+        (4.0, math.log(0.15)),  # the outermost bins and targets beyond them
         (1e9, math.log(0.15)),
         (-4.0, math.log(0.1)),
         (-1e9, math.log(0.1)),
@@ -81,13 +81,16 @@ def test_two_hot_keeps_leading_axes() -> None:
 
 @pytest.mark.parametrize("level", [0.0, 3.3, -17.0])
 @pytest.mark.parametrize("count", [41, 255])
-def test_uniform_logits_mean_exactly_zero(level: float, count: int) -> None:
+def test_uniform_logits_have_a_mean_of_exactly_zero(level: float, count: int) -> None:
     assert (TwoHot(torch.full((7, count), level), symexp_bins(count)).mean() == 0).all()
 
 
 @pytest.mark.parametrize("value", [-1234.5, -0.003, 0.0, 0.4, 27.0, 1e6])
 def test_the_likeliest_two_hot_has_the_target_as_mean(value: float) -> None:
-    """Gradient of the likelihood is two-hot minus softmax: it vanishes at the right mean."""
+    """The gradient of the likelihood is the two-hot encoding minus the softmax.
+
+    Softmax probabilities equal to the encoding therefore maximize the likelihood.
+    """
     bins = symexp_bins(255)
     logits = torch.zeros(255, requires_grad=True)
     TwoHot(logits, bins).log_prob(torch.tensor(value)).backward()
@@ -117,7 +120,7 @@ def test_categorical_kl_golden_number() -> None:
     assert categorical_kl(p, p.log(), q.log()).item() == pytest.approx(0.703571, abs=1e-6)
 
 
-def test_categorical_kl_is_that_of_torch() -> None:
+def test_categorical_kl_agrees_with_torch() -> None:
     rng = torch.Generator().manual_seed(0)
     p, q = (torch.randn(5, 3, 4, generator=rng).softmax(-1) for _ in range(2))
     expected = kl_divergence(Independent(OneHot(p), 1), Independent(OneHot(q), 1))
@@ -150,7 +153,7 @@ def test_samples_are_one_hot_and_repeatable() -> None:
     assert torch.equal(sample, sample_one_hot(logits, uniform, 0.01))
 
 
-def test_hardness_passes_from_probabilities_to_samples() -> None:
+def test_hardness_interpolates_between_probabilities_and_samples() -> None:
     logits = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
     uniform = torch.rand(5, 3, generator=torch.Generator().manual_seed(1))
     probs, sample = mixed_probs(logits, 0.01), sample_one_hot(logits, uniform, 0.01)
@@ -171,8 +174,8 @@ def test_hardness_passes_from_probabilities_to_samples() -> None:
 def test_evenly_spread_draws_hit_each_class_by_its_probability() -> None:
     logits = torch.tensor([[1.0, -2.0, 0.5, 0.0]])
     uniform = ((torch.arange(10_000) + 0.5) / 10_000).unsqueeze(-1)
-    share = sample_one_hot(logits.expand(10_000, 1, 4), uniform, 0.2).mean(0)
-    torch.testing.assert_close(share, mixed_probs(logits, 0.2), atol=2e-4, rtol=0)
+    frequency = sample_one_hot(logits.expand(10_000, 1, 4), uniform, 0.2).mean(0)
+    torch.testing.assert_close(frequency, mixed_probs(logits, 0.2), atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("draw", [0.0, 1 - 2**-24])
@@ -210,10 +213,10 @@ def test_action_samples_follow_noise_and_carry_gradients() -> None:
     torch.testing.assert_close(sample, dist.mean + dist.std * noise)
     sample.sum().backward()
     assert (raw.grad[:2] == 1).all()  # tanh'(0)
-    assert raw.grad[2] > 0 > raw.grad[3]  # more deviation, further along the noise
+    assert raw.grad[2] > 0 > raw.grad[3]  # a larger deviation moves the sample along its noise
 
 
-def test_drawn_actions_have_the_right_moments() -> None:
+def test_samples_have_the_mean_and_deviation_of_the_distribution() -> None:
     torch.manual_seed(0)
     dist = ActionDist(torch.tensor([0.3, -0.5, 0.0, -2.0]).expand(20_000, 4), 0.1, 1.0)
     sample = dist.rsample()

@@ -90,28 +90,30 @@ def test_the_mask_is_fixed_per_member_and_episode() -> None:
     shuffled = torch.randperm(200, generator=torch.Generator().manual_seed(0))
     assert torch.equal(bootstrap_mask(shuffled, 5, 0.8), mask[:, shuffled])
     assert torch.equal(bootstrap_mask(episode.view(4, 50), 5, 0.8), mask.view(5, 4, 50))
-    assert torch.equal(bootstrap_mask(episode, 3, 0.8), mask[:3])  # not a matter of how many
+    assert torch.equal(
+        bootstrap_mask(episode, 3, 0.8), mask[:3]
+    )  # independent of the number of members
 
 
 def test_a_single_member_learns_from_all_episodes() -> None:
     assert torch.equal(bootstrap_mask(torch.arange(200), 1, 0.8), torch.ones(1, 200).bool())
 
 
-@pytest.mark.parametrize("share", [0.3, 0.8])
-def test_each_member_gets_its_fraction_of_episodes(share: float) -> None:
-    got = bootstrap_mask(torch.arange(20_000), 7, share).float().mean(1)
-    torch.testing.assert_close(got, torch.full((7,), share), atol=0.015, rtol=0)
+@pytest.mark.parametrize("fraction", [0.3, 0.8])
+def test_each_member_gets_its_fraction_of_episodes(fraction: float) -> None:
+    got = bootstrap_mask(torch.arange(20_000), 7, fraction).float().mean(1)
+    torch.testing.assert_close(got, torch.full((7,), fraction), atol=0.015, rtol=0)
 
 
 @pytest.mark.parametrize("step", [1, 2, 8, 1000])
 def test_members_choose_independently(step: int) -> None:
-    """Also over every other episode, which is what one of several environments sees."""
+    """This also holds for every ``step``-th episode, as one of several environments produces."""
     mask = bootstrap_mask(torch.arange(0, 20_000 * step, step), 7, 0.8).float()
     correlation = torch.corrcoef(mask) - torch.eye(7)
     assert correlation.abs().max() < 0.03
 
 
-def test_the_bounds_of_the_fraction() -> None:
+def test_a_fraction_of_one_selects_all_episodes_and_zero_selects_none() -> None:
     episode = torch.arange(1000)
     assert bootstrap_mask(episode, 5, 1.0).all() and not bootstrap_mask(episode, 5, 0.0).any()
 
@@ -124,7 +126,7 @@ def member_weights(agent: Agent) -> list[Tensor]:
 
 
 def moved(before: list[Tensor], after: list[Tensor]) -> list[bool]:
-    """Whether the weights of each member moved (all of its tensors)."""
+    """Whether all weight tensors of each member changed."""
     return [all((a[m] != b[m]).any() for a, b in zip(before, after, strict=True)) for m in range(3)]
 
 
@@ -132,7 +134,7 @@ def test_every_member_moves_in_one_update() -> None:
     torch.manual_seed(0)
     agent = Agent(VECTOR, agent_config())
     batch, episode = random_batch(8, 4)
-    assert bootstrap_mask(episode[:, 0], 3, 0.8).any(1).all()  # each owns one of the episodes
+    assert bootstrap_mask(episode[:, 0], 3, 0.8).any(1).all()  # each member owns an episode
     before = member_weights(agent)
     agent.update(batch, episode)
     assert moved(before, member_weights(agent)) == [True, True, True]
@@ -140,7 +142,7 @@ def test_every_member_moves_in_one_update() -> None:
 
 def test_a_member_learns_only_from_its_own_episodes() -> None:
     mask = bootstrap_mask(torch.arange(1000), 3, 0.8)
-    number = int((mask.sum(0) == 2).nonzero()[0])  # an episode that one member does not own
+    number = int((mask.sum(0) == 2).nonzero()[0])  # an episode that exactly one member does not own
     torch.manual_seed(0)
     agent = Agent(VECTOR, agent_config())
     batch, episode = random_batch(8, 4)
@@ -158,7 +160,7 @@ def test_without_a_bootstrap_all_members_learn_from_everything() -> None:
     assert moved(before, member_weights(agent)) == [True, True, True]
 
 
-def test_every_probe_moves_and_only_on_its_own_episodes() -> None:
+def test_every_probe_learns_only_from_its_own_episodes() -> None:
     torch.manual_seed(0)
     agent = Agent(VECTOR, agent_config(world_config(uncertainty="probes")))
     batch, episode = random_batch(8, 4)

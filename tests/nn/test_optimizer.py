@@ -13,7 +13,7 @@ GRADS = [0.5, -1.0, 0.25, 2.0, 0.0, -0.125]
 
 
 def reference(weight: float, *, lr: float, clip: float, warmup: int) -> list[float]:
-    """LaProp with adaptive clipping, on one number, written out."""
+    """The weights after each step of LaProp with adaptive clipping, computed on one number."""
     beta1, beta2, mean, square, path = 0.9, 0.999, 0.0, 0.0, []
     for step, grad in enumerate(GRADS, 1):
         limit = clip * max(abs(weight), 1e-3)
@@ -37,14 +37,14 @@ def run(optimizer: LaProp, parameter: nn.Parameter, grads: list[float]) -> list[
 
 @pytest.mark.parametrize("warmup", [0, 4])
 @pytest.mark.parametrize("clip", [0.3, 1e6])
-def test_it_is_laprop(clip: float, warmup: int) -> None:
+def test_steps_agree_with_the_reference(clip: float, warmup: int) -> None:
     parameter = nn.Parameter(torch.tensor(0.8))
     optimizer = LaProp([parameter], lr=0.1, clip=clip, warmup=warmup)
     expected = reference(0.8, lr=0.1, clip=clip, warmup=warmup)
     assert run(optimizer, parameter, GRADS) == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_first_step_is_the_rate_whatever_the_gradient() -> None:
+def test_the_first_step_is_the_rate_for_any_gradient() -> None:
     for grad in (1e-6, 1.0, 1e6):
         parameter = nn.Parameter(torch.tensor(1.0))
         run(LaProp([parameter], lr=0.1, clip=0.3, warmup=0), parameter, [grad])
@@ -63,7 +63,10 @@ def test_warm_up_rises_linearly() -> None:
 
 
 def test_clipping_is_per_tensor_and_relative_to_its_weights() -> None:
-    """A gradient's norm is at most ``clip`` times that of the weights; its direction is kept."""
+    """The norm of a gradient is at most ``clip`` times that of the weights.
+
+    Its direction does not change.
+    """
     large, small = nn.Parameter(torch.tensor([3.0, 4.0])), nn.Parameter(torch.tensor([0.3, 0.4]))
     optimizer = LaProp([large, small], lr=0.0, clip=0.3, warmup=0)
     large.grad, small.grad = torch.tensor([0.6, 0.8]), torch.tensor([0.6, 0.8])
@@ -71,7 +74,7 @@ def test_clipping_is_per_tensor_and_relative_to_its_weights() -> None:
     square = lambda p: optimizer.state[p]["square"] / (1 - 0.999)  # noqa: E731
     torch.testing.assert_close(square(large), large.grad.square())  # 1 < 0.3 * 5: not clipped
     torch.testing.assert_close(square(small), (0.15 * small.grad).square())  # 0.3 * 0.5
-    assert large.grad.tolist() == pytest.approx([0.6, 0.8])  # the caller's gradient is not touched
+    assert large.grad.tolist() == pytest.approx([0.6, 0.8])  # the gradient itself is not changed
 
 
 def test_weights_at_zero_can_leave_it() -> None:
@@ -80,7 +83,7 @@ def test_weights_at_zero_can_leave_it() -> None:
     assert parameter.tolist() == pytest.approx([-0.1] * 3)
 
 
-def test_no_gradient_no_move() -> None:
+def test_weights_with_a_zero_or_missing_gradient_do_not_move() -> None:
     still, none = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = LaProp([still, none], lr=0.1, clip=0.3, warmup=0)
     still.grad = torch.zeros(2)
@@ -97,7 +100,7 @@ def test_groups_have_their_own_rates() -> None:
     assert (a.item(), b.item()) == pytest.approx((0.9, 0.99))
 
 
-def test_its_state_can_be_saved() -> None:
+def test_the_state_can_be_saved_and_loaded() -> None:
     parameter = nn.Parameter(torch.tensor(0.8))
     optimizer = LaProp([parameter], lr=0.1, clip=0.3, warmup=4)
     whole = run(optimizer, parameter, GRADS)

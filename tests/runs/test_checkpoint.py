@@ -48,14 +48,14 @@ def _assert_same(one: Any, other: Any) -> None:
         assert type(one) is type(other) and one == other
 
 
-def test_everything_comes_back(tmp_path: Path) -> None:
+def test_load_returns_the_saved_payload(tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoint.pt"
     checkpoint.save(path, _payload())
     _assert_same(_payload(), checkpoint.load(path))
     assert [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]
 
 
-def test_saving_again_replaces(tmp_path: Path) -> None:
+def test_saving_again_replaces_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     path.with_name("checkpoint.pt.tmp").write_bytes(b"left by a crash")
     for frames in (1, 2):
@@ -90,7 +90,7 @@ def test_a_disk_full_while_writing_keeps_the_old_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full_open)
-        with pytest.raises(UserError, match=r"No space left on device.*before it is intact"):
+        with pytest.raises(UserError, match=r"No space left on device.*previous one is intact"):
             checkpoint.save(path, {"frames": 2, "weights": torch.ones(100_000)})
     assert checkpoint.load(path) == {"frames": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
@@ -116,7 +116,7 @@ def test_a_disk_full_at_the_end_keeps_the_old_checkpoint(
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-def test_the_content_reaches_the_disk_before_the_name_does(
+def test_the_content_is_synced_to_the_disk_before_the_file_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
@@ -137,16 +137,13 @@ def test_values_that_cannot_be_loaded_are_not_saved(tmp_path: Path, value: Any) 
     assert not path.exists()
 
 
-def _cut(content: bytes, share: float) -> bytes:
-    return content[: int(len(content) * share)]
-
-
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
-def test_a_cut_checkpoint_is_named(tmp_path: Path, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.3, 0.9, 0.999])
+def test_the_error_names_a_truncated_checkpoint(tmp_path: Path, fraction: float) -> None:
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, _payload())
-    path.write_bytes(_cut(path.read_bytes(), share))
-    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged or is no checkpoint"):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * fraction)])
+    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged or is not a checkpoint"):
         checkpoint.load(path)
 
 
@@ -154,24 +151,24 @@ def test_a_cut_checkpoint_is_named(tmp_path: Path, share: float) -> None:
     "content",
     [b"hello world", b"PK\x03\x04" + b"x" * 100, b"\x80\x02}q\x00.", b"\x00" * 5000, b"{}\n"],
 )
-def test_foreign_files_are_named(tmp_path: Path, content: bytes) -> None:
+def test_a_file_of_another_kind_is_an_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="is damaged or is no checkpoint"):
+    with pytest.raises(UserError, match="is damaged or is not a checkpoint"):
         checkpoint.load(path)
 
 
-def test_flipped_bytes_never_raise_anything_else(tmp_path: Path) -> None:
+def test_damaged_bytes_raise_no_other_error(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, _payload())
-    good = np.frombuffer(path.read_bytes(), np.uint8)
+    content = np.frombuffer(path.read_bytes(), np.uint8)
     rng = np.random.default_rng(0)
     refused = 0
     for _ in range(60):
-        bad = good.copy()
-        begin = int(rng.integers(len(bad)))
-        bad[begin : begin + 20] = rng.integers(0, 256, len(bad[begin : begin + 20]))
-        path.write_bytes(bad.tobytes())
+        damaged = content.copy()
+        start = int(rng.integers(len(damaged)))
+        damaged[start : start + 20] = rng.integers(0, 256, len(damaged[start : start + 20]))
+        path.write_bytes(damaged.tobytes())
         try:
             checkpoint.load(path)
         except UserError:
@@ -179,26 +176,26 @@ def test_flipped_bytes_never_raise_anything_else(tmp_path: Path) -> None:
     assert refused > 20
 
 
-def test_other_torch_files_and_missing_files_are_named(tmp_path: Path) -> None:
+def test_other_torch_files_and_missing_files_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     with pytest.raises(UserError, match="There is no checkpoint"):
         checkpoint.load(path)
-    for foreign in ({"weights": torch.ones(3)}, [1, 2]):
-        torch.save(foreign, path)
+    for content in ({"weights": torch.ones(3)}, [1, 2]):
+        torch.save(content, path)
         with pytest.raises(UserError, match="not a checkpoint of this version"):
             checkpoint.load(path)
 
 
-def test_no_code_runs_on_loading(tmp_path: Path) -> None:
-    class Evil:
+def test_loading_runs_no_code_from_the_file(tmp_path: Path) -> None:
+    class Malicious:
         def __reduce__(self) -> tuple[Any, ...]:
-            return (os.mkdir, (str(tmp_path / "owned"),))
+            return (os.mkdir, (str(tmp_path / "created"),))
 
     path = tmp_path / "checkpoint.pt"
-    torch.save({"format": checkpoint.FORMAT, "payload": Evil()}, path)
+    torch.save({"format": checkpoint.FORMAT, "payload": Malicious()}, path)
     with pytest.raises(UserError):
         checkpoint.load(path)
-    assert not (tmp_path / "owned").exists()
+    assert not (tmp_path / "created").exists()
 
 
 def _draws() -> tuple[Any, ...]:
@@ -211,9 +208,9 @@ def _draws() -> tuple[Any, ...]:
     )
 
 
-def test_global_random_states_survive_the_file(tmp_path: Path) -> None:
+def test_global_random_states_can_be_saved_and_restored(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    _draws()  # leaves a half-used pair of normal draws in NumPy and Python
+    _draws()  # NumPy and Python draw normal numbers in pairs; one of a pair is now kept for later
     checkpoint.save(path, checkpoint.random_state())
     first, second = _draws(), _draws()
     assert first != second
@@ -221,10 +218,10 @@ def test_global_random_states_survive_the_file(tmp_path: Path) -> None:
     assert (_draws(), _draws()) == (first, second)
 
 
-def test_generators_survive_the_file(tmp_path: Path) -> None:
+def test_generators_can_be_saved_and_restored(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     rng = np.random.default_rng(3)
-    rng.integers(10, dtype=np.uint32)  # PCG64 keeps the other half of its 64 bits
+    rng.integers(10, dtype=np.uint32)  # PCG64 keeps the other 32 of its 64 bits for the next draw
     state = checkpoint.generator_state(rng)
     assert state["state"]["state"].bit_length() > 64
     checkpoint.save(path, {"rng": state})

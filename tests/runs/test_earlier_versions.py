@@ -1,4 +1,4 @@
-"""A run folder of an earlier version, with the former names of keys and weights, is still usable.
+"""A run folder of an earlier version, with former names of keys and weights, can still be used.
 
 ``tests/fixtures/run_c7596e2`` was made by commit c7596e2, the last one before the names changed::
 
@@ -25,11 +25,11 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "run_c7596e2"
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """A copy of the earlier run."""
+    """A copy of the run folder that the earlier version made."""
     return Path(shutil.copytree(FIXTURE, tmp_path / "run"))
 
 
-def test_it_is_read_under_the_present_names_with_one_warning(
+def test_an_old_configuration_is_read_with_one_warning(
     old: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = load_resolved(old / "config.yaml")
@@ -40,7 +40,9 @@ def test_it_is_read_under_the_present_names_with_one_warning(
     assert "env.count is now env.num_envs" in warning and str(old) in warning
 
 
-def test_it_is_evaluated_and_reported(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_old_run_can_be_evaluated_and_reported(
+    old: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["eval", str(old), "--episodes", "2", "--device", "cpu"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["frames"] == 640 and len(result["returns"]) == 2
@@ -49,7 +51,9 @@ def test_it_is_evaluated_and_reported(old: Path, capsys: pytest.CaptureFixture[s
     assert "open_loop" in out.read_text()
 
 
-def test_it_goes_on_from_where_it_was(old: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_old_run_resumes_from_its_checkpoint(
+    old: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     config = load_resolved(old / "config.yaml", ["steps=768"])
     file = old.with_suffix(".yaml")

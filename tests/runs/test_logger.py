@@ -26,7 +26,7 @@ def _events(folder: Path) -> EventAccumulator:
 
 
 def _film(count: int, height: int = 12, width: int = 10) -> np.ndarray:
-    """A moving block of changing color: few colors, no two frames alike."""
+    """A moving block of changing color. It has few colors, and no two frames are equal."""
     film = np.zeros((count, height, width, 3), np.uint8)
     for t in range(count):
         left = t % (width - 3)
@@ -45,7 +45,7 @@ def _decode(gif: bytes) -> tuple[np.ndarray, list[int]]:
     return np.stack(frames), durations
 
 
-def test_write_logs_means_and_forgets_them(tmp_path: Path) -> None:
+def test_write_logs_means_and_clears_them(tmp_path: Path) -> None:
     log = Logger(tmp_path)
     log.add({"train/loss/image": torch.tensor(2.0, requires_grad=True), "episode/score": 10})
     log.add({"train/loss/image": torch.tensor(4.0, dtype=torch.bfloat16)})
@@ -53,7 +53,7 @@ def test_write_logs_means_and_forgets_them(tmp_path: Path) -> None:
     expected = {"train/loss/image": 3.0, "episode/score": 10.0, "fps/fps": 50.0}
     assert row == {"step": 1000, "time": row["time"], **expected}
     assert log.write(2000).keys() == {"step", "time"}
-    assert _lines(tmp_path)[0] == row, "a line is on the disk as soon as it is written"
+    assert _lines(tmp_path)[0] == row, "a row must be in the file as soon as it is written"
     log.close()
     events = _events(tmp_path)
     for tag, value in expected.items():
@@ -65,11 +65,11 @@ def test_tensors_are_not_read_before_write(tmp_path: Path) -> None:
     log = Logger(tmp_path)
     loss = torch.zeros(())
     log.add({"loss": loss})
-    loss += 5.0  # seen by write only if add had not converted the tensor to a number
+    loss += 5.0  # has an effect on `write` only if `add` did not convert the tensor to a number
     assert log.write(1)["loss"] == 5.0
 
 
-def test_lines_stay_strict_json(tmp_path: Path) -> None:
+def test_lines_are_strict_json(tmp_path: Path) -> None:
     log = Logger(tmp_path)
     log.add({"bad": torch.tensor(math.nan), "worse": math.inf, "good": 1.0})
     row = log.write(1)
@@ -79,13 +79,13 @@ def test_lines_stay_strict_json(tmp_path: Path) -> None:
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_resume_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+def test_resuming_drops_rows_after_the_checkpoint(tmp_path: Path) -> None:
     log = Logger(tmp_path)
     for frame in (1000, 2000, 3000):
         log.write(frame, now={"score": float(frame)})
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 1500, "time": 9')  # torn by a crash
+        file.write('{"step": 1500, "time": 9')  # an incomplete line, as after a crash
     log = Logger(tmp_path, frame=2000)
     assert [line["step"] for line in _lines(tmp_path)] == [1000, 2000]
     log.write(2500, now={"score": -1.0})
@@ -101,7 +101,7 @@ def test_a_torn_last_line_is_not_continued(tmp_path: Path) -> None:
     assert [line["step"] for line in _lines(tmp_path)] == [1, 2]
 
 
-def test_time_goes_on_over_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_continues_over_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(logger.time, "monotonic", lambda: now[0])
     log = Logger(tmp_path)
@@ -109,15 +109,15 @@ def test_time_goes_on_over_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert log.write(1000)["time"] == 30
     now[0] += 10
     assert log.write(2000)["time"] == 40
-    now[0] = 7.0  # another boot of the machine
+    now[0] = 7.0  # the monotonic clock starts again when the machine is rebooted
     log = Logger(tmp_path, frame=1000)
     now[0] += 5
-    assert log.write(1500)["time"] == 45, "time spent on dropped frames was spent all the same"
-    assert Logger(tmp_path, frame=0).write(10)["time"] == 0, "a new run begins at zero"
+    assert log.write(1500)["time"] == 45, "the time of dropped rows must count"
+    assert Logger(tmp_path, frame=0).write(10)["time"] == 0, "a new run must start at zero"
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
-def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_gives_a_short_error(tmp_path: Path) -> None:
     log = Logger(tmp_path)
     log._file.close()
     log._file = full = open("/dev/full", "w")  # noqa: SIM115  (closing it fails too)
@@ -127,7 +127,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
         full.close()
 
 
-def test_video_is_an_animated_summary_and_a_file(tmp_path: Path) -> None:
+def test_a_video_is_logged_to_tensorboard_and_to_a_file(tmp_path: Path) -> None:
     log = Logger(tmp_path)
     film = _film(20)
     log.video("eval/video", film, 3000, fps=10)
@@ -143,7 +143,7 @@ def test_video_is_an_animated_summary_and_a_file(tmp_path: Path) -> None:
     assert _events(tmp_path).Tags()["tensors"] == ["config/text_summary"]
 
 
-def test_gif_of_many_colors_is_close_and_small() -> None:
+def test_a_gif_of_many_colors_is_accurate_and_small() -> None:
     y, x = np.mgrid[:64, :64]
     smooth = np.stack([x * 3, y * 3, np.full_like(x, 90)], -1).astype(np.uint8)
     film = np.stack([np.roll(smooth, 2 * t, 1) for t in range(60)])
@@ -154,7 +154,7 @@ def test_gif_of_many_colors_is_close_and_small() -> None:
     assert len(gif) < film.size / 3
 
 
-def test_still_frames_keep_their_time() -> None:
+def test_repeated_frames_keep_their_duration() -> None:
     film = np.repeat(_film(3), 5, axis=0)
     frames, durations = _decode(encode_gif(film, 10))
     shown = np.concatenate(
@@ -163,7 +163,7 @@ def test_still_frames_keep_their_time() -> None:
     np.testing.assert_array_equal(shown, film)
 
 
-def test_long_gifs_are_thinned_but_last_as_long() -> None:
+def test_long_gifs_skip_frames_and_keep_their_duration() -> None:
     film = _film(1001)
     frames, durations = _decode(encode_gif(film, 20))
     np.testing.assert_array_equal(frames, film[::5])
@@ -180,7 +180,7 @@ def test_long_gifs_are_thinned_but_last_as_long() -> None:
         np.zeros((0, 4, 4, 3), np.uint8),
     ],
 )
-def test_gif_refuses_other_arrays(frames: np.ndarray) -> None:
+def test_a_gif_of_other_arrays_is_an_error(frames: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"\(T, H, W, 3\) uint8"):
         encode_gif(frames, 15)
 
@@ -213,10 +213,13 @@ def test_video_file_when_ffmpeg_fails(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("lists_encoders", [True, False])
-def test_video_file_that_ffmpeg_did_not_write(
+def test_video_file_when_ffmpeg_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists_encoders: bool
 ) -> None:
-    """It takes all frames, fails, and says so to nobody; an older film is no sign of success."""
+    """ffmpeg reads all frames and fails without an error message.
+
+    An existing older video must not be taken for its output.
+    """
     real = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
     listing = f'case "$*" in *-encoders*) exec "{real}" "$@";; esac\n' if lists_encoders else ""
     failing = tmp_path / "ffmpeg"

@@ -39,14 +39,14 @@ def test_every_resumes() -> None:
 
 
 def test_another_interval_counts_at_once() -> None:
-    """A resumed run that is to be looked at more often need not wait for what was due before."""
+    """A resumed run with a shorter interval does not wait for the due time of the longer one."""
     before = Every(100)
     assert before(100)
     after = Every(10)
     after.load_state_dict(before.state_dict())
     assert after(120) and not after(125) and after(130)
     old = Every(100)
-    old.load_state_dict({"due": 300.0})  # of a checkpoint that did not say its interval
+    old.load_state_dict({"due": 300.0})  # from a checkpoint without the interval
     assert not old(250) and old(300)
 
 
@@ -54,7 +54,7 @@ def test_another_interval_counts_at_once() -> None:
     ("ratio", "rows", "decisions", "updates"),
     [(512, 1024, 1000, 500), (64, 1024, 1000, 62), (2048, 1024, 10, 20), (0, 1024, 100, 0)],
 )
-def test_ratio_gives_the_promised_number_of_updates(
+def test_ratio_gives_the_expected_number_of_updates(
     ratio: float, rows: int, decisions: int, updates: int
 ) -> None:
     clock = Ratio(ratio, rows)
@@ -71,7 +71,7 @@ def test_ratio_accumulates_fractions_evenly() -> None:
     assert [ratio(n) for n in range(0, 24, 4)] == [0, 2, 2, 2, 2, 2]
 
 
-def test_ratio_owes_nothing_for_the_prefill() -> None:
+def test_ratio_gives_no_updates_for_the_prefill() -> None:
     ratio = Ratio(1024, 1024)
     assert [ratio(n) for n in (1000, 1001, 1001, 1003)] == [0, 1, 0, 2]
 
@@ -91,12 +91,12 @@ def test_ratio_does_not_catch_up_after_resume() -> None:
         before(n)
     after = Ratio(1024, 1024)
     after.load_state_dict(before.state_dict())
-    assert after(5000) == 4, "a second prefill earns what one step does"
+    assert after(5000) == 4, "a second prefill earns as much as one step"
     assert after(5004) == 4
-    assert after(10) == 0 and after(14) == 4, "a counter that went back owes nothing"
+    assert after(10) == 0 and after(14) == 4, "a counter that went back earns nothing"
 
 
-def test_ratio_refuses_nonsense() -> None:
+def test_ratio_refuses_an_update_without_rows() -> None:
     with pytest.raises(ValueError, match="positive"):
         Ratio(1, 0)
 
@@ -112,13 +112,13 @@ def test_stopwatch_splits_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] += 5.0
         raise KeyError
     now[0] += 3.0
-    assert watch.shares() == pytest.approx({"env": 0.2, "update": 0.5, "other": 0.3})
+    assert watch.fractions() == pytest.approx({"env": 0.2, "update": 0.5, "other": 0.3})
     watch.reset()
     now[0] += 1.0
-    assert watch.shares() == {"other": 1.0}
+    assert watch.fractions() == {"other": 1.0}
 
 
-def test_memory_counts_children_and_leaves_torch_alone() -> None:
+def test_memory_counts_children_and_does_not_import_torch() -> None:
     here = clock.memory()
     assert 0.005 < here["memory/rss_gib"] < 100
     program = "b = bytearray(b'x' * 200_000_000); print('ready', flush=True); input()"
@@ -137,7 +137,7 @@ def test_memory_counts_children_and_leaves_torch_alone() -> None:
     assert result.stdout.strip() == b"False"
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="Linux tells shared pages apart")
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="only Linux counts shared pages")
 def test_mapped_files_are_counted_separately(tmp_path: Path) -> None:
     import numpy as np
 
@@ -149,7 +149,7 @@ def test_mapped_files_are_counted_separately(tmp_path: Path) -> None:
     assert after["memory/shared_gib"] - before["memory/shared_gib"] > 0.08
 
 
-def test_disk_is_what_files_take_not_how_long_they_are(tmp_path: Path) -> None:
+def test_disk_counts_allocated_blocks_and_not_file_lengths(tmp_path: Path) -> None:
     (tmp_path / "replay").mkdir()
     with open(tmp_path / "replay" / "hole.bin", "wb") as file:
         file.truncate(1_000_000_000)

@@ -1,4 +1,4 @@
-"""Threads beside other programs."""
+"""The number of threads while other programs use the cores."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def test_inspection_commands_use_idle_cores_only(
     monkeypatch.setattr("psutil.getloadavg", lambda: (busy, 0.0, 0.0))
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     cores.limit_threads_to_idle_cores()
-    assert os.environ["OMP_NUM_THREADS"] == "7", "somebody's own choice"
+    assert os.environ["OMP_NUM_THREADS"] == "7", "a value that the user has set"
     monkeypatch.delenv("OMP_NUM_THREADS")
     cores.limit_threads_to_idle_cores()
     assert os.environ["OMP_NUM_THREADS"] == threads
 
 
-def test_busy_cores_are_warned_of(
+def test_busy_cores_are_reported_in_a_warning(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)

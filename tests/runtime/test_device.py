@@ -1,4 +1,4 @@
-"""What torch can use of a machine that is told of here, for this one may have no GPU."""
+"""The devices that torch can use. The GPU is simulated, because this machine may have none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BUILT = ["sm_75", "sm_80", "sm_86", "sm_90a", "compute_90"]
         ((12, 0), True),
     ],
 )
-def test_a_gpu_counts_where_torch_can_use_it(
+def test_a_gpu_is_used_only_if_torch_supports_it(
     capability: tuple[int, int],
     usable: bool,
     monkeypatch: pytest.MonkeyPatch,
@@ -47,11 +47,11 @@ def test_a_gpu_counts_where_torch_can_use_it(
     ("arch", "runs"),
     [("sm_80", True), ("sm_86", True), ("sm_89", False), ("sm_75", False), ("gfx90a", True)],
 )
-def test_architecture_names_are_understood(arch: str, runs: bool) -> None:
+def test_architecture_names_are_compared_with_the_capability(arch: str, runs: bool) -> None:
     assert _runs_on(arch, (8, 6)) == runs
 
 
-def test_no_gpu_is_no_reason_to_warn(
+def test_a_machine_without_a_gpu_gets_no_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -60,7 +60,7 @@ def test_no_gpu_is_no_reason_to_warn(
 
 @pytest.mark.parametrize("amx", [True, False])
 @pytest.mark.parametrize("avx512", [True, False])
-def test_bfloat16_where_the_hardware_multiplies_it(
+def test_bfloat16_is_used_where_the_hardware_supports_it(
     amx: bool, avx512: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)

@@ -1,4 +1,4 @@
-"""torchvision's Python parts must work beside a torch that its compiled extension does not fit."""
+"""torchvision's Python code must work with a torch that its compiled extension does not fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from latentplan.runtime import torchvision_compat as compat
 
-# What happens beside a CPU-only torch, played on any machine: the dynamic linker refuses.
+# Simulates a CPU-only torch on any machine: the dynamic linker refuses the extension.
 BROKEN_EXTENSION = """
 import torch
 
@@ -76,7 +76,7 @@ def test_resize_does_not_mix_axes() -> None:
     assert resized.max() == 0
 
 
-def test_resize_leaves_fitting_frames_alone() -> None:
+def test_resize_returns_frames_of_the_right_size_unchanged() -> None:
     frames = np.zeros((2, 64, 64, 3), dtype=np.uint8)
     assert compat.resize_frames(frames, 64) is frames
 
@@ -90,12 +90,12 @@ def test_resize_leaves_fitting_frames_alone() -> None:
         (np.zeros((2, 8, 8, 3), dtype=np.uint8), 0),
     ],
 )
-def test_resize_refuses_what_is_no_picture(frames: np.ndarray, size: int) -> None:
+def test_resize_refuses_arrays_that_are_no_images(frames: np.ndarray, size: int) -> None:
     with pytest.raises(ValueError, match="must be"):
         compat.resize_frames(frames, size)
 
 
 def test_grid_is_laid_out_in_rows() -> None:
-    pictures = torch.arange(4).view(4, 1, 1, 1).expand(4, 3, 2, 2).float()
-    grid = compat.make_grid(pictures, nrow=2, padding=0)
+    images = torch.arange(4).view(4, 1, 1, 1).expand(4, 3, 2, 2).float()
+    grid = compat.make_grid(images, nrow=2, padding=0)
     assert grid[0].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]

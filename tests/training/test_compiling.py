@@ -1,4 +1,4 @@
-"""Compiled functions do what the plain ones do."""
+"""Compiled functions give the same results as uncompiled ones."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def make_agent() -> Agent:
     return Agent(BOTH, replace(agent_config(), plan=PlanConfig(candidates=3, horizon=2)))
 
 
-def configured(
+def configured_agent(
     spec: EnvSpec, world: WorldConfig = WORLD, behavior: Any = None, **sections: Any
 ) -> Agent:
-    """With something to say where heads start at zero: else no gradient comes back through them."""
+    """An agent whose zero-initialized heads are random, so that gradients flow through them."""
     torch.manual_seed(0)
     config = agent_config(world, horizon=2, **behavior or {})
     changes = {name: replace(getattr(config, name), **x) for name, x in sections.items()}
@@ -45,11 +45,11 @@ def configured(
     return agent
 
 
-SOFT = world_config(anneal_updates=4)  # states harden without a new compilation
+ANNEALED = world_config(anneal_updates=4)  # annealing must not need a new compilation
 PLAN = {"candidates": 3, "horizon": 2}
 MPDP = {"improvement": "mpdp", "gradient": "pathwise", "replay_scale": 0.0}
 CASES: dict[str, dict[str, Any]] = {
-    "reinforce": {"spec": BOTH, "world": SOFT, "plan": PLAN},
+    "reinforce": {"spec": BOTH, "world": ANNEALED, "plan": PLAN},
     "pathwise": {"spec": VECTOR, "behavior": {"gradient": "pathwise"}, "plan": PLAN},
     "shared": {
         "spec": VECTOR,
@@ -68,26 +68,29 @@ CASES: dict[str, dict[str, Any]] = {
 
 @needs_compiler
 @pytest.mark.parametrize("name", CASES)
-def test_compiled_and_plain_agree(name: str) -> None:
-    """An update moves a weight by about the rate, 1e-3, whatever its gradient's size: where the
-    gradients differed, the weights would differ by as much. Rounding leaves 1e-6."""
-    plain, fast = (configured(**CASES[name]) for _ in range(2))
-    assert compile_agent(fast, "on") == "on"
-    assert plain.state_dict().keys() == fast.state_dict().keys()
+def test_compiled_and_uncompiled_agents_agree(name: str) -> None:
+    """Weights after two updates agree to 1e-5.
+
+    An update moves a weight by about the learning rate, 1e-3, for a gradient of any size. Different
+    gradients would therefore change the weights by as much. Rounding changes them by 1e-6.
+    """
+    plain, compiled = (configured_agent(**CASES[name]) for _ in range(2))
+    assert compile_agent(compiled, "on") == "on"
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
     spec = plain.world.spec
     for seed in range(2):
         metrics = []
-        for agent in (plain, fast):
+        for agent in (plain, compiled):
             torch.manual_seed(seed)
             metrics.append(agent.update(*random_batch(3, 4, spec, seed)))
         torch.testing.assert_close(metrics[0], metrics[1], rtol=2e-4, atol=1e-5)
-        weights = (dict(agent.named_parameters()) for agent in (plain, fast))
+        weights = (dict(agent.named_parameters()) for agent in (plain, compiled))
         torch.testing.assert_close(*weights, rtol=0, atol=1e-5)
     if name != "reinforce":
-        return  # acting takes no gradient: once is enough
+        return  # acting does not depend on the objective, so one case is enough
     row = random_batch(2, 1, spec)[0].map(lambda x: x[:, 0])
     actions = []
-    for agent in (plain, fast):
+    for agent in (plain, compiled):
         torch.manual_seed(9)
         actions.append(agent.explore(row, agent.initial(2))[0])
     torch.testing.assert_close(actions[0], actions[1], rtol=1e-4, atol=1e-4)
@@ -99,41 +102,41 @@ def test_a_run_compiles_by_default() -> None:
     auto = compile_agent(agent, load().train.compile)
     assert auto == ("on" if why_not_compilable(agent.device) is None else "off")
     assert ("_step" in vars(agent.world)) == (auto == "on")
-    for words in (["size=tiny"], ["train.compile=off"], ["train.compile=False"]):
-        assert load([], words).train.compile == "off"
+    for overrides in (["size=tiny"], ["train.compile=off"], ["train.compile=False"]):
+        assert load([], overrides).train.compile == "off"
 
 
-def test_without_a_compiler_training_goes_on(
+def test_without_a_compiler_nothing_is_compiled(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(function: object, **settings: object) -> object:
         def call(*args: object) -> None:
-            raise RuntimeError("No working C++ compiler found\nlong story")
+            raise RuntimeError("No working C++ compiler found\nfurther lines")
 
         return call
 
     monkeypatch.setattr(compiling.torch, "compile", broken)
     agent = make_agent()
     assert compile_agent(agent, "on") == "off" and "_step" not in vars(agent.world)
-    assert "No working C++ compiler found" in caplog.text and "long story" not in caplog.text
+    assert "No working C++ compiler found" in caplog.text and "further lines" not in caplog.text
 
 
 @needs_compiler
-def test_a_compiler_that_fails_later_leaves_functions_as_written(
+def test_functions_run_uncompiled_if_the_compiler_fails_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plain, fast = make_agent(), make_agent()
-    assert compile_agent(fast, "on") == "on"
+    plain, compiled = make_agent(), make_agent()
+    assert compile_agent(compiled, "on") == "on"
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/bin/false",))
     monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
-    for agent in (plain, fast):
+    for agent in (plain, compiled):
         torch.manual_seed(0)
         agent.update(*random_batch(2, 3, BOTH))
-    for a, b in zip(plain.parameters(), fast.parameters(), strict=True):
+    for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_the_choice_is_a_setting_of_the_session() -> None:
+def test_compilation_may_change_between_sessions() -> None:
     assert load([], ["train.compile=on"]).train.compile == "on"
     assert "train.compile" in CHANGEABLE
     with pytest.raises(UserError, match=r"train\.compile"):
@@ -148,7 +151,7 @@ def _compiler_failures() -> list[Exception]:
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["CppCompileError", "InductorError"])
-def test_ctrl_c_that_kills_the_compiler_saves_and_leaves(
+def test_ctrl_c_that_kills_the_compiler_saves_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int
 ) -> None:
     folder, original, weights = tmp_path / "run", Agent.update, []
@@ -178,7 +181,7 @@ def test_ctrl_c_that_kills_the_compiler_saves_and_leaves(
 def test_other_failures_of_an_update_are_not_hidden(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
 ) -> None:
-    """A compiler that fails though nobody stopped the run, and an error of another kind."""
+    """These are a compiler failure without a stop request, and another error with one."""
     error = RuntimeError("a bug") if stopped else _compiler_failures()[1]
 
     def failing(self: Agent, *arguments: Any) -> Any:

@@ -1,6 +1,9 @@
-"""Agents on another device than the CPU. Where there is no GPU, on one that keeps shapes and no
-numbers ("meta"): a tensor that was made on the CPU by mistake cannot be combined with its own, and
-whoever asks for a number, which on a GPU means to wait for it, gets an error."""
+"""Agents on another device than the CPU, without needing a GPU.
+
+The device "meta" keeps the shapes of tensors and no values. Combining its tensors with a tensor
+that was made on the CPU by mistake is an error. Reading a value, which would wait for a GPU, is
+also an error.
+"""
 
 from __future__ import annotations
 
@@ -24,26 +27,26 @@ CASES = [
 ]
 
 
-def elsewhere(overrides: list[str]) -> Agent:
+def agent_on_meta(overrides: list[str]) -> Agent:
     config = load([], ["size=tiny", "obs=both", "train.precision=float32", *overrides])
     agent = Agent(BOTH, config, DEVICE)
-    agent.world.autocast = contextlib.nullcontext  # autocast knows no such device
-    # These two ask for numbers, once at the start and once at the end of an update.
+    agent.world.autocast = contextlib.nullcontext  # autocast does not support this device
+    # These two read values, once at the start and once at the end of an update.
     agent.world.fit_image_normalizers = lambda obs: None
     agent._require_finite = lambda terms: None
     return agent
 
 
 @pytest.mark.parametrize("overrides", CASES, ids=" ".join)
-def test_an_update_stays_on_its_device_and_waits_for_nothing(overrides: list[str]) -> None:
-    agent = elsewhere(overrides)
+def test_an_update_stays_on_its_device_and_reads_no_values(overrides: list[str]) -> None:
+    agent = agent_on_meta(overrides)
     metrics = agent.update(*random_rows(BOTH, 4, 8, DEVICE))
     assert {x.device for x in metrics.values()} == {DEVICE}
 
 
 @pytest.mark.parametrize("overrides", CASES, ids=" ".join)
-def test_decisions_stay_on_their_device(overrides: list[str]) -> None:
-    agent = elsewhere(overrides)
+def test_actions_are_on_the_device_of_the_agent(overrides: list[str]) -> None:
+    agent = agent_on_meta(overrides)
     row = random_rows(BOTH, 3, 1, DEVICE)[0].map(lambda x: x[:, 0])
     carry = agent.initial(3)
     actions = [agent.explore(row, carry)[0], *(agent.act(row, carry, x)[0] for x in MODES)]
@@ -53,16 +56,16 @@ def test_decisions_stay_on_their_device(overrides: list[str]) -> None:
 MODES = ("mean", "sample", "planner")
 
 
-@pytest.mark.parametrize("mistake", ["made elsewhere", "asked for"])
-def test_a_mistake_is_noticed(mistake: str) -> None:
-    agent = elsewhere(["ablation=none"])
-    real = agent.world.features
+@pytest.mark.parametrize("mistake", ["made on the CPU", "value read"])
+def test_these_tests_detect_mistakes(mistake: str) -> None:
+    agent = agent_on_meta(["ablation=none"])
+    original = agent.world.features
 
     def features(latent: object) -> torch.Tensor:
-        found = real(latent)
-        if mistake == "asked for":
-            return found * float(found.detach().mean())
-        return found + torch.zeros(found.shape)
+        result = original(latent)
+        if mistake == "value read":
+            return result * float(result.detach().mean())
+        return result + torch.zeros(result.shape)
 
     agent.world.features = features
     with pytest.raises(RuntimeError):

@@ -1,4 +1,4 @@
-"""What the loops of training and evaluation do with rows: carries, counters, seeds, checkpoints."""
+"""The loops of training and evaluation: carries, counters, seeds and checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from environments import make
-from tiny import VECTOR, agent_config, recorded, run_config
+from tiny import VECTOR, agent_config, record_results, run_config
 
 import latentplan.training.loop
 from latentplan.agent import Agent
@@ -23,21 +23,22 @@ from latentplan.training.loop import Trainer, train
 from latentplan.types import Latent
 
 
-def carries(patch: pytest.MonkeyPatch, name: str) -> list[tuple[Latent, Latent]]:
-    """What every call of a method of the agent's took along, and what it gave."""
-    real, seen = getattr(Agent, name), []
+def record_carries(patch: pytest.MonkeyPatch, name: str) -> list[tuple[Latent, Latent]]:
+    """The carry that every call of a method of the agent received, and the carry it returned."""
+    original, carries = getattr(Agent, name), []
 
     def call(agent: Agent, row: object, carry: Latent, *rest: object) -> tuple:
-        found = real(agent, row, carry, *rest)
-        seen.append((carry, found[1]))
-        return found
+        result = original(agent, row, carry, *rest)
+        carries.append((carry, result[1]))
+        return result
 
     patch.setattr(Agent, name, call)
-    return seen
+    return carries
 
 
-def handed_on(seen: list[tuple[Latent, Latent]]) -> bool:
-    return len(seen) > 2 and all(before[1] is after[0] for before, after in pairwise(seen))
+def are_passed_on(carries: list[tuple[Latent, Latent]]) -> bool:
+    """Whether every call received the carry that the call before it returned."""
+    return len(carries) > 2 and all(a[1] is b[0] for a, b in pairwise(carries))
 
 
 # --- evaluation -----------------------------------------------------------------------------
@@ -47,19 +48,21 @@ def handed_on(seen: list[tuple[Latent, Latent]]) -> bool:
 def test_scores_are_the_returns_of_whole_episodes(
     count: int, lengths: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the counting environment every frame earns its number. Of two environments the second
-    plays episodes 3 and 4, and the first, whose 0 and 1 are shorter, goes on until it has ended:
-    that does not count."""
-    seen = carries(monkeypatch, "act")
+    """In the counting environment, the reward of a frame is the number of the frame.
+
+    The second of two environments plays episodes 3 and 4. The first one plays the shorter episodes
+    0 and 1, and then another episode until the second one has ended. That episode does not count.
+    """
+    carries = record_carries(monkeypatch, "act")
     first = [0, 3][:count]
     with make("dummy:count", num_envs=count, repeat=1, mode="eval", first_episodes=first) as env:
-        found = run_episodes(Agent(env.spec, agent_config()), env, 3)
-    assert found.lengths == lengths
-    assert found.returns == [n * (n + 1) / 2 for n in lengths]
-    assert handed_on(seen)
+        result = run_episodes(Agent(env.spec, agent_config()), env, 3)
+    assert result.lengths == lengths
+    assert result.returns == [n * (n + 1) / 2 for n in lengths]
+    assert are_passed_on(carries)
 
 
-def test_evaluation_and_training_play_other_episodes(tmp_path: Path) -> None:
+def test_evaluation_and_training_have_different_episodes(tmp_path: Path) -> None:
     config = run_config(tmp_path)
     other = replace(config, seed=1)
     envs = [
@@ -77,10 +80,10 @@ def test_evaluation_and_training_play_other_episodes(tmp_path: Path) -> None:
 
 
 def test_observations_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also what was seen while actions were still random: the prefill ends in mid-episode."""
-    seen = carries(monkeypatch, "explore")
+    """The first carry includes the prefill, which ends in the middle of an episode."""
+    carries = record_carries(monkeypatch, "explore")
     train(run_config(tmp_path / "run", "log.inspect_every=0"))
-    assert seen[0][0].deter.any() and handed_on(seen)
+    assert carries[0][0].deter.any() and are_passed_on(carries)
 
 
 def test_rows_of_several_environments(tmp_path: Path) -> None:
@@ -92,7 +95,8 @@ def test_rows_of_several_environments(tmp_path: Path) -> None:
         history = replay.history()
     assert ((np.diff(number) != 0) == rows.is_first[:, 1:]).all()  # an episode has one number
     parity = (number - rows.obs["vector"][..., 0] * 2).astype(int)
-    assert set(parity.flatten()) == {0, 1} and (parity == parity[:, :1]).all()  # whose it is
+    # The parity is the index of the environment.
+    assert set(parity.flatten()) == {0, 1} and (parity == parity[:, :1]).all()
     assert saved["decisions"] == saved["frames"] == (~history.is_first).sum()
 
 
@@ -100,45 +104,47 @@ def test_rows_of_several_environments(tmp_path: Path) -> None:
 def test_checkpoints_wait_for_the_end_of_an_episode(
     patience: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For a while: one that is late is written where it is."""
-    saved, real = [], Trainer.save
+    """A checkpoint that has waited too long is written in the middle of an episode."""
+    at_end, original = [], Trainer.save
 
     def save(trainer: Trainer) -> None:
-        saved.append(bool(trainer.env.is_last.all()))
-        real(trainer)
+        at_end.append(bool(trainer.env.is_last.all()))
+        original(trainer)
 
     monkeypatch.setattr(Trainer, "save", save)
     monkeypatch.setattr(latentplan.training.loop, "FIRST_CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(latentplan.training.loop, "PATIENCE_SECONDS", patience)
     train(run_config(tmp_path / "run", "log.checkpoint_seconds=1e-6", "log.inspect_every=0"))
-    assert len(saved) > 2 and all(saved[:-1]) == (patience > 0)  # the last one ends the session
+    # The last checkpoint ends the session and waits for nothing.
+    assert len(at_end) > 2 and all(at_end[:-1]) == (patience > 0)
 
 
-def test_minutes_are_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock on which a second passes whenever the loop looks."""
+def test_the_time_limit_is_in_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of this test advances by one second whenever the loop reads it."""
     seconds = iter(range(1_000_000))
     clock = type("Clock", (), {"monotonic": staticmethod(lambda: float(next(seconds)))})
     monkeypatch.setattr(latentplan.training.loop, "time", clock)
-    steps = recorded(monkeypatch, VectorEnv, "step_wait")
+    steps = record_results(monkeypatch, VectorEnv, "step_wait")
     train(run_config(tmp_path / "run", "train.minutes=0.5", "steps=100_000", "log.inspect_every=0"))
-    assert 14 <= len(steps) <= 16  # the loop looks for the limit, and for a due checkpoint
+    # Each step reads the clock twice: for the time limit, and for a due checkpoint.
+    assert 14 <= len(steps) <= 16
 
 
-# --- keeping --------------------------------------------------------------------------------
+# --- the replay of a run --------------------------------------------------------------------
 
 
 def test_a_replay_is_inspected_as_a_copy(tmp_path: Path) -> None:
-    """As it was at the checkpoint, though rows were added since; the run's own is not touched."""
+    """The copy has the state of the checkpoint, without later rows. The original is unchanged."""
     run = train(run_config(tmp_path / "run", "log.inspect_every=0"))
     config, spec, saved = run_folder.load(run)
     replay = Replay(run / "replay", spec, capacity=config.replay.capacity, envs=1)
     replay.load_state_dict(saved["replay"])
     rows, _ = replay.sample(1, 1, np.random.default_rng(0))
-    known = replay.history()
+    history = replay.history()
     replay.add(rows.map(lambda x: x[:, 0]), np.zeros(1, int))
     replay.close()
     content = lambda: {x.name: x.read_bytes() for x in (run / "replay").iterdir()}  # noqa: E731
     before = content()
     with run_folder.open_replay(run) as copy:
-        np.testing.assert_array_equal(copy.history().reward, known.reward)
+        np.testing.assert_array_equal(copy.history().reward, history.reward)
     assert content() == before

@@ -1,4 +1,4 @@
-"""Whole runs: a dummy task in this process, an agent of the smallest widths."""
+"""Whole runs of the smallest agent on a dummy task, in the process of the tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 from environments import ROOT, make
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
-from tiny import EPISODE, differences, run_config
+from tiny import EPISODE, differing_paths, run_config
 
 from latentplan.agent import Agent
 from latentplan.behavior.behavior import Behavior
@@ -38,19 +38,19 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def run_differences(one: Path, other: Path) -> list[str]:
-    """What differs between two runs: anything in the checkpoints, rows of the replay, scores."""
-    found = differences(*(checkpoint.load(run / "checkpoint.pt") for run in (one, other)))
+    """The differences between two runs: paths in the checkpoint, replay files, and ``metrics``."""
+    result = differing_paths(*(checkpoint.load(run / "checkpoint.pt") for run in (one, other)))
     for file in sorted((one / "replay").glob("*.bin")):
         if file.read_bytes() != (other / "replay" / file.name).read_bytes():
-            found.append(file.name)
+            result.append(file.name)
     scores = [
         [(row["step"], row.get("episode/score"), row.get("episode/eval_score")) for row in rows]
         for rows in (metrics(one), metrics(other))
     ]
-    return found + ["metrics"] * (scores[0] != scores[1])
+    return result + ["metrics"] * (scores[0] != scores[1])
 
 
-# --- going on -------------------------------------------------------------------------------
+# --- resuming -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -65,18 +65,22 @@ def run_differences(one: Path, other: Path) -> list[str]:
     ],
     ids=["usual", "prefill", "others", "planned", "mpdp", "compiled"],
 )
-def test_a_resumed_run_is_the_same_run(tmp_path: Path, frames: int, extra: list[str]) -> None:
-    """2 N frames equal N frames and a second session of N, bit for bit."""
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tmp_path: Path, frames: int, extra: list[str]
+) -> None:
+    """A session of 2 N frames equals two sessions of N frames, bit for bit."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     train(run_config(whole, f"steps={2 * frames}", *extra))
     train(run_config(halves, f"steps={frames}", *extra))
     assert checkpoint.load(halves / "checkpoint.pt")["frames"] == frames
-    assert {"/frames", "metrics"} <= set(run_differences(whole, halves))  # it can fail
+    assert {"/frames", "metrics"} <= set(run_differences(whole, halves))  # differences are detected
     train(run_config(halves, f"steps={2 * frames}", *extra))
     assert run_differences(whole, halves) == []
 
 
-def test_resuming_says_so_and_counts_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_resuming_is_logged_and_continues_the_counters(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "run"
     with caplog.at_level(logging.INFO, "latentplan"):
         train(run_config(folder, "steps=128"))
@@ -96,22 +100,22 @@ def test_the_remaining_time_is_shown_once_updates_run(
     with caplog.at_level(logging.INFO, "latentplan"):
         train(run_config(tmp_path / "run", "train.prefill=24", "log.inspect_every=0"))
     lines = [x for x in caplog.messages if x.startswith("frame ")]
-    told = [x.partition("/")[0] for x in lines if "min left" in x]
+    with_estimate = [x.partition("/")[0] for x in lines if "min left" in x]
     assert [x.partition("/")[0] for x in lines] == [f"frame {n}" for n in (64, 128, 192, 256)]
-    assert told == ["frame 192", "frame 256"]
+    assert with_estimate == ["frame 192", "frame 256"]
 
 
-def test_a_finished_run_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_finished_run_is_not_changed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train(run_config(folder, "steps=128"))
-    kept = [folder / "checkpoint.pt", *(folder / "replay").glob("*.bin")]
-    before = [path.read_bytes() for path in kept]
+    files = [folder / "checkpoint.pt", *(folder / "replay").glob("*.bin")]
+    before = [path.read_bytes() for path in files]
     for steps in (128, 64):
         train(run_config(folder, f"steps={steps}"))
-        assert [path.read_bytes() for path in kept] == before
+        assert [path.read_bytes() for path in files] == before
 
 
-def test_some_keys_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+def test_some_keys_may_change_when_a_run_continues(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train(run_config(folder, "steps=128"))
     train(run_config(folder, "steps=192", "eval.episodes=2", "log.every=32"))
@@ -123,7 +127,7 @@ def test_the_time_limit_ends_a_session_with_a_checkpoint(tmp_path: Path) -> None
     assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["frames"] < 1_000_000
 
 
-# --- what a run leaves ----------------------------------------------------------------------
+# --- the files of a run ---------------------------------------------------------------------
 
 
 def test_the_run_folder_is_complete(run: Path) -> None:
@@ -131,10 +135,10 @@ def test_the_run_folder_is_complete(run: Path) -> None:
         *("checkpoint.pt", "config.yaml", "metrics.jsonl", "replay", "run.json", "videos")
     }
     names = {path.name for path in (run / "videos").iterdir()}
-    shown = ("open_loop", "imagined_policy", "plan_fan", "dream_against_reality")
+    films = ("open_loop", "imagined_policy", "plan_fan", "dream_against_reality")
     assert {name.rsplit("-", 1)[0] for name in names} == {
         "episode-eval_video",
-        *(f"imagination-{name}" for name in shown),
+        *(f"imagination-{name}" for name in films),
     }
     config = load_resolved(run / "config.yaml")
     assert config == run_config(run, "obs=both", "log.inspect_every=128")
@@ -149,47 +153,49 @@ def test_the_run_folder_is_complete(run: Path) -> None:
 def test_the_renderer_of_a_session_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was chosen, where the configuration says auto."""
-    drawn, asked = Renderer("osmesa", "fast", True, "llvmpipe"), []
+    """The record holds the choice where the configuration says ``auto``."""
+    renderer, requested = Renderer("osmesa", "fast", True, "llvmpipe"), []
     monkeypatch.setattr("latentplan.runs.run_folder.needs_renderer", lambda task, obs: True)
 
     def pick(config: Config) -> Renderer:
-        asked.append(config.env.render_quality)
-        return drawn
+        requested.append(config.env.render_quality)
+        return renderer
 
     monkeypatch.setattr("latentplan.training.start.pick_renderer", pick)
     for steps in (16, 32):
-        few = run_config(tmp_path / "run", f"steps={steps}", "eval.every=0", "log.inspect_every=0")
-        train(few)
+        settings = (f"steps={steps}", "eval.every=0", "log.inspect_every=0")
+        train(run_config(tmp_path / "run", *settings))
     session, _ = json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]
     assert (session["render_backend"], session["render_quality"]) == ("osmesa", "fast")
     assert session["renderer"] == "llvmpipe"
-    assert asked == ["auto", "fast"]  # whatever this machine would choose
+    assert requested == ["auto", "fast"]  # the second session keeps the choice of the first one
     assert load_resolved(tmp_path / "run" / "config.yaml").env.render_quality == "auto"
     assert run_folder.load(tmp_path / "run")[0].env.render_quality == "fast"
-    asked_for = run_config(tmp_path / "run", "env.render_quality=exact")
-    assert run_folder.with_recorded_quality(tmp_path / "run", asked_for) == asked_for
+    exact = run_config(tmp_path / "run", "env.render_quality=exact")
+    assert run_folder.with_recorded_quality(tmp_path / "run", exact) == exact
 
 
 def test_a_run_keeps_its_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the machine on which it goes on would choose."""
-    rounded = []
-    for steps, here in ((16, False), (32, True)):
+    """The precision stays even if the run continues on a machine that would choose another one."""
+    decisions = []
+    for steps, supported in ((16, False), (32, True)):
         monkeypatch.setattr(
             "latentplan.agent.use_bfloat16",
-            lambda asked, _, here=here: (
-                rounded.append(asked) or here if asked == "auto" else asked == "bfloat16"
+            lambda precision, _, supported=supported: (
+                decisions.append(precision) or supported
+                if precision == "auto"
+                else precision == "bfloat16"
             ),
         )
-        few = ("eval.every=0", "log.inspect_every=0", "train.precision=auto")
-        train(run_config(tmp_path / "run", f"steps={steps}", *few))
+        settings = ("eval.every=0", "log.inspect_every=0", "train.precision=auto")
+        train(run_config(tmp_path / "run", f"steps={steps}", *settings))
     sessions = json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]
     assert [session["precision"] for session in sessions] == ["float32", "float32"]
-    assert rounded == ["auto"]
+    assert decisions == ["auto"]  # only the first session decides
     assert load_resolved(tmp_path / "run" / "config.yaml").train.precision == "auto"
 
 
-def test_an_update_without_memory_is_one_sentence(
+def test_an_update_without_memory_gives_a_short_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def update(*_: Any) -> None:
@@ -200,7 +206,7 @@ def test_an_update_without_memory_is_one_sentence(
         train(run_config(tmp_path / "run", "log.inspect_every=0"))
 
 
-def test_metrics_have_the_fields_names(run: Path) -> None:
+def test_metrics_have_the_usual_names(run: Path) -> None:
     rows = metrics(run)
     assert [row["step"] for row in rows] == [64, 128, 192, 256]
     last = rows[-1]
@@ -212,17 +218,17 @@ def test_metrics_have_the_fields_names(run: Path) -> None:
         assert isinstance(last[name], int | float) and np.isfinite(last[name]), name
     assert last["episode/length"] == EPISODE
     assert 0 < last["episode/score"] < EPISODE
-    assert last["replay/rows"] == 4 * (EPISODE / 4 + 1)  # resets cost a row but no frame
+    assert last["replay/rows"] == 4 * (EPISODE / 4 + 1)  # a reset adds a row but no frame
 
 
-def test_tensorboard_shows_the_same(run: Path) -> None:
+def test_tensorboard_shows_the_same_values(run: Path) -> None:
     events = EventAccumulator(str(run), size_guidance={"scalars": 0, "images": 0}).Reload()
     scores = {event.step: event.value for event in events.Scalars("episode/score")}
     assert scores == pytest.approx({row["step"]: row["episode/score"] for row in metrics(run)})
     assert {"episode/eval_video", "imagination/plan_fan"} <= set(events.Tags()["images"])
 
 
-def test_tensorboard_is_laid_out_and_explained(run: Path) -> None:
+def test_tensorboard_has_a_layout_and_a_help_text(run: Path) -> None:
     events = EventAccumulator(str(run)).Reload()
     layout = layout_pb2.Layout.FromString(
         events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
@@ -231,14 +237,14 @@ def test_tensorboard_is_laid_out_and_explained(run: Path) -> None:
     patterns = [tag for chart in charts for tag in chart.multiline.tag]
     assert len(charts) == 10
     logged = {name for row in metrics(run) for name in row}
-    found = {x: [name for name in logged if re.search(x, name)] for x in patterns}
-    assert all(len(names) <= 1 for names in found.values()), "a curve is asked for by its name"
-    shown = {name for names in found.values() for name in names}
+    matches = {x: [name for name in logged if re.search(x, name)] for x in patterns}
+    assert all(len(names) <= 1 for names in matches.values()), "a pattern must match one metric"
+    shown = {name for names in matches.values() for name in names}
     assert {"train/critic/return", "episode/eval_score", "fps/updates"} <= shown
     (help_text,) = events.Tensors("help/text_summary")
-    words = help_text.tensor_proto.string_val[0].decode()
+    text = help_text.tensor_proto.string_val[0].decode()
     groups = {name.rsplit("/", 1)[0] for name in logged if "/" in name}
-    assert all(f"`{group}/`" in words for group in groups - {"train"})
+    assert all(f"`{group}/`" in text for group in groups - {"train"})
     assert "_hparams_/session_start_info" in events.summary_metadata
     config = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "inspect_every: 128" in config
@@ -247,23 +253,25 @@ def test_tensorboard_is_laid_out_and_explained(run: Path) -> None:
 def test_updates_follow_the_train_ratio(run: Path) -> None:
     saved = checkpoint.load(run / "checkpoint.pt")
     assert saved["frames"] == 256 and saved["decisions"] == 64
-    # Each of the decisions after the prefill is replayed 8 times, 2 x 8 rows an update.
+    # Each decision after the prefill is replayed 8 times. An update replays 2 x 8 rows.
     assert saved["updates"] == pytest.approx((64 - 20) * 8 / 16, abs=1)
 
 
-def test_looking_changes_nothing(tmp_path: Path) -> None:
-    """Evaluations and films draw from generators of their own."""
+def test_evaluation_and_films_do_not_change_a_run(tmp_path: Path) -> None:
+    """Evaluations and films have their own random generators."""
     one, other = tmp_path / "one", tmp_path / "other"
     train(run_config(one, "obs=pixels", "eval.every=0", "log.inspect_every=0"))
     train(run_config(other, "obs=pixels", "eval.every=32", "log.inspect_every=64"))
     assert len(list((other / "videos").iterdir())) > len(list((one / "videos").iterdir())) + 4
     a, b = (checkpoint.load(folder / "checkpoint.pt") for folder in (one, other))
     for key in ("agent", "optimizer", "random", "sampler"):
-        assert differences(a[key], b[key]) == []
+        assert differing_paths(a[key], b[key]) == []
 
 
-def test_a_planned_run_is_scored_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Actor and planner; the planner by its own rate of optimism, in each of 16 decisions."""
+def test_a_run_with_a_planner_evaluates_actor_and_planner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The planner is evaluated with ``plan.act_rate`` in each of 16 decisions."""
     rates = []
     original = Behavior.plan
 
@@ -280,12 +288,12 @@ def test_a_planned_run_is_scored_both_ways(tmp_path: Path, monkeypatch: pytest.M
     assert rates.count(0.25) == EPISODE / 4 and {-0.05, 0.1} <= set(rates)
 
 
-def test_environments_work_while_the_agent_learns(
+def test_environments_step_while_the_agent_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
 
-    def note(owner: type, name: str) -> None:
+    def record_calls(owner: type, name: str) -> None:
         original = getattr(owner, name)
 
         def call(*arguments: Any) -> Any:
@@ -294,15 +302,15 @@ def test_environments_work_while_the_agent_learns(
 
         monkeypatch.setattr(owner, name, call)
 
-    note(VectorEnv, "step_async")
-    note(Agent, "update")
-    note(VectorEnv, "step_wait")
+    record_calls(VectorEnv, "step_async")
+    record_calls(Agent, "update")
+    record_calls(VectorEnv, "step_wait")
     train(run_config(tmp_path / "run", "steps=128", "log.inspect_every=0"))
     order = " ".join(calls)
     assert "update" in order and re.fullmatch("(step_async( update)* step_wait ?)+", order)
 
 
-# --- leaving --------------------------------------------------------------------------------
+# --- stopping -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -331,7 +339,7 @@ def test_ctrl_c_saves_and_ends_all_workers(tmp_path: Path, number: signal.Signal
     assert process.returncode == 0, text
     assert "saving a checkpoint" in text and "Traceback" not in text
     assert checkpoint.load(folder / "checkpoint.pt")["frames"] > 0
-    for _ in range(50):  # Python's own helper for shared memory takes a moment
+    for _ in range(50):  # Python's resource tracker needs a moment to end
         left = [p for p in psutil.process_iter() if _session(p.pid) == process.pid]
         if not left:
             break
@@ -353,14 +361,14 @@ def _session(pid: int) -> int | None:
         return None
 
 
-def test_a_bad_number_ends_the_run_with_names_and_the_batch(
+def test_a_value_that_is_not_finite_ends_the_run_and_saves_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
     train(run_config(folder, "steps=128"))
     before = (folder / "checkpoint.pt").read_bytes()
 
-    def poisoned(*arguments: Any, **options: Any) -> Any:
+    def sample_with_nan(*arguments: Any, **options: Any) -> Any:
         batch, episode = original(*arguments, **options)
         batch.reward[0, 1] = np.nan
         return batch, episode
@@ -368,7 +376,7 @@ def test_a_bad_number_ends_the_run_with_names_and_the_batch(
     from latentplan.data.replay import Replay
 
     original = Replay.sample
-    monkeypatch.setattr(Replay, "sample", poisoned)
+    monkeypatch.setattr(Replay, "sample", sample_with_nan)
     with pytest.raises(UserError, match=r"not finite: .*rew") as caught:
         train(run_config(folder, "steps=256"))
     (dump,) = folder.glob("nonfinite-*.npz")

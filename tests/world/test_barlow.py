@@ -16,20 +16,20 @@ from latentplan.world.barlow import Barlow, barlow_loss
 from latentplan.world.model import WorldModel
 
 
-def test_the_same_decorrelated_dimensions_cost_nothing() -> None:
+def test_the_loss_of_equal_decorrelated_dimensions_is_zero() -> None:
     x = torch.linalg.qr(torch.randn(200, 4) - torch.randn(200, 4).mean(0))[0]
     x = torch.linalg.qr(x - x.mean(0))[0]
     assert float(barlow_loss(x, 3 * x + 5)) == pytest.approx(0, abs=5e-3)
     assert float(barlow_loss(x, -x)) == pytest.approx(4 * 4, rel=0.02)  # (-1 - 1)^2 each
 
 
-def test_correlated_dimensions_cost_a_little() -> None:
+def test_the_loss_of_correlated_dimensions_has_the_small_weight() -> None:
     x = torch.randn(500, 1)
     twice = torch.cat([x, x], 1)
     assert float(barlow_loss(twice, twice)) == pytest.approx(2 * 5e-4, rel=0.1)
 
 
-def test_a_constant_dimension_is_no_division_by_zero() -> None:
+def test_a_constant_dimension_causes_no_division_by_zero() -> None:
     x = torch.cat([torch.randn(50, 1), torch.ones(50, 1)], 1).requires_grad_()
     loss = barlow_loss(x, x.detach())
     loss.backward()
@@ -43,24 +43,24 @@ def test_the_target_learns_nothing() -> None:
 
 
 def test_the_decoder_is_a_probe() -> None:
-    """Its errors reach its own weights alone; the representation comes from the other terms."""
+    """With Barlow Twins, reconstruction errors train only the decoder itself."""
     torch.manual_seed(0)
     batch, episode = random_batch(4, 6, BOTH)
 
     def touched(representation: str, terms: tuple[str, ...]) -> set[str]:
         world = WorldModel(BOTH, world_config(representation=representation))
-        found = world.loss(batch, episode).terms
-        sum(found[name] for name in terms).backward()
+        losses = world.loss(batch, episode).terms
+        sum(losses[name] for name in terms).backward()
         return {name.split(".")[0] for name, p in world.named_parameters() if p.grad is not None}
 
-    pictures = ("image", "vector")
-    assert touched("barlow", pictures) == {"decoder"}
-    assert touched("decoder", pictures) == {"decoder", "encoder", "rssm"}
+    reconstruction = ("image", "vector")
+    assert touched("barlow", reconstruction) == {"decoder"}
+    assert touched("decoder", reconstruction) == {"decoder", "encoder", "rssm"}
     assert touched("barlow", ("barlow",)) == {"barlow", "encoder", "rssm"}
 
 
 def test_features_learn_to_predict_the_embedding() -> None:
-    """Eight rows of noise: after some updates the projection correlates with the embedding."""
+    """On a fixed batch of random rows, updates lower the Barlow loss."""
     torch.manual_seed(0)
     config = agent_config()
     config = replace(config, world=replace(config.world, representation="barlow"))

@@ -26,8 +26,10 @@ def features(n: int, size: int = 20) -> torch.Tensor:
     return torch.randn(n, size, generator=torch.Generator().manual_seed(0))
 
 
-def as_seen(obs: dict[str, torch.Tensor], coder: str = "strided") -> dict[str, torch.Tensor]:
-    """Pictures cut, as floats."""
+def as_encoder_input(
+    obs: dict[str, torch.Tensor], coder: str = "strided"
+) -> dict[str, torch.Tensor]:
+    """Observations whose images are patches with float values in [0, 1]."""
     return {
         name: ImageNormalizer(MANY.obs[name][0], PATCH[coder]).patchify(x).float() / 255
         if name in MANY.images
@@ -38,24 +40,24 @@ def as_seen(obs: dict[str, torch.Tensor], coder: str = "strided") -> dict[str, t
 
 @CODERS
 @pytest.mark.parametrize("norm", ["rms", "layer"])
-def test_any_mix_of_pictures_and_vectors_goes_in_and_comes_out(coder: str, norm: str) -> None:
+def test_any_mix_of_images_and_vectors_is_encoded_and_decoded(coder: str, norm: str) -> None:
     config = world_config(coder=coder, norm=norm)
     batch = random_batch(2, 3, MANY)[0]
     encoder, decoder = Encoder(MANY, config), Decoder(MANY, 20, config)
-    embed = encoder(as_seen(batch.obs, coder))
+    embed = encoder(as_encoder_input(batch.obs, coder))
     assert embed.shape == (2, 3, encoder.size)
     # Four halvings to 1 x 2 and 2 x 2 positions, the channels doubling from 2 to 16.
     assert encoder.size == 16 * 2 + 16 * 4 + 8
     decoded = decoder(features(5))
     assert {name: x.shape for name, x in decoded.items()} == {
-        name: (5, *x.shape[2:]) for name, x in as_seen(batch.obs, coder).items()
+        name: (5, *x.shape[2:]) for name, x in as_encoder_input(batch.obs, coder).items()
     }
 
 
-def test_every_observation_is_seen() -> None:
+def test_every_observation_changes_the_embedding() -> None:
     torch.manual_seed(0)
     encoder = Encoder(MANY, world_config())
-    obs = as_seen(random_batch(2, 1, MANY)[0].obs)
+    obs = as_encoder_input(random_batch(2, 1, MANY)[0].obs)
     for name in obs:
         changed = {k: x.clone() for k, x in obs.items()}
         changed[name] = changed[name] + 3
@@ -63,8 +65,8 @@ def test_every_observation_is_seen() -> None:
 
 
 @pytest.mark.parametrize("norm", ["rms", "layer"])
-def test_the_magnitude_of_a_vector_is_seen(norm: str) -> None:
-    """A norm behind a linear map without bias would leave one number nothing but its sign."""
+def test_the_magnitude_of_a_vector_changes_the_embedding(norm: str) -> None:
+    """A norm after a linear map without bias would keep only the sign of a single number."""
     torch.manual_seed(0)
     encoder = Encoder(EnvSpec({"x": ((1,), "float32")}, 1, 1), world_config(norm=norm))
     a, b = encoder({"x": torch.tensor([[0.3], [0.9]])})
@@ -73,7 +75,7 @@ def test_the_magnitude_of_a_vector_is_seen(norm: str) -> None:
 
 @CODERS
 def test_the_encoder_distinguishes_positions(coder: str) -> None:
-    """What the map says of the upper right comes from there."""
+    """The upper right entry of the feature map depends only on the upper right of the image."""
     torch.manual_seed(0)
     encoder = ConvEncoder((64, 64, 3), world_config(coder=coder))
     image = torch.rand(1, 64, 64, 3, requires_grad=True)
@@ -88,11 +90,11 @@ def test_the_encoder_distinguishes_positions(coder: str) -> None:
 def test_the_decoder_distinguishes_positions(coder: str) -> None:
     torch.manual_seed(0)
     decoder = ConvDecoder(20, (64, 64, 3), world_config(coder=coder))
-    seen = []
-    decoder.input.register_forward_hook(lambda module, inputs, out: seen.append(out))
-    picture = ImageNormalizer((64, 64, 3), PATCH[coder]).unpatchify(decoder(features(1)))
+    hidden = []
+    decoder.input.register_forward_hook(lambda module, inputs, out: hidden.append(out))
+    image = ImageNormalizer((64, 64, 3), PATCH[coder]).unpatchify(decoder(features(1)))
     for y, x, row, column in ((0, 63, 0, 3), (63, 0, 3, 0), (20, 44, 1, 2)):
-        (gradient,) = torch.autograd.grad(picture[0, y, x].sum(), seen[0], retain_graph=True)
+        (gradient,) = torch.autograd.grad(image[0, y, x].sum(), hidden[0], retain_graph=True)
         strength = gradient.view(4, 4, -1).abs().sum(-1)
         assert strength[row, column] > 0
         rows, columns = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
@@ -100,7 +102,7 @@ def test_the_decoder_distinguishes_positions(coder: str) -> None:
         assert not strength[far].any()
 
 
-def test_vectors_come_back_under_their_names() -> None:
+def test_decoded_vectors_have_the_names_of_the_observations() -> None:
     torch.manual_seed(0)
     decoder = Decoder(MANY, 20, world_config())
     decoder.mlp.output.weight.data.zero_()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import BOTH, VECTOR, part, random_batch, world_config
+from tiny import BOTH, VECTOR, random_batch, select_rows, world_config
 from torch import Tensor
 
 from latentplan.types import EnvSpec, Latent, StepNoise, Timestep
@@ -46,17 +46,19 @@ def test_observing_is_filtering_row_by_row(spec: EnvSpec, norm: str) -> None:
     assert logits.shape == (4, 7, 3, 4)
     latent = model.initial(4)
     for t in range(7):
-        latent = model.filter(part(batch, t), latent, noise[:, t])
+        latent = model.filter(select_rows(batch, t), latent, noise[:, t])
         assert_latents_close(latent, Latent(*(x[:, t] for x in observed)))
 
 
-def test_rows_depend_on_the_past_alone() -> None:
+def test_rows_depend_only_on_earlier_rows() -> None:
     model, noise = world(), uniform(4, 6)
     batch = random_batch(4, 6)[0]
     changed = batch._replace(obs={"vector": batch.obs["vector"].clone()})
     changed.obs["vector"][:, 4] += 3
     one, other = (model.observe(rows, noise)[0].deter for rows in (batch, changed))
-    assert torch.equal(one[:, :5], other[:, :5])  # row 4's posterior differs, its deter not yet
+    assert torch.equal(
+        one[:, :5], other[:, :5]
+    )  # row 4 changes its own posterior and later deterministic states
     assert not torch.equal(one[:, 5], other[:, 5])
 
 
@@ -64,7 +66,7 @@ def test_a_first_row_forgets_the_past() -> None:
     model, noise = world(), uniform(4, 7)
     batch = with_first(random_batch(4, 7)[0], [0, 3])
     whole, _ = model.observe(batch, noise)
-    anew, _ = model.observe(part(batch, slice(3, None)), noise[:, 3:])
+    anew, _ = model.observe(select_rows(batch, slice(3, None)), noise[:, 3:])
     assert_latents_close(Latent(*(x[:, 3:] for x in whole)), anew)
     going_on, _ = model.observe(with_first(batch, [0]), noise)
     assert not torch.allclose(going_on.deter[:, 3:], anew.deter)
@@ -72,7 +74,7 @@ def test_a_first_row_forgets_the_past() -> None:
 
 def test_resets_are_per_row() -> None:
     model = world()
-    row = part(random_batch(2, 2)[0], 1)
+    row = select_rows(random_batch(2, 2)[0], 1)
     row = row._replace(
         is_first=torch.tensor([True, False]), prev_action=torch.zeros_like(row.prev_action)
     )
@@ -106,10 +108,10 @@ def test_a_step_with_given_noise_is_a_function(uncertainty: str) -> None:
     assert not torch.equal(one.latent.stoch, model.step(latent, action).latent.stoch)
 
 
-def test_a_row_is_moved_by_the_member_that_is_named() -> None:
+def test_the_noise_selects_the_member_that_moves_a_row() -> None:
     model = world()
     latent, action = some_latent(model, 3), torch.zeros(3, 2)
-    for m in range(3):  # member m always says class m
+    for m in range(3):  # member m always predicts class m
         last = model.rssm.priors.layers[-1]
         last.weight.data[m].zero_()
         last.bias.data[m] = 50 * torch.eye(4)[m].repeat(3)
@@ -119,7 +121,7 @@ def test_a_row_is_moved_by_the_member_that_is_named() -> None:
 
 
 def test_one_member_moves_a_rollout_by_default() -> None:
-    noise = world().draw_noise(200, 6)  # three members cannot share 200 rows evenly
+    noise = world().draw_noise(200, 6)  # 200 is not divisible by three members
     assert noise.member.shape == (6, 200) and noise.uniform.shape == (6, 200, 3)
     assert (noise.member == noise.member[0]).all()
     assert noise.member.unique().tolist() == [0, 1, 2]
@@ -128,7 +130,7 @@ def test_one_member_moves_a_rollout_by_default() -> None:
     assert per_step.unique().tolist() == [0, 1, 2]
 
 
-def test_where_they_can_members_share_rows_in_equal_blocks() -> None:
+def test_members_move_equal_blocks_of_rows_where_possible() -> None:
     model = world()
     noise = model.draw_noise(6, 1)
     assert noise.member is None
@@ -143,7 +145,7 @@ def test_where_they_can_members_share_rows_in_equal_blocks() -> None:
     assert not torch.equal(one.latent.stoch, model.step(latent, action, other).latent.stoch)
 
 
-def test_an_unmeasured_step_is_the_same_step() -> None:
+def test_a_step_without_uncertainty_predicts_the_same() -> None:
     model = world()
     latent, action = some_latent(model, 6), torch.zeros(6, 2)
     noise = StepNoise(torch.tensor([0, 1, 2, 0, 1, 2]), uniform(6))
@@ -155,7 +157,7 @@ def test_an_unmeasured_step_is_the_same_step() -> None:
 
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 def test_the_magnitude_of_an_action_matters(norm: str) -> None:
-    """A norm behind a linear map without bias would leave one dimension nothing but its sign."""
+    """A norm after a linear map without bias would keep only the sign of a single dimension."""
     model = world(EnvSpec({"vector": ((3,), "float32")}, 1, 1), norm=norm)
     weak, strong = model.rssm.prepare_action(torch.tensor([[0.2], [0.9]]))
     assert (weak - strong).norm() > 0.3 * strong.norm()
@@ -177,7 +179,10 @@ def test_actions_are_bounded_in_value_but_not_in_gradient() -> None:
 
 
 def divergence(sharpness: float, free_nats: float = 1.0) -> tuple[WorldModel, Tensor, Tensor, dict]:
-    """The two terms at rows whose posteriors are as sharp as told, with gradients."""
+    """The terms dyn and rep at 6 rows, with the gradients attached.
+
+    ``sharpness`` multiplies the logits of the posteriors.
+    """
     model = world(free_nats=free_nats)
     torch.manual_seed(1)
     deter = torch.randn(6, 16, requires_grad=True)
@@ -231,7 +236,7 @@ def test_dyn_moves_priors_and_rep_the_posterior() -> None:
 
 
 def test_divergences_are_means_over_the_members_that_own_a_row() -> None:
-    """Golden: three priors that are sure of class 0, 1, 2; a posterior that is sure of class 0."""
+    """Three priors are certain of classes 0, 1 and 2, and the posterior is certain of class 0."""
     model = world(free_nats=0.0, dyn_scale=1.0, rep_scale=1.0, unimix=0.04)
     last = model.rssm.priors.layers[-1]
     last.weight.data.zero_()
@@ -239,13 +244,14 @@ def test_divergences_are_means_over_the_members_that_own_a_row() -> None:
     logits = 50 * torch.eye(4)[0].expand(2, 3, 4)
     mask = torch.tensor([[True, False], [True, True], [False, True]])
     terms, *_ = model._divergence(torch.zeros(2, 16), logits, mask)
-    # unimix leaves 0.97 and 0.01: KL[sure of 0 || sure of 1] = 0.96 ln 97 per group
+    # With unimix the probabilities are 0.97 and 0.01, so the KL between different classes is
+    # 0.96 ln 97 per group.
     far = 3 * 0.96 * torch.tensor(97.0).log().item()
     assert terms["dyn"].item() == pytest.approx((far / 2 + far) / 2, rel=1e-4)
     assert terms["rep"].item() == pytest.approx(far * 2 / 3, rel=1e-4)
 
 
-def test_a_row_that_no_member_owns_counts_nothing() -> None:
+def test_a_row_that_no_member_owns_has_no_loss() -> None:
     model = world(free_nats=0.0)
     deter, logits = torch.randn(2, 16), torch.randn(2, 3, 4)
     mask = torch.tensor([[True, False]]).expand(3, 2)

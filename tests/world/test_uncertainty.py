@@ -16,7 +16,7 @@ P = torch.tensor([[0.8, 0.2], [0.4, 0.6]]).view(2, 1, 1, 2)
 
 
 def random_probs(members: int = 4, scale: float = 1.0) -> Tensor:
-    """(M, 50, 3, 5), the rows' disagreement being of all sizes."""
+    """Probabilities (M, 50, 3, 5). The disagreement of the members grows from row to row."""
     rng = torch.Generator().manual_seed(0)
     common = torch.randn(1, 50, 3, 5, generator=rng)
     own = torch.randn(members, 50, 3, 5, generator=rng)
@@ -58,12 +58,12 @@ def test_jsd_lies_between_zero_and_the_log_of_members() -> None:
     value = jsd(random_probs())
     assert value.shape == (50,)
     assert (value > -1e-6).all() and (value < math.log(4)).all()
-    apart = (torch.eye(4).view(4, 1, 1, 4) * 1e4).softmax(-1).clamp(min=1e-20)
-    assert jsd(apart).item() == pytest.approx(math.log(4), rel=1e-5)
+    disjoint = (torch.eye(4).view(4, 1, 1, 4) * 1e4).softmax(-1).clamp(min=1e-20)
+    assert jsd(disjoint).item() == pytest.approx(math.log(4), rel=1e-5)
 
 
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
-def test_members_that_agree_are_certain(measure) -> None:
+def test_members_that_agree_have_no_uncertainty(measure) -> None:
     p = random_probs(1).expand(4, 50, 3, 5)
     torch.testing.assert_close(measure(p), torch.zeros(50), atol=2e-6, rtol=0)
 
@@ -74,24 +74,24 @@ def test_more_disagreement_is_more_uncertainty(measure) -> None:
     assert value[40:].mean() > value[5:15].mean() > value[:2].mean()
 
 
-def test_pieces_of_a_large_batch_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_in_pieces_gives_the_same_uncertainty(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = WorldModel(VECTOR, world_config())
     latent = Latent(torch.randn(20, 16).tanh(), torch.rand(20, 3, 4))
-    action, noise = torch.randn(20, 2), part_of(model.draw_noise(20, 1))
+    action, noise = torch.randn(20, 2), first_step(model.draw_noise(20, 1))
     whole = model.step(latent, action, noise).uncertainty
     monkeypatch.setattr("latentplan.nn.cache.NUMBERS", 7 * 3 * 3 * 4)  # seven rows of members x 12
     torch.testing.assert_close(model.step(latent, action, noise).uncertainty, whole)
 
 
-def part_of(noise: StepNoise) -> StepNoise:
+def first_step(noise: StepNoise) -> StepNoise:
     return StepNoise(*(None if x is None else x[0] for x in noise))
 
 
 # --- probes ---------------------------------------------------------------------------------
 
 
-def probing() -> WorldModel:
+def probe_model() -> WorldModel:
     torch.manual_seed(0)
     return WorldModel(VECTOR, world_config(uncertainty="probes", bootstrap=1.0))
 
@@ -102,22 +102,22 @@ def probe_loss(model: WorldModel, latent: Latent, first: list[int]) -> Tensor:
     return model._probe_loss(model.probes, latent, batch, bootstrap_mask(episode, 3, 1.0))[0]
 
 
-def changed_last(latent: Latent) -> Latent:
+def change_last_row(latent: Latent) -> Latent:
     stoch = latent.stoch.clone()
     stoch[:, -1] = stoch[:, -1].roll(1, -1)
     return latent._replace(stoch=stoch)
 
 
-def test_probes_regress_the_next_state_within_an_episode_only() -> None:
-    model = probing()
+def test_probes_predict_the_next_state_only_within_an_episode() -> None:
+    model = probe_model()
     latent = model.observe(random_batch(2, 5)[0])[0]
-    other = changed_last(latent)  # the last row is a target and nothing else
+    other = change_last_row(latent)  # the last row serves only as a target
     assert probe_loss(model, latent, [0]) != probe_loss(model, other, [0])
     assert probe_loss(model, latent, [0, 4]) == probe_loss(model, other, [0, 4])
 
 
-def test_probes_never_shape_the_world() -> None:
-    model = probing()
+def test_the_probe_loss_trains_only_the_probes() -> None:
+    model = probe_model()
     latent = model.observe(random_batch(2, 5)[0])[0]
     probe_loss(model, latent, [0]).backward()
     for name, parameter in model.named_parameters():
@@ -136,11 +136,11 @@ def test_probe_loss_golden_number() -> None:
     # member 0, row 0: (0.25 + 0) / 2;  member 1: (0 + 1) / 2 on both rows
     assert loss.item() == pytest.approx((0.125 + 0.5 + 0.5) / 3)
     value = probes.uncertainty(torch.ones(2, 3), torch.ones(2, 1))
-    assert value.tolist() == pytest.approx([0.375, 0.375])  # std of (0.5, 1) and of (0, 1)
+    assert value.tolist() == pytest.approx([0.375, 0.375])  # mean of the std of (0.5, 1) and (0, 1)
 
 
-def test_probes_learn_what_follows() -> None:
-    """Uncertainty falls where there is data and stays high where there is none."""
+def test_probes_learn_the_next_state() -> None:
+    """The uncertainty becomes small on training inputs and stays large far from them."""
     torch.manual_seed(0)
     probes = Probes(5, 2, 1, 32, 2)
     optimizer = torch.optim.Adam(probes.parameters(), 1e-2)

@@ -1,9 +1,9 @@
-"""A plain Dreamer update at given widths: the stand-in for the peers in ``latentplan bench``.
+"""A plain Dreamer update at given widths, which stands in for other implementations.
 
-Written the way one would without a thought for speed: eager float32, pictures as NCHW, strided and
-transposed convolutions, ``torch.distributions`` in every loop, the prior beside the posterior, a
-dynamics gradient through imagination, three Adams. One prior, no ensemble. Nothing trains with it;
-it is timed in the same run as the agent, so that a ratio needs no other machine.
+It is written without regard to speed: eager float32, NCHW images, strided and transposed
+convolutions, ``torch.distributions`` in every loop, a dynamics gradient through imagination, and
+three Adam optimizers. It has one prior and no ensemble. Nothing trains with it. It is timed in the
+same process as the agent, so that the ratio does not depend on another machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEVELS, UNIMIX, DISCOUNT, LAMBDA = 4, 0.01, 0.997, 0.95
 
 @dataclass(frozen=True)
 class Widths:
-    """What is taken over from a configuration."""
+    """The part of a configuration that the plain update has."""
 
     deter: int
     stoch: int
@@ -38,7 +38,7 @@ class Widths:
     horizon: int
 
     @classmethod
-    def of(cls, config: Config) -> Widths:
+    def from_config(cls, config: Config) -> Widths:
         w = config.world
         return cls(
             *(w.deter, w.stoch, w.classes, w.units, w.depth, w.layers, w.bins),
@@ -55,7 +55,7 @@ def mlp(inputs: int, units: int, layers: int, outputs: int) -> nn.Sequential:
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of NCHW."""
+    """LayerNorm over the channels of NCHW images."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

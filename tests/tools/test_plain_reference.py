@@ -1,11 +1,10 @@
-"""The plain update is a real one: it is timed against, so it must do the work."""
+"""The plain update does all the work of an update, since others are timed against it."""
 
 from __future__ import annotations
 
 import torch
+from plain_reference import Reference, Widths
 from tiny import BOTH, random_batch
-
-from latentplan.bench.reference import Reference, Widths
 
 WIDTHS = Widths(16, 3, 4, 8, 2, 1, 41, 3)
 

@@ -1,7 +1,7 @@
-"""How far a part of the update is from what the machine could do: its products at the peak rate.
+"""The time of the parts of an update, against that of their products at the machine's peak rate.
 
-Only matrix products and convolutions are counted, forward and backward; everything else (norms,
-samples, logarithms, memory) is what the distance consists of.
+Only matrix products and convolutions are counted, forward and backward. Norms, samples, logarithms
+and memory make up the rest of the time.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-import latentplan.nn.convolution  # noqa: F401 - makes its operator known
+import latentplan.nn.convolution  # noqa: F401 - registers its operator
 from latentplan.bench.parts import Part, waiting_for
 
 SIDE = 2048  # of the square matrices that the peak is measured with
-TRIES = 5
+TRIALS = 5
 
 
 @register_flop_formula(torch.ops.latentplan.halving_weight_gradient)
 def _(large: torch.Size, small: torch.Size, *, out_shape: torch.Size, **_kwargs: Any) -> int:
-    """As many as the convolution itself: every number of the small map times every weight."""
+    """The operations of the convolution: every number of the small map times every weight."""
     return 2 * small.numel() // small[1] * out_shape.numel()
 
 
@@ -49,13 +49,13 @@ class FlopCount(TorchDispatchMode):
 
 
 def peak_rates(device: torch.device) -> dict[str, float]:
-    """Operations per second of large square products, by dtype; the best of a few tries."""
+    """Operations per second of large square products, by dtype: the best of a few trials."""
     wait = waiting_for(device)
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
         seconds = []
-        for _ in range(TRIES + 1):
+        for _ in range(TRIALS + 1):
             wait()
             begin = time.perf_counter()
             a @ b
@@ -68,13 +68,13 @@ def peak_rates(device: torch.device) -> dict[str, float]:
 def floors(
     parts: Mapping[str, Part], seconds: Mapping[str, list[float]], rates: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
-    """Of every part with products: its operations, its floor in seconds, and measured over floor.
+    """The operations of every part with products, their time at the peak rate, and the ratio.
 
     Args:
-        seconds: of repetitions, from :func:`latentplan.bench.parts.time_parts`.
+        seconds: seconds of repetitions, from :func:`latentplan.bench.parts.time_parts`.
         rates: from :func:`peak_rates`.
     """
-    found = {}
+    result = {}
     for name, part in parts.items():
         part.prepare()
         with FlopCount() as count:
@@ -82,9 +82,9 @@ def floors(
         if not count.flops:
             continue
         floor = sum(flops / rates[dtype] for dtype, flops in count.flops.items())
-        found[name] = {
+        result[name] = {
             "gflop": sum(count.flops.values()) / 1e9,
             "floor": floor,
             "times_floor": statistics.median(seconds[name]) / floor,
         }
-    return found
+    return result

@@ -1,0 +1,8 @@
+"""The benchmarks of ``tools/`` are scripts; tests import them from their folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "benchmarks"))
