@@ -163,10 +163,12 @@ def test_an_infinite_gradient_of_a_finite_loss_leaves_the_weights(
     loss = agent.world.loss
 
     def steep(*args: Any) -> WorldLoss:
-        found = loss(*args)
+        result = loss(*args)
         weight = agent.world.rssm.posterior_out.weight
-        found.terms["steep"] = (weight - weight.detach()).abs().sqrt().sum()  # 0, of infinite slope
-        return found
+        result.terms["steep"] = (
+            (weight - weight.detach()).abs().sqrt().sum()
+        )  # 0, of infinite slope
+        return result
 
     monkeypatch.setattr(agent.world, "loss", steep)
     before = snapshot(agent)
@@ -235,8 +237,8 @@ def test_half_precision_gives_nearly_the_same_output(monkeypatch: pytest.MonkeyP
         losses.append({name: x for name, x in metrics.items() if "/loss/" in name})
     assert losses[0]["train/loss/image"] != losses[1]["train/loss/image"]
     torch.testing.assert_close(*losses, rtol=2**-7, atol=0)
-    found = agent.behavior.plan(agent.initial(4), 0.5)
-    seen["plan"] = {x.dtype for _, x in leaves(found) if x.is_floating_point()}
+    result = agent.behavior.plan(agent.initial(4), 0.5)
+    seen["plan"] = {x.dtype for _, x in leaves(result) if x.is_floating_point()}
     assert all(dtypes == {torch.float32} for dtypes in seen.values()), seen
 
 
@@ -305,11 +307,11 @@ def test_every_part_learns_at_its_own_rate() -> None:
     asked = OptimConfig(**rates, warmup=7, clip=0.2, beta1=0.8, beta2=0.95)
     agent = Agent(VECTOR, replace(agent_config(target_entropy=-1.0), optim=asked))
     groups = agent.optimizer.param_groups
-    found = {p: group["lr"] for group in groups for p in group["params"]}
+    result = {p: group["lr"] for group in groups for p in group["params"]}
     parts = (agent.world, agent.actor, agent.critic.net, agent.temperature)
     for part_, rate in zip(parts, rates.values(), strict=True):
-        assert {found[p] for p in part_.parameters()} == {rate}
-    assert len(found) == sum(len(list(part_.parameters())) for part_ in parts)
+        assert {result[p] for p in part_.parameters()} == {rate}
+    assert len(result) == sum(len(list(part_.parameters())) for part_ in parts)
     for group in groups:
         assert (group["warmup"], group["clip"]) == (7, 0.2)
         assert (group["beta1"], group["beta2"]) == (0.8, 0.95)

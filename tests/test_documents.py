@@ -28,13 +28,13 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(page: Path) -> list[list[str]]:
     """The arguments of every ``latentplan`` command in the shell blocks of a page."""
-    found = []
+    result = []
     for block in blocks(page, "sh"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words[:1] == ["latentplan"]:
-                found.append(words[1:])
-    return found
+                result.append(words[1:])
+    return result
 
 
 def test_there_are_commands_to_check() -> None:

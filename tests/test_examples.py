@@ -42,9 +42,9 @@ def run(name: str, *arguments: str, folder: Path) -> str:
 
 
 def printed_return(text: str) -> float:
-    found = re.search(r"^return (-?[\d.]+)", text, re.MULTILINE)
-    assert found, text
-    return float(found[1])
+    result = re.search(r"^return (-?[\d.]+)", text, re.MULTILINE)
+    assert result, text
+    return float(result[1])
 
 
 @pytest.fixture(scope="module")

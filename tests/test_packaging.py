@@ -238,7 +238,7 @@ def test_result_files_contain_no_path_of_a_machine() -> None:
     assert files
     for path in files:
         # A path that begins at the root follows a quotation mark, an equals sign, or a comma.
-        found = re.findall(
+        result = re.findall(
             r"""(?:^|["'=:,\s])(/[\w.]+/[^"',\s]*)""", path.read_text(), re.MULTILINE
         )
-        assert found == [], path.name
+        assert result == [], path.name

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Whether a run's world model knows what actions do, tried in the real simulator.
+"""Compare the effects of actions in a run's world model with those in the real simulator.
 
     tools/action_check.py RUN
 
-From states that the run's policy visits, random action sequences are tried in the simulator (its
-state is put back before each) and in the model. ``spread`` is how much the reward of a decision
-differs between the sequences, ``correlation`` how far the model sees the same differences. A model
-can predict its own policy perfectly and fail here: then the policy cannot improve by imagining.
-Control-suite tasks only.
+Random action sequences start at states that the run's policy visits. Each is executed in the
+simulator, whose state is restored before, and imagined in the model. ``spread`` is the standard
+deviation of the reward of a decision over the sequences. ``correlation`` compares the real and the
+imagined differences. A model may predict its own policy perfectly and fail here. Then the policy
+cannot improve by imagination. The check works only for tasks of the Control Suite.
 """
 
 from __future__ import annotations
@@ -29,23 +29,27 @@ from latentplan.runs import run_folder
 from latentplan.types import Latent, StepNoise, Timestep, UserError
 
 EPISODES, STATES, SEQUENCES, HORIZON, SAMPLES = 6, 5, 24, 10, 40
-HOLD = 2  # decisions that a random action lasts: white noise would hardly move anything
-LENGTH = 110  # decisions into an episode
+HOLD = 2  # decisions per random action; actions that change at every decision move too little
+LENGTH = 110  # decisions per episode
 
 
 class Real:
-    """One simulator whose actions are in [-1, 1] and last ``repeat`` frames."""
+    """A simulator with actions in [-1, 1], each of which is repeated for ``repeat`` frames."""
 
     def __init__(self, simulator: ControlSuite, repeat: int):
         self.simulator, self.repeat = simulator, repeat
 
     def act(self, action: np.ndarray) -> float:
+        """Execute an action (A,), and return the sum of its rewards."""
         low, high = self.simulator.action_low, self.simulator.action_high
         command = to_bounds(action, low, high)
         return sum(self.simulator.advance(command)[0] for _ in range(self.repeat))
 
     def try_out(self, sequences: np.ndarray) -> np.ndarray:
-        """(K, H, A) from the present state -> rewards (K, H); the state is as before."""
+        """Rewards (K, H) of action sequences (K, H, A) that start at the current state.
+
+        The state is restored afterwards.
+        """
         state = self.simulator.snapshot()
         rewards = np.zeros(sequences.shape[:2])
         for k, sequence in enumerate(sequences):
@@ -57,7 +61,7 @@ class Real:
 
 @torch.no_grad()
 def imagined(agent: Agent, latent: Latent, sequences: np.ndarray) -> np.ndarray:
-    """What the model expects of them: (K, H, A) from one latent -> rewards (K, H)."""
+    """Rewards (K, H) that the model predicts for action sequences (K, H, A) from one latent."""
     world, n = agent.world, len(sequences) * SAMPLES
     actions = torch.as_tensor(sequences, dtype=torch.float32).repeat(SAMPLES, 1, 1)
     start = Latent(*(x.expand(n, *x.shape[1:]) for x in latent))
@@ -68,22 +72,23 @@ def imagined(agent: Agent, latent: Latent, sequences: np.ndarray) -> np.ndarray:
 
 
 def row(simulator: ControlSuite, action: Tensor, reward: float, first: bool) -> Timestep:
+    """A row (1, ...) with the current observation of the simulator."""
     obs = {name: torch.as_tensor(x)[None] for name, x in simulator.observe().items()}
     flags = torch.tensor([first]), torch.tensor([False])
     return Timestep(obs, action, torch.tensor([reward], dtype=torch.float32), *flags)
 
 
 def check(folder: Path) -> list[str]:
-    """The lines to print for a run folder, which is not touched."""
+    """The lines of text for a run folder. No file of it is changed."""
     agent, config, spec, saved = run_folder.load_agent(folder)
     suite, name = parse_task(config.task)
     if suite != "dmc":
-        raise UserError(f"{config.task} is not a control-suite task: its state cannot be put back.")
+        raise UserError(f"{config.task} is no task of the Control Suite: its state cannot be set.")
     renderer = pick_renderer(config)
     real = Real(build(name, config.obs, config.env.image_size, renderer), spec.repeat)
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
-    truths, claims = [], []
+    measured, predicted = [], []
     for episode in range(EPISODES):
         real.simulator.reset(int(rng.integers(2**31)), episode)
         stops = set(rng.choice(np.arange(15, LENGTH), STATES, replace=False).tolist())
@@ -93,21 +98,21 @@ def check(folder: Path) -> list[str]:
             if t in stops:
                 shape = (SEQUENCES, HORIZON // HOLD, spec.action_dim)
                 sequences = rng.uniform(-1, 1, shape).repeat(HOLD, axis=1)
-                truths.append(real.try_out(sequences))
-                claims.append(imagined(agent, carry, sequences))
+                measured.append(real.try_out(sequences))
+                predicted.append(imagined(agent, carry, sequences))
             action, reward = decided, real.act(decided[0].numpy())
     real.simulator.close()
-    # Per state, what remains is the differences that actions make.
-    truth, claim = (np.stack(x) - np.stack(x).mean(1, keepdims=True) for x in (truths, claims))
+    # Without the mean per state, only the effects of the actions are left.
+    truth, model = (np.stack(x) - np.stack(x).mean(1, keepdims=True) for x in (measured, predicted))
     lines = [
         f"{folder}: {saved['frames']} frames, {saved['updates']} updates, {len(truth)} states",
         "decisions   spread: real  model   correlation   of the sum so far",
     ]
-    sums = truth.cumsum(2), claim.cumsum(2)
+    sums = truth.cumsum(2), model.cumsum(2)
     for k in range(HORIZON):
-        each = np.corrcoef(truth[..., k].ravel(), claim[..., k].ravel())[0, 1]
+        each = np.corrcoef(truth[..., k].ravel(), model[..., k].ravel())[0, 1]
         both = np.corrcoef(*(x[..., k].ravel() for x in sums))[0, 1]
-        spread = f"{truth[..., k].std():14.2f} {claim[..., k].std():6.2f}"
+        spread = f"{truth[..., k].std():14.2f} {model[..., k].std():6.2f}"
         lines.append(f"{k + 1:9d}{spread}   {each:11.2f}   {both:17.2f}")
     return lines
 

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Sourced by the scripts of this folder: where things are, how they speak, which Python they take.
+# Functions for the scripts of this folder: paths, messages, and the search for Python.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# The interpreters that the tested set of packages installs on (setup.cfg: python_requires).
+# The Python versions that the pinned packages support (setup.cfg: python_requires).
 readonly python_range='(3, 11) <= sys.version_info[:2] <= (3, 12)'
 readonly python_words='Python 3.11 or 3.12'
 
@@ -14,8 +14,8 @@ fail() {
   exit 1
 }
 
-# Print the folder of the virtual environment. A relative LATENTPLAN_VENV is taken from where the
-# caller stands; the default is .venv beside the package.
+# Print the folder of the virtual environment. A relative LATENTPLAN_VENV is relative to the current
+# folder. The default is .venv beside the package.
 venv_folder() {
   local folder=${LATENTPLAN_VENV:-$root/.venv}
   case $folder in
@@ -24,7 +24,7 @@ venv_folder() {
   esac
 }
 
-# Print the interpreters to try, the preferred one first.
+# Print the interpreters to try, in order of preference.
 python_candidates() {
   if [[ -n ${LATENTPLAN_PYTHON:-} ]]; then
     printf '%s\n' "$LATENTPLAN_PYTHON"
@@ -33,8 +33,8 @@ python_candidates() {
   fi
 }
 
-# Print the first usable interpreter; return 1 where there is none. With "venv", it must also be
-# able to create virtual environments (Debian ships that part in a package of its own).
+# Print the first usable interpreter, or return 1 if there is none. With "venv", it must also be
+# able to create virtual environments (Debian has a separate package for that).
 find_python() {
   local candidate modules=sys
   [[ ${1:-} == venv ]] && modules='sys, venv, ensurepip'

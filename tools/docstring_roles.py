@@ -1,7 +1,7 @@
 """An extension of griffe: docstrings without the roles of reStructuredText, for the site.
 
-Docstrings write ``:func:`name```, and a literal block after ``::``. Markdown would show both as
-they are.
+Docstrings use ``:func:`name``` for references, and ``::`` before literal blocks. Markdown would
+show both as plain text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BLOCK = re.compile(r"(^|\S)::$", re.MULTILINE)
 
 
 class DocstringRoles(griffe.Extension):
-    """Replace roles by code, and the mark of a literal block by a colon or nothing."""
+    """Replace roles by code, and ``::`` by a colon, or by nothing if it stands alone."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring is not None:

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""How far ahead a run's world model can see: the share of the reward's variance it explains.
+"""Print the fraction of the reward's variance that a run's world model explains, by steps ahead.
 
     tools/model_check.py RUN
 
-Windows of the run's own replay, 8 rows of context, then the recorded actions open loop. ``one`` is
-a single imagined sample, as the actor learns from; ``mean`` averages 8. The posterior's line says
-what is lost in seeing, the others what is lost in predicting. 1 is perfect, 0 a constant guess.
+The model observes 8 rows of windows of the run's replay, and then imagines the recorded actions
+without observations. ``one`` uses a single imagined sample, as the actor does; ``mean`` uses the
+mean of 8. The line of the posterior shows the errors of observation, the other lines those of
+prediction. The value 1 is perfect; the value 0 is that of a constant prediction.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ LENGTH, CONTEXT, WINDOWS, SAMPLES = 24, 8, 256, 8
 
 
 def explained(prediction: Tensor, truth: Tensor, variance: Tensor) -> float:
+    """The fraction of the variance of ``truth`` that the prediction explains."""
     return 1 - float((prediction - truth).square().mean() / variance)
 
 
 @torch.no_grad()
 def check(folder: Path) -> list[str]:
-    """The lines to print for a run folder, which is not touched."""
+    """The lines of text for a run folder. No file of it is changed."""
     agent, _, _, saved = run_folder.load_agent(folder)
     with run_folder.open_replay(folder) as replay:
         rows = replay.sample_within_episodes(WINDOWS, LENGTH, np.random.default_rng(0))
@@ -39,7 +41,7 @@ def check(folder: Path) -> list[str]:
     torch.manual_seed(0)
     world = agent.world
     posterior, _ = world.observe(batch)
-    seen, _ = world.outcome(world.features(posterior))
+    observed, _ = world.outcome(world.features(posterior))
     truth, actions = batch.reward[:, CONTEXT:], batch.prev_action[:, CONTEXT:]
     variance = truth.var()
     start = Latent(*(x[:, CONTEXT - 1] for x in posterior))
@@ -58,7 +60,7 @@ def check(folder: Path) -> list[str]:
     )
     lines = [
         f"{folder}: {saved['frames']} frames, {saved['updates']} updates, {n} windows",
-        f"posterior      {explained(seen[:, CONTEXT:], truth, variance):6.2f}",
+        f"posterior      {explained(observed[:, CONTEXT:], truth, variance):6.2f}",
         "decisions      one   mean",
     ]
     for k in range(horizon):

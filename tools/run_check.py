@@ -1,4 +1,4 @@
-"""The command line of the checks in this folder: one run folder in, lines of text out."""
+"""The command line of the checks in this folder. It maps a run folder to lines of text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from latentplan.types import UserError
 
 
 def main(name: str, description: str | None, check: Callable[[Path], list[str]]) -> int:
-    """Print what ``check`` says of RUN; 0, or 2 after a mistake in what was asked for."""
+    """Print the lines that ``check`` returns for RUN.
+
+    Returns:
+        The exit code: 0 for success, 2 for an error of the user.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

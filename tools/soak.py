@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Train a tiny agent for long, and see whether memory or files grow.
+"""Train a tiny agent for a long time, and check that memory and files do not grow.
 
     tools/soak.py RUN [key=value ...] [--out docs/results/soak.csv]
 
-Trains 200,000 frames from pixels into RUN, the replay wrapping around many times, with evaluations
-and films, then prints what memory and disk were on the way. Exits with 1 where the last fifth of
-the run held 5 % more memory than its second fifth, or its files at the end, without curves and
-films, 5 % more than all files had then. RUN may be a run that was trained before.
+It trains for 200,000 frames from pixels into RUN, with evaluations and films. The replay overwrites
+its oldest rows many times. Then it prints the use of memory and disk. The exit code is 1 if the
+last fifth of the run used 5 % more memory than the second fifth, or if the final files, without
+curves and films, are 5 % larger than all files were in the second fifth. RUN may be an existing
+run.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SETTINGS = (
 WATCHED = ("memory/rss_gib", "memory/shared_gib", "memory/disk_gib")
 ALLOWED = 1.05
 FIFTHS = 5
-SHOWN = ("events*", "videos/*", "metrics.jsonl")  # a run of twice the length shows twice as much
+CURVES = ("events*", "videos/*", "metrics.jsonl")  # these files grow with the length of a run
 
 
 def main() -> int:
@@ -56,26 +57,26 @@ def main() -> int:
             table = csv.writer(file)
             table.writerow(["frame", *WATCHED])
             table.writerows([row["step"], *(f"{row[key]:.4f}" for key in WATCHED)] for row in rows)
-    early, late = (held(rows, fifth) for fifth in (1, 4))
+    early, late = (medians(rows, fifth) for fifth in (1, 4))
     for key in WATCHED:
         print(f"{key:18} second fifth {early[key]:.3f}, last fifth {late[key]:.3f} GiB")
     grown = [k for k in WATCHED[:1] if late[k] > ALLOWED * early[k]]
-    shown = sum(size(args.run, pattern) for pattern in SHOWN)
-    kept = size(args.run, "**/*") - shown
-    print(f"{'at the end':18} curves and films {shown:.3f}, everything else {kept:.3f} GiB")
-    if kept > ALLOWED * early["memory/disk_gib"]:
+    curves = sum(size(args.run, pattern) for pattern in CURVES)
+    others = size(args.run, "**/*") - curves
+    print(f"{'at the end':18} curves and films {curves:.3f}, other files {others:.3f} GiB")
+    if others > ALLOWED * early["memory/disk_gib"]:
         grown.append("files")
     print(f"grown: {', '.join(grown) or 'nothing'}")
     return 1 if grown else 0
 
 
 def size(run: Path, pattern: str) -> float:
-    """GiB of the files that match."""
+    """The size in GiB of the files that match a pattern."""
     return sum(path.stat().st_size for path in run.glob(pattern) if path.is_file()) / 2**30
 
 
-def held(rows: list[dict[str, float]], fifth: int) -> dict[str, float]:
-    """Medians of a fifth of the run, counted from 0."""
+def medians(rows: list[dict[str, float]], fifth: int) -> dict[str, float]:
+    """The medians over a fifth of the run, counted from 0."""
     part = rows[fifth * len(rows) // FIFTHS : (fifth + 1) * len(rows) // FIFTHS]
     return {key: statistics.median(row[key] for row in part) for key in WATCHED}
 

@@ -1,1 +1,1 @@
-"""What an update, a plan, the whole loop cost here: ``latentplan bench``."""
+"""``latentplan bench``: the time of updates, plans and the training loop on this machine."""

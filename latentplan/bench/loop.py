@@ -16,7 +16,7 @@ from latentplan.config.schema import Config
 from latentplan.training.loop import train
 from latentplan.types import UserError
 
-PREFILL = 200  # decisions, or what one window needs
+PREFILL = 200  # decisions; more if a training window is longer
 LOG_EVERY = 20  # decisions
 COMPILING = 90.0  # more seconds for the first updates, where functions are compiled
 

@@ -31,7 +31,7 @@ from latentplan.training.compiling import make_agent
 from latentplan.types import EnvSpec
 
 log = logging.getLogger("latentplan")
-ROWS = 2000  # of the replay that is sampled
+ROWS = 2000  # of the replay from which batches are timed
 
 
 def bench(
@@ -45,13 +45,15 @@ def bench(
     """Time an agent of this configuration on random data, and the environment of its task.
 
     Args:
+        config: the configuration of the agent and its environment.
         repeats: interleaved repetitions of every part of an update.
         env_seconds: seconds of acting in the environment.
         planning: also time updates and actions with and without the planner.
-        loop_seconds: also train for this time; 0: do not.
+        loop_seconds: also train for this many seconds; 0: do not.
 
     Returns:
-        Plain values, which `latentplan.bench.report` writes and describes.
+        Plain values for :func:`latentplan.bench.report.describe` and
+        :func:`latentplan.bench.report.write_json`.
 
     Raises:
         UserError: there is no working renderer or device, or the loop made no update.
@@ -77,7 +79,7 @@ def bench(
     return {
         "name": f"size {config.size}",
         "widths": _widths(config),
-        "precision": "bfloat16 where it pays" if agent.world.use_bfloat16 else "float32",
+        "precision": "bfloat16 where it is faster" if agent.world.use_bfloat16 else "float32",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "compiled": compiled,

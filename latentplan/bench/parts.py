@@ -24,7 +24,7 @@ WARM_UPS = 2
 
 
 class Part(NamedTuple):
-    """Work to time; ``prepare`` runs before it and is not timed."""
+    """A function to time, and a function ``prepare`` that runs before it and is not timed."""
 
     run: Callable[[], object]
     prepare: Callable[[], object]
@@ -64,9 +64,9 @@ class UpdateParts:
         if self.objective.differentiable:
             self.leaves += [x.requires_grad_() for x in _outcome(rollout)]
         self.observer = recorded(world, encode=embed)
-        seen = Latent(*inputs[2:]), logits
+        observed = Latent(*inputs[2:]), logits
         self.heads_only = recorded(
-            world, patchify=batch.obs, _encode=embed, observe=seen, _reconstruction={}
+            world, patchify=batch.obs, _encode=embed, observe=observed, _reconstruction={}
         )
         self.learner = copy.copy(agent.learner)
         self.learner.objective = recorded(self.objective, imagine=imagined)

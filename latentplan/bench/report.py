@@ -38,8 +38,8 @@ def _describe(result: Mapping[str, Any]) -> str:
     for name, row in [*result["parts"].items(), (FULL, full)]:
         if name == FULL:
             total = result["sum_of_parts"]
-            share = f"{'':20}{total / full['median']:8.0%}"
-            lines.append(f"{'sum of parts':16}{1000 * total:10.1f}{share}")
+            fraction = f"{'':20}{total / full['median']:8.0%}"
+            lines.append(f"{'sum of parts':16}{1000 * total:10.1f}{fraction}")
         times = "".join(f"{1000 * row[key]:10.1f}" for key in ("median", "min", "max"))
         lines.append(f"{name:16}{times}{row['median'] / full['median']:8.0%}")
     env = result["environment"]
@@ -73,7 +73,7 @@ def compare(results: Sequence[Mapping[str, Any]], earlier: Sequence[Mapping[str,
         if then is None:
             continue
         lines.append(
-            f"{now['name']}: now / earlier (of another run; the speed of the machine may have changed)"
+            f"{now['name']}: now / earlier (the speed of the machine may have changed in between)"
         )
         for name, row in [*now["parts"].items(), (FULL, now["full"])]:
             old = then["full"] if name == FULL else then["parts"].get(name)
@@ -86,7 +86,7 @@ def read_json(path: str | Path) -> list[dict[str, Any]]:
     """Read a file of :func:`write_json`.
 
     Raises:
-        UserError: there is no such file, or it has another content.
+        UserError: the file cannot be read, or it is not a result of `latentplan bench --json`.
     """
     try:
         results = json.loads(Path(path).read_text())

@@ -1,4 +1,4 @@
-"""Arguments that several commands take."""
+"""Arguments that several commands have."""
 
 from __future__ import annotations
 
@@ -8,44 +8,60 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from latentplan.config.schema import Config
 
-Commands = Any  # argparse has no public name for what add_subparsers returns
+Commands = Any  # the result of `add_subparsers`, whose type has no public name
 
 
-def take_config(parser: argparse.ArgumentParser) -> None:
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add configuration files and overrides, as ``items``."""
     parser.add_argument(
         "items",
         nargs="*",
         metavar="FILE|key=value",
-        help="YAML files and overrides; later ones win (see `latentplan config` for all keys)",
+        help="YAML files and overrides; later ones replace earlier ones. "
+        "`latentplan config --explain` lists all keys",
     )
 
 
-def take_plan(parser: argparse.ArgumentParser) -> None:
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add overrides of the planner's settings, as ``plan``."""
     parser.add_argument(
         "--plan",
         nargs="+",
         default=[],
         metavar="key=value",
-        help="plan otherwise than in training, for example candidates=16 horizon=8 act_rate=0.5",
+        help="planner settings that differ from those of training, for example candidates=16 "
+        "horizon=8 act_rate=0.5",
     )
 
 
-def take_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_folder", metavar="RUN")
-    parser.add_argument("--device", default="auto")
-    take_module(parser)
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the folder of a run, the device, and the module of its environment."""
+    parser.add_argument("run_folder", metavar="RUN", help="folder of a trained run")
+    add_device_argument(parser)
+    add_module_argument(parser)
 
 
-def take_module(parser: argparse.ArgumentParser) -> None:
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``device``."""
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+
+
+def add_module_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``module``, the file of the user's environment."""
     parser.add_argument(
         "--module",
         default="",
         metavar="FILE",
-        help="the file of an environment of your own, where it has moved since training",
+        help="the Python file of your own environment, if it has moved since training",
     )
 
 
 def load(args: argparse.Namespace) -> Config:
+    """The configuration that ``items`` give.
+
+    Raises:
+        UserError: as :func:`latentplan.config.loading.load`.
+    """
     from latentplan.config.loading import load
 
     files = [item for item in args.items if "=" not in item]

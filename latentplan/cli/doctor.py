@@ -1,4 +1,4 @@
-"""What this machine can do, said in words: ``latentplan doctor``."""
+"""``latentplan doctor``: a report on rendering, packages and hardware of this machine."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from latentplan.envs.rendering import BACKENDS, DEFAULT, QUALITIES, Probe, autom
 from latentplan.runs.provenance import version
 from latentplan.runtime.device import has_cuda
 
-TESTED = {"dm_control": "1.0.50", "mujoco": "3.17.0"}  # releases of the two break each other
+# A release of one of these packages may not work with another release of the other one.
+TESTED = {"dm_control": "1.0.50", "mujoco": "3.17.0"}
 _PACKAGES = (*TESTED, "gymnasium", "numpy", "torch", "torchvision", "tensorboard")
-_SECONDS = 0.7  # of timing per backend and quality
+_SECONDS = 0.7  # seconds of timing per backend and quality
 _LOW_DISK_GIB = 10.0
 _GIB = 2**30
 
 
 def diagnose(folder: str | Path = ".") -> tuple[str, bool]:
-    """Try everything that training needs; takes some seconds.
+    """Check all parts that training needs. It takes some seconds.
 
-    Returns the report, several lines of text, and whether training from pixels can work here.
-    ``folder`` is where runs will be written (its disk is looked at). Never raises for a machine
-    that lacks something: that is what the report is about.
+    A missing part is in the report; it is not an error.
+
+    Args:
+        folder: the folder for runs, whose disk is checked.
+
+    Returns:
+        The report (several lines of text), and whether training from pixels works here.
     """
     versions, warnings = _versions()
     probes = [probe(backend, _SECONDS) for backend in BACKENDS]
@@ -38,7 +43,7 @@ def diagnose(folder: str | Path = ".") -> tuple[str, bool]:
     lines = [
         "Versions",
         *versions,
-        "Drawing (64 x 64, cheetah; time per frame)",
+        "Rendering (64 x 64, cheetah; time per frame)",
         *[_describe(p) for p in probes],
         "Machine",
         *devices,
@@ -51,13 +56,13 @@ def diagnose(folder: str | Path = ".") -> tuple[str, bool]:
 
 
 def _versions() -> tuple[list[str], list[str]]:
-    found = {package: version(package) for package in _PACKAGES}
+    versions = {package: version(package) for package in _PACKAGES}
     lines = [f"  python {platform.python_version()} on {platform.platform()}"]
-    lines.append("  " + ", ".join(f"{name} {number}" for name, number in found.items()))
-    warnings = [f"  {name} is not installed" for name, number in found.items() if not number]
-    untested = {name: found[name] for name in TESTED if found[name] != TESTED[name]}
-    if all(found[name] for name in TESTED) and untested:
-        pair = " with ".join(f"{name} {found[name]}" for name in TESTED)
+    lines.append("  " + ", ".join(f"{name} {number}" for name, number in versions.items()))
+    warnings = [f"  {name} is not installed" for name, number in versions.items() if not number]
+    untested = {name: versions[name] for name in TESTED if versions[name] != TESTED[name]}
+    if all(versions[name] for name in TESTED) and untested:
+        pair = " with ".join(f"{name} {versions[name]}" for name in TESTED)
         tested = " with ".join(f"{name} {number}" for name, number in TESTED.items())
         warnings.append(f"  {pair} is an untested pair; {tested} is known to work")
     return lines, warnings
@@ -78,34 +83,36 @@ def _describe(result: Probe) -> str:
 def _devices(chosen: Probe | None) -> tuple[list[str], list[str]]:
     try:
         import torch
-    except (ImportError, OSError) as error:  # OSError: one of its libraries does not load
+    except (ImportError, OSError) as error:  # OSError: one of its shared libraries does not load
         reason = str(error).splitlines()[0]
-        return [f"  torch cannot be imported: {reason}"], ["  nothing can be trained without torch"]
+        return [f"  torch cannot be imported: {reason}"], ["  training needs torch"]
     warnings = []
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         lines = [f"  CUDA {torch.version.cuda}: {', '.join(names)}"]
         if not has_cuda():
-            warnings.append(f"  torch {torch.__version__} is too new for {names[0]}: not used")
+            warnings.append(
+                f"  torch {torch.__version__} does not support {names[0]}, which is not used"
+            )
         if chosen is not None and chosen.software:
             warnings.append(
-                "  pictures are drawn in software beside a GPU; in Docker NVIDIA's EGL needs "
-                "NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics"
+                "  images are rendered in software although there is a GPU; in Docker, NVIDIA's "
+                "EGL needs NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics"
             )
     else:
         lines = ["  no CUDA device: training runs on the CPU"]
         if shutil.which("nvidia-smi"):
             warnings.append(
-                f"  there is an NVIDIA driver, but torch {torch.__version__} sees no CUDA device"
+                f"  there is an NVIDIA driver, but torch {torch.__version__} finds no CUDA device"
             )
     from latentplan.runtime.device import pick_device
     from latentplan.training.compiling import why_not_compilable
 
-    trouble = why_not_compilable(pick_device("auto"))
-    if trouble is None:
+    obstacle = why_not_compilable(pick_device("auto"))
+    if obstacle is None:
         lines.append("  torch.compile works")
     else:
-        warnings.append(f"  updates take longer, for nothing can be compiled: {trouble}")
+        warnings.append(f"  updates take longer, because torch.compile does not work: {obstacle}")
     return lines, warnings
 
 
@@ -126,7 +133,7 @@ def _machine(folder: Path) -> tuple[list[str], list[str]]:
 def _verdict(chosen: Probe | None, automatic: list[Probe]) -> str:
     if chosen is not None:
         quality = "fast" if chosen.software else "exact"
-        return f"ready; env.renderer=auto will draw with {chosen.backend}, quality {quality}"
+        return f"ready; env.renderer=auto renders with {chosen.backend}, quality {quality}"
     packages = sorted({p.package for p in automatic if p.package})
     advice = f"apt-get install {' '.join(packages)}, or " if packages else ""
-    return f"no pictures can be drawn here: {advice}train with obs=state"
+    return f"no images can be rendered here: {advice}train with obs=state"

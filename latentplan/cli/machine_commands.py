@@ -19,17 +19,28 @@ def add(commands: Commands) -> None:
 
 
 def _add_study(commands: Commands) -> None:
-    study = commands.add_parser("study", help="run tasks x ablations x seeds from one file")
-    study.add_argument("action", choices=("run", "status", "report"))
-    study.add_argument("file", type=Path, metavar="FILE")
-    study.add_argument("--out", type=Path, help="path of the report without a suffix: FOLDER/NAME")
+    study = commands.add_parser(
+        "study", help="run tasks x ablations x seeds of one file, or report on them"
+    )
+    study.add_argument(
+        "action",
+        choices=("run", "status", "report"),
+        help="run the unfinished runs; print their progress; write tables and curves",
+    )
+    study.add_argument("file", type=Path, metavar="FILE", help="a study file (YAML)")
+    study.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER/NAME",
+        help="path of the report without a suffix; default: runs/<name of the study>",
+    )
     study.add_argument(
         "--also",
         type=Path,
         action="append",
         default=[],
         metavar="NAME",
-        help="an earlier report with runs whose folders are not here; may be repeated",
+        help="path of an earlier report, for runs whose folders are missing; may be repeated",
     )
     study.set_defaults(run=_study)
 
@@ -50,11 +61,15 @@ def _study(args: argparse.Namespace) -> int:
 
 
 def _add_tensorboard(commands: Commands) -> None:
-    board = commands.add_parser("tensorboard", help="show runs in TensorBoard")
-    board.add_argument("run_folder", metavar="RUN", nargs="+", help="run folders, or their parent")
-    board.add_argument("--host", default="localhost", help="0.0.0.0 inside a container")
-    board.add_argument("--port", type=int, default=6006)
-    board.set_defaults(run=_tensorboard)
+    tensorboard = commands.add_parser("tensorboard", help="start TensorBoard for runs")
+    tensorboard.add_argument(
+        "run_folder", metavar="RUN", nargs="+", help="run folders, or a folder of runs"
+    )
+    tensorboard.add_argument(
+        "--host", default="localhost", help="default: localhost; in a container: 0.0.0.0"
+    )
+    tensorboard.add_argument("--port", type=int, default=6006, help="default: 6006")
+    tensorboard.set_defaults(run=_tensorboard)
 
 
 def _tensorboard(args: argparse.Namespace) -> int:
@@ -63,9 +78,9 @@ def _tensorboard(args: argparse.Namespace) -> int:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder.")
     spec = ",".join(f"{name}:{folder}" for name, folder in _short_names(folders).items())
-    where = ["--logdir", str(folders[0])] if len(folders) == 1 else ["--logdir_spec", spec]
+    logdir = ["--logdir", str(folders[0])] if len(folders) == 1 else ["--logdir_spec", spec]
     address = ["--host", args.host, "--port", str(args.port)]
-    return subprocess.call([sys.executable, "-m", "tensorboard.main", *where, *address])
+    return subprocess.call([sys.executable, "-m", "tensorboard.main", *logdir, *address])
 
 
 def _short_names(folders: list[Path]) -> dict[str, Path]:
@@ -95,13 +110,25 @@ def _add_bench(commands: Commands) -> None:
     bench = commands.add_parser(
         "bench", help="time an update by its parts, the environment, and the planner"
     )
-    bench.add_argument("items", nargs="*", metavar="key=value", help="overrides")
-    bench.add_argument("--size", help="a file of configs/size; default: that of training")
-    bench.add_argument("--planning", action="store_true", help="also time the planner")
-    bench.add_argument("--repeats", type=int, default=7, help="interleaved repetitions")
-    bench.add_argument("--seconds", type=float, default=5.0, help="time of stepping environments")
     bench.add_argument(
-        "--loop", type=float, default=0.0, metavar="SECONDS", help="also train for this time"
+        "items", nargs="*", metavar="key=value", help="overrides of the configuration"
+    )
+    bench.add_argument(
+        "--size", help="a size (see `latentplan list sizes`); default: as in training"
+    )
+    bench.add_argument("--planning", action="store_true", help="also time the planner")
+    bench.add_argument(
+        "--repeats", type=int, default=7, help="interleaved repetitions of every part; default: 7"
+    )
+    bench.add_argument(
+        "--seconds", type=float, default=5.0, help="seconds of stepping the environment; default: 5"
+    )
+    bench.add_argument(
+        "--loop",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="also train for this many seconds",
     )
     bench.add_argument(
         "--ablations",

@@ -1,4 +1,4 @@
-"""The command line: arguments in, exit code out, one sentence about a mistake."""
+"""The command line. It maps arguments to an exit code, and prints one sentence for an error."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from latentplan import __version__
 from latentplan.cli import machine_commands, run_commands
 from latentplan.types import UserError
 
-# Any write may meet these, some without naming the file; what matters is written whole or not at
-# all, so nothing is lost.
+# Any write may fail with these errors, sometimes without the name of a file. No data is lost then,
+# because important files are replaced only after they were written completely.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Threads that wait for others look again so often before they sleep, some 70 us. OpenMP's 300,000
-# made an update of two threads 30 times slower where other programs use the cores, with this it is
-# 5 times; on idle cores both are equally fast. Read when torch is imported.
+# An OpenMP thread that waits for others checks this many times (about 70 us) before it sleeps. With
+# the default of 300,000, an update with two threads was 30 times slower while other programs used
+# the cores. With this value it is 5 times slower. On idle cores both values are equally fast.
+# OpenMP reads the value when torch is imported.
 SPINS = "20000"
 EPILOG = """\
 examples:
@@ -29,7 +30,15 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; 0 when it did its work, 2 after a mistake in what was asked for."""
+    """Run a command.
+
+    Args:
+        argv: arguments without the name of the program. None: those of this process.
+
+    Returns:
+        The exit code: 0 for success, 2 for an error of the user, 130 after Ctrl-C, 141 if the
+        reader of the output has closed it.
+    """
     args = _parse(argv)
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
@@ -40,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"latentplan: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read our output, `head` for one, has read enough
+    except BrokenPipeError:  # The reader of our output has ended, for example `head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
@@ -54,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    """``key=value`` may stand anywhere; argparse by itself takes one group of them only."""
+    """Parse arguments. ``key=value`` may occur anywhere; argparse alone accepts only one group."""
     parser = _parser()
     args, others = parser.parse_known_args(argv)
     if others:
@@ -68,7 +77,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="latentplan",
-        description="Train agents from pixels inside a latent world model.",
+        description="Train agents from pixels with a latent world model, and inspect them.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""Commands that train, show, measure and export a run. Modules are imported when one runs."""
+"""Commands that train, evaluate, inspect and export a run. They import modules when they run."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from pathlib import Path
 
 from latentplan.cli.arguments import (
     Commands,
+    add_config_arguments,
+    add_device_argument,
+    add_module_argument,
+    add_plan_arguments,
+    add_run_arguments,
     load,
-    take_config,
-    take_module,
-    take_plan,
-    take_run,
 )
 from latentplan.runtime import cores
 
+SEED_HELP = "seed of the environment; always distinct from the seeds of training; default: 0"
+
 
 def add(commands: Commands) -> None:
-    """All of them; each sets ``run``: parsed arguments -> exit code."""
+    """Add the commands. Each sets ``run``, a function from parsed arguments to the exit code."""
     for add_one in (
         _add_train,
         _add_config,
@@ -31,8 +34,8 @@ def add(commands: Commands) -> None:
 
 
 def _add_train(commands: Commands) -> None:
-    train = commands.add_parser("train", help="train an agent, or go on with a run folder")
-    take_config(train)
+    train = commands.add_parser("train", help="train an agent, or resume the run in a run folder")
+    add_config_arguments(train)
     train.set_defaults(run=_train)
 
 
@@ -51,12 +54,12 @@ def _add_config(commands: Commands) -> None:
     config = commands.add_parser(
         "config", help="print the resolved configuration, or explain its keys"
     )
-    take_config(config)
+    add_config_arguments(config)
     config.add_argument(
         "--explain",
         nargs="*",
         metavar="KEY",
-        help="print meaning, type, default and bounds of keys or sections; without names: of all",
+        help="print meaning, type, default and bounds of these keys or sections (default: all)",
     )
     config.set_defaults(run=_config)
 
@@ -77,18 +80,22 @@ def _config(args: argparse.Namespace) -> int:
 
 
 def _add_eval(commands: Commands) -> None:
-    evaluate = commands.add_parser("eval", help="score a run; JSON on standard output, and a video")
-    take_run(evaluate)
-    evaluate.add_argument("--episodes", type=int, default=10)
-    evaluate.add_argument("--seed", type=int, default=0, help="never one that training saw")
+    evaluate = commands.add_parser(
+        "eval", help="evaluate a run: print the scores as JSON, and save a video"
+    )
+    add_run_arguments(evaluate)
+    evaluate.add_argument("--episodes", type=int, default=10, help="default: 10")
+    evaluate.add_argument("--seed", type=int, default=0, help=SEED_HELP)
     evaluate.add_argument(
         "--policy",
         choices=("mean", "sample", "planner"),
         default="mean",
-        help="the actor's mean action (default), its samples, or a plan of several candidates",
+        help="act with the actor's mean action (default), its samples, or the planner",
     )
-    take_plan(evaluate)
-    evaluate.add_argument("--video", help="path of the mp4 or GIF; default: in the run folder")
+    add_plan_arguments(evaluate)
+    evaluate.add_argument(
+        "--video", help="path of the .mp4 or .gif file; default: in the run folder"
+    )
     evaluate.set_defaults(run=_eval)
 
 
@@ -112,12 +119,12 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _add_imagine(commands: Commands) -> None:
     imagine = commands.add_parser(
-        "imagine", help="films of what a run imagines: files, TensorBoard, projector"
+        "imagine", help="render imagined rollouts and plans of a run as films and figures"
     )
-    take_run(imagine)
-    imagine.add_argument("--out", help="default: RUN/imagine")
-    imagine.add_argument("--seed", type=int, default=0, help="never one that training saw")
-    take_plan(imagine)
+    add_run_arguments(imagine)
+    imagine.add_argument("--out", help="output folder; default: RUN/imagine")
+    imagine.add_argument("--seed", type=int, default=0, help=SEED_HELP)
+    add_plan_arguments(imagine)
     imagine.set_defaults(run=_imagine)
 
 
@@ -140,12 +147,16 @@ def _imagine(args: argparse.Namespace) -> int:
 
 def _add_calibrate(commands: Commands) -> None:
     calibrate = commands.add_parser(
-        "calibrate", help="does the uncertainty know where the model errs? JSON, plot, TensorBoard"
+        "calibrate",
+        help="compare the model's uncertainty with its errors: JSON, figure, TensorBoard",
     )
-    take_run(calibrate)
-    calibrate.add_argument("--episodes", type=int, default=10)
+    add_run_arguments(calibrate)
+    calibrate.add_argument("--episodes", type=int, default=10, help="default: 10")
     calibrate.add_argument(
-        "--unseen", default="", metavar="TASK", help="a variant never trained on"
+        "--unseen",
+        default="",
+        metavar="TASK",
+        help="a task that training never saw; the uncertainty should be higher there",
     )
     calibrate.set_defaults(run=_calibrate)
 
@@ -167,28 +178,38 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _add_report(commands: Commands) -> None:
-    page = commands.add_parser("report", help="runs as one HTML file: scores, curves, films")
-    page.add_argument("run_folder", metavar="RUN", nargs="+", type=Path)
-    page.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
-    page.add_argument("--device", default="auto")
-    take_module(page)
-    page.set_defaults(run=_report)
+    report = commands.add_parser(
+        "report", help="write one HTML file with scores, curves and films of runs"
+    )
+    report.add_argument(
+        "run_folder", metavar="RUN", nargs="+", type=Path, help="folders of trained runs"
+    )
+    report.add_argument(
+        "--out",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="the HTML file; default: report.html",
+    )
+    add_device_argument(report)
+    add_module_argument(report)
+    report.set_defaults(run=_report)
 
 
 def _report(args: argparse.Namespace) -> int:
     cores.limit_threads_to_idle_cores()
-    from latentplan.study.html_report import write_page
+    from latentplan.study.html_report import write_report
 
-    print(write_page(args.run_folder, args.out, device=args.device, module=args.module))
+    print(write_report(args.run_folder, args.out, device=args.device, module=args.module))
     return 0
 
 
 def _add_export(commands: Commands) -> None:
     export = commands.add_parser(
-        "export", help="a run's policy as one file that needs nothing of latentplan"
+        "export", help="write the policy of a run to one file that works without latentplan"
     )
-    export.add_argument("run_folder", metavar="RUN")
-    export.add_argument("--out", help="FILE.pt2 or FILE.onnx; default: RUN/policy.pt2")
+    export.add_argument("run_folder", metavar="RUN", help="folder of a trained run")
+    export.add_argument("--out", help="a .pt2 or .onnx file; default: RUN/policy.pt2")
     export.set_defaults(run=_export)
 
 

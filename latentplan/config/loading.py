@@ -179,7 +179,7 @@ def _read(path: Path) -> DictConfig:
     flat, changes = present_names(_keep_texts_as_written(flat, flatten(written)))
     _check_keys(flat, str(path))
     if changes:
-        _warn_about_renamed(path, "; ".join(changes))
+        warn_about_renamed(path, "; ".join(changes))
     return _nested(flat)
 
 
@@ -193,7 +193,8 @@ def _nested(flat: Mapping[str, Any]) -> DictConfig:
 
 
 @cache  # Each file gives one warning, even if it is read several times.
-def _warn_about_renamed(path: Path, changes: str) -> None:
+def warn_about_renamed(path: Path, changes: str) -> None:
+    """Log one warning about the earlier names that a file uses."""
     log.warning("%s uses names of an earlier version: %s.", path, changes)
 
 

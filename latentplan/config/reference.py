@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from latentplan.config.loading import preset_folder, unknown_key
+from latentplan.config.renamed import RENAMED
 from latentplan.config.schema import Bounds, Config
 from latentplan.config.tasks import DMC_TASKS, DUMMY_TASKS
 from latentplan.config.validation import schema_fields
@@ -25,11 +27,14 @@ def explain(names: Sequence[str]) -> str:
         names: keys or sections; empty: all keys.
 
     Raises:
-        UserError: there is no such key or section; the message names the nearest one.
+        UserError: there is no such key or section. The message names the nearest one, or the
+            present name of a key of an earlier version.
     """
     known = dict(schema_fields())
     chosen: list[str] = []
     for name in names:
+        if name in RENAMED:
+            raise UserError(f"{name} has another name now: {RENAMED[name]}.")
         matches = [key for key in known if key == name or key.startswith(f"{name}.")]
         if not matches:
             raise UserError(unknown_key(name, "the schema"))
@@ -116,7 +121,7 @@ def listing(kind: str) -> str:
 
 
 def _first_sentence(path: Path) -> str:
-    """The first sentence of the comment that a file begins with; else what it sets."""
+    """The first sentence of the comment at the top of a file, or else the settings in the file."""
     text = path.read_text(encoding="utf-8")
     words = []
     for line in text.splitlines():
@@ -125,7 +130,6 @@ def _first_sentence(path: Path) -> str:
         words.append(line.removeprefix("#").strip())
     comment = " ".join(words)
     if comment:
-        end = comment.find(". ")
-        return comment if end < 0 else comment[: end + 1]
+        return re.split(r"(?<=[.?!]) ", comment, maxsplit=1)[0]
     content = yaml.safe_load(text) or {}
     return ", ".join(f"{key}: {value}" for key, value in content.items())

@@ -1,1 +1,1 @@
-"""A trained agent outside of training: loaded in Python, or exported to a file."""
+"""Use of a trained agent outside of training: loaded in Python, or exported to a file."""

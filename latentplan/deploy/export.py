@@ -1,11 +1,12 @@
-"""``latentplan export RUN``: a policy as one file that needs nothing of latentplan.
+"""``latentplan export RUN``: a policy as one file that runs without latentplan.
 
-One decision is a pure function; whoever calls it keeps the state::
+One decision is a pure function, and its caller keeps the state::
 
     obs..., prev_action, deter, stoch, uniform  ->  action, next_deter, next_stoch
 
-An episode begins with zeros for ``prev_action``, ``deter`` and ``stoch``; after that they are the
-last call's outputs. ``uniform``, fresh numbers in [0, 1), draws the state from its posterior.
+An episode begins with zeros for ``prev_action``, ``deter`` and ``stoch``. In later calls they are
+the outputs of the previous call. ``uniform`` are new random numbers in [0, 1) for every call. The
+state is sampled from its posterior with them.
 """
 
 from __future__ import annotations
@@ -30,16 +31,21 @@ from latentplan.types import EnvSpec, Latent, Timestep, UserError
 
 STATE = ("prev_action", "deter", "stoch")
 OUTPUTS = ("action", "next_deter", "next_stoch")
-TRIED = 100  # decisions on which the file must agree with the agent
-TOLERANCE = 1e-4  # of actions and states, which lie in [-1, 1]
-FLIPS = 2  # of them may differ: a draw at the border of two classes falls to either side
+TEST_DECISIONS = 100  # decisions in which the file is compared with the agent
+TOLERANCE = 1e-4  # largest difference of actions and states, which are in [-1, 1]
+# Test decisions that may differ. Rounding can change the class if a random number is at the border
+# of two classes.
+MAX_DIFFERENT = 2
 SUFFIXES = (".pt2", ".onnx")
 
 Decide = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
 class Decision(nn.Module):
-    """One decision of one environment, by the actor's mean, as :class:`LoadedAgent` makes it."""
+    """One decision of one environment with the actor's mean action.
+
+    It computes the same as :meth:`latentplan.deploy.loading.LoadedAgent.act`.
+    """
 
     def __init__(self, agent: Agent):
         super().__init__()
@@ -47,9 +53,10 @@ class Decision(nn.Module):
         self.inputs = (*agent.world.spec.obs, *STATE, "uniform")
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """In the order of ``inputs`` -> ``OUTPUTS``, each with a leading axis of 1."""
+        """Compute ``OUTPUTS`` from tensors in the order of ``inputs``; their first axis is 1."""
         *obs, prev_action, deter, stoch, uniform = tensors
-        # Zeros of the first call are what a first row would make of any past.
+        # A first row would set the state to zeros. The caller passes zeros at the start of an
+        # episode, so no row needs to be marked as the first.
         flag = torch.zeros(1, dtype=torch.bool, device=deter.device)
         row = Timestep(
             dict(zip(self.agent.world.spec.obs, obs, strict=True)),
@@ -61,36 +68,39 @@ class Decision(nn.Module):
 
 
 def export(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
-    """Write the policy of a run folder; it is kept only where it acts as the agent does.
+    """Write the policy of a run folder to a file.
 
-    Weights and arithmetic are float32. The file carries ``latentplan.json``: what it takes and
-    gives, action repeat, the environment's action bounds, the task and the frames trained.
+    The file is compared with the agent, and is only kept if both act alike. Weights and arithmetic
+    are float32. The file contains ``latentplan.json`` with the shapes of its inputs and outputs,
+    the action repeat, the environment's action bounds, the task, and the frames of training.
 
     Args:
-        out: ``*.pt2``, for :func:`torch.export.load`, or ``*.onnx``; default RUN/policy.pt2.
+        run: the run folder.
+        out: ``*.pt2`` for :func:`torch.export.load`, or ``*.onnx``. Default RUN/policy.pt2.
 
     Returns:
-        What the file carries, and how it was tried: ``largest_difference``, and the median and
-        99th percentile of ``milliseconds`` a decision, one after the other, on one core.
+        The path, the content of ``latentplan.json``, and the result of the comparison:
+        ``largest_difference``, and the median and 99th percentile of the ``milliseconds`` that a
+        decision takes on one core.
 
     Raises:
-        UserError: no run there, another suffix, no packages for ONNX, a file that cannot be
-            written or acts differently.
+        UserError: the folder contains no run, the suffix is another one, packages for ONNX are
+            missing, the file cannot be written, or it acts differently from the agent.
     """
     folder = Path(run)
     path = Path(out) if out else folder / "policy.pt2"
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} must end in {' or '.join(SUFFIXES)}.")
     write, open_file = (_write_onnx, _open_onnx) if path.suffix == ".onnx" else (_write, _open)
-    agent, config, spec, saved = run_folder.load_agent(folder)
-    agent.world.use_bfloat16 = False  # not every machine that a policy goes to has it
+    agent, config, spec, payload = run_folder.load_agent(folder)
+    agent.world.use_bfloat16 = False  # the machine that runs the policy may not support it
     decision = Decision(agent).eval().requires_grad_(False)
-    inputs = _examples(agent, spec)
+    inputs = _random_inputs(agent, spec)
     description = {
         "task": config.task,
-        "frames": saved["frames"],
-        "inputs": {k: _described(x) for k, x in zip(decision.inputs, inputs[0], strict=True)},
-        "outputs": dict(zip(OUTPUTS, map(_described, inputs[0][-4:-1]), strict=True)),
+        "frames": payload["frames"],
+        "inputs": {k: _describe(x) for k, x in zip(decision.inputs, inputs[0], strict=True)},
+        "outputs": dict(zip(OUTPUTS, map(_describe, inputs[0][-4:-1]), strict=True)),
         "repeat": spec.repeat,
         "action_low": spec.action_low,
         "action_high": spec.action_high,
@@ -100,25 +110,25 @@ def export(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
     torch.set_num_threads(1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), _without_exporter_messages():
             write(decision, inputs[0], description, temporary)
-            tried = _try(decision, open_file(temporary), inputs)
+            comparison = _compare(decision, open_file(temporary), inputs)
         temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
     finally:
         torch.set_num_threads(threads)
-        with suppress(OSError):  # it is not there, or nothing can be
+        with suppress(OSError):  # the file was renamed, or was never written
             temporary.unlink()
-    return {"path": str(path), **description, **tried}
+    return {"path": str(path), **description, **comparison}
 
 
-def _examples(agent: Agent, spec: EnvSpec) -> list[tuple[Tensor, ...]]:
-    """Inputs of ``TRIED`` decisions: noise to see, states of zeros that the first decision has."""
+def _random_inputs(agent: Agent, spec: EnvSpec) -> list[tuple[Tensor, ...]]:
+    """Inputs of ``TEST_DECISIONS`` decisions: random observations, and states of zeros."""
 
     def noise(shape: tuple[int, ...], dtype: str) -> Tensor:
-        picture = dtype == "uint8"
-        return torch.randint(256, (1, *shape)).byte() if picture else torch.randn(1, *shape)
+        image = dtype == "uint8"
+        return torch.randint(256, (1, *shape)).byte() if image else torch.randn(1, *shape)
 
     return [
         (
@@ -127,41 +137,51 @@ def _examples(agent: Agent, spec: EnvSpec) -> list[tuple[Tensor, ...]]:
             *agent.initial(1),
             torch.rand(1, agent.config.world.stoch),
         )
-        for _ in range(TRIED)
+        for _ in range(TEST_DECISIONS)
     ]
 
 
-def _try(decision: Decision, written: Decide, inputs: list[tuple[Tensor, ...]]) -> dict[str, Any]:
-    """Both from the same states, decision after decision, along the agent's own path."""
+def _compare(
+    decision: Decision, exported: Decide, inputs: list[tuple[Tensor, ...]]
+) -> dict[str, Any]:
+    """Compare the exported policy with the agent, and measure its time.
+
+    Both start every decision from the agent's state.
+
+    Raises:
+        UserError: they differ in more than ``MAX_DIFFERENT`` decisions.
+    """
     largest, times = [], []
     state = inputs[0][-3:-1]
-    for *seen, _, _, uniform in inputs:
-        tensors = (*seen, *state, uniform)
+    for *observed, _, _, uniform in inputs:
+        tensors = (*observed, *state, uniform)
         begin = time.perf_counter()
-        found = written(*tensors)
+        outputs = exported(*tensors)
         times.append(1000 * (time.perf_counter() - begin))
         expected = decision(*tensors)
         state = expected[1:]
-        differences = [(a - b).abs().max() for a, b in zip(found, expected, strict=True)]
+        differences = [(a - b).abs().max() for a, b in zip(outputs, expected, strict=True)]
         largest.append(float(torch.stack(differences).max()))
     agreeing = [x for x in largest if x <= TOLERANCE]
-    if len(agreeing) < TRIED - FLIPS:
+    different = TEST_DECISIONS - len(agreeing)
+    if different > MAX_DIFFERENT:
         raise UserError(
-            f"The exported policy differs from the agent's in {TRIED - len(agreeing)} of {TRIED} "
+            f"The exported policy differs from the agent's in {different} of {TEST_DECISIONS} "
             f"decisions, by up to {max(largest):.2g}."
         )
-    cuts = statistics.quantiles(times[TRIED // 10 :], n=100)
-    return {"largest_difference": max(agreeing), "milliseconds": {"p50": cuts[49], "p99": cuts[98]}}
+    percentiles = statistics.quantiles(times[TEST_DECISIONS // 10 :], n=100)
+    milliseconds = {"p50": percentiles[49], "p99": percentiles[98]}
+    return {"largest_difference": max(agreeing), "milliseconds": milliseconds}
 
 
-def _described(x: Tensor) -> str:
-    """``float32 1x4``"""
+def _describe(x: Tensor) -> str:
+    """The type and shape of a tensor, such as ``float32 1x4``."""
     return f"{str(x.dtype).removeprefix('torch.')} {'x'.join(map(str, x.shape))}"
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporters have much to say about their own passes."""
+def _without_exporter_messages() -> Iterator[None]:
+    """Hide warnings and log messages of the exporters, which do not help users of latentplan."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
@@ -177,10 +197,10 @@ def _quiet() -> Iterator[None]:
 # --- the formats ----------------------------------------------------------------------------
 
 
-def _write(decision: Decision, example: tuple[Tensor, ...], about: dict, path: Path) -> None:
+def _write(decision: Decision, example: tuple[Tensor, ...], metadata: dict, path: Path) -> None:
     program = torch.export.export(decision, example)
-    content = io.BytesIO()  # given a path, torch hides why it cannot be written
-    torch.export.save(program, content, extra_files={"latentplan.json": json.dumps(about)})
+    content = io.BytesIO()  # with a path, torch would hide the reason of a failure
+    torch.export.save(program, content, extra_files={"latentplan.json": json.dumps(metadata)})
     path.write_bytes(content.getvalue())
 
 
@@ -188,13 +208,15 @@ def _open(path: Path) -> Decide:
     return torch.export.load(path).module()
 
 
-def _write_onnx(decision: Decision, example: tuple[Tensor, ...], about: dict, path: Path) -> None:
+def _write_onnx(
+    decision: Decision, example: tuple[Tensor, ...], metadata: dict, path: Path
+) -> None:
     try:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            "ONNX needs packages of its own: pip install onnx onnxruntime onnxscript."
+            "ONNX needs more packages: pip install onnx onnxruntime onnxscript."
         ) from error
     program = torch.onnx.export(
         decision,
@@ -204,8 +226,8 @@ def _write_onnx(decision: Decision, example: tuple[Tensor, ...], about: dict, pa
         input_names=list(decision.inputs),
         output_names=list(OUTPUTS),
     )
-    assert program is not None  # with dynamo=True there is always one
-    program.model.metadata_props["latentplan.json"] = json.dumps(about)
+    assert program is not None  # always true with dynamo=True
+    program.model.metadata_props["latentplan.json"] = json.dumps(metadata)
     program.save(path)
 
 

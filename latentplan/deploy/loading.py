@@ -1,4 +1,4 @@
-"""A trained agent in a loop of one's own: ``latentplan.load``. No planner, no environment."""
+"""``latentplan.load``: a trained agent for the user's own loop, without planner or environment."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from latentplan.runtime.device import pick_device
 from latentplan.runtime.torchvision_compat import resize_frames
 from latentplan.types import EnvSpec, Timestep
 
-ROUNDING = 1e-4  # that an executed action may lie outside [-1, 1], back from other units
+# Tolerance around [-1, 1] for executed actions that were converted from the environment's units.
+TOLERANCE = 1e-4
 
 
 class LoadedAgent:
-    """Acts in one environment at a time, by the actor's mean; no gradient is recorded.
+    """An agent that acts in one environment, with the actor's mean action and without gradients.
 
     ::
 
@@ -30,7 +31,7 @@ class LoadedAgent:
         action = agent.act(obs)             # (A,) float32 in [-1, 1]
         command = agent.to_env(action)      # (A,) in the environment's own units
 
-    One call stands for ``spec.repeat`` frames: hold the action for as many.
+    One action is for ``spec.repeat`` frames. Repeat it for as many frames in the environment.
     """
 
     def __init__(self, agent: Agent, spec: EnvSpec, config: Config):
@@ -38,34 +39,35 @@ class LoadedAgent:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the past: a new episode begins."""
+        """Start a new episode. The agent forgets all earlier observations and actions."""
         self._carry = self.agent.initial(1)
         self._action = np.zeros((1, self.spec.action_dim), np.float32)
         self._first = True
-        # Posterior states are sampled: the same episode gets the same actions every time.
+        # Posterior states are sampled. With this seed the same episode gets the same actions.
         self._generator = torch.Generator(self.agent.device).manual_seed(0)
 
     def act(self, obs: Any, executed: np.ndarray | None = None) -> np.ndarray:
-        """Decide on an observation.
+        """Choose an action for an observation.
 
         Args:
-            obs: what training took from the environment: a picture (height, width, 3) uint8 of any
-                size, a state vector, ``{"image": ..., "vector": ...}``, or the Dict that the
-                environment gives (its numbers are put in the order of their names).
-            executed: (A,) in [-1, 1], what was done since the last call, where it was not what
-                that call returned: a limiter's output, or a person's.
+            obs: the observation in the form that training received: an image (height, width, 3)
+                uint8 of any size, a state vector, ``{"image": ..., "vector": ...}``, or the Dict of
+                the environment. The numbers of a Dict are concatenated in the order of their names.
+            executed: (A,) in [-1, 1], the action that was executed since the last call. Only needed
+                if it differs from the action that the last call returned, for example because a
+                limiter changed it or a person took over.
 
         Returns:
             (A,) float32 in [-1, 1].
 
         Raises:
-            ValueError: the observation is not what the agent was trained on, or not finite;
-                ``executed`` is no action. The agent remembers what it did before the call.
+            ValueError: the observation has another form than in training or is not finite, or
+                ``executed`` is not a valid action. The state of the agent does not change then.
         """
-        done = self._action if executed is None else self._executed(executed)
+        prev_action = self._action if executed is None else self._check_executed(executed)
         row = Timestep(
-            {name: x[None] for name, x in self._understood(obs).items()},
-            self._action if self._first else done,
+            {name: x[None] for name, x in self._convert(obs).items()},
+            self._action if self._first else prev_action,
             np.zeros(1, np.float32),
             np.array([self._first]),
             np.zeros(1, bool),
@@ -73,54 +75,56 @@ class LoadedAgent:
         row = row.to(self.agent.device)
         action, self._carry = self.agent.act(row, self._carry, "mean", self._generator)
         self._action, self._first = action.cpu().numpy(), False
-        chosen: np.ndarray = self._action[0].copy()
-        return chosen
+        result: np.ndarray = self._action[0].copy()
+        return result
 
     def to_env(self, action: np.ndarray) -> np.ndarray:
-        """An action (A,) in [-1, 1] in the units of the environment, as training scaled it.
+        """Convert an action (A,) in [-1, 1] to the units of the environment, as training did.
 
         Raises:
-            ValueError: the action has another shape or is not finite, or the run is of a version
+            ValueError: the action has another shape or is not finite, or the run is from a version
                 that did not record the bounds.
         """
         if not self.spec.action_low:
             raise ValueError("the run did not record the bounds of its environment's actions")
         low, high = np.array(self.spec.action_low), np.array(self.spec.action_high)
-        return to_bounds(self._finite(action), low, high)
+        return to_bounds(self._check_action(action), low, high)
 
-    def _executed(self, action: np.ndarray) -> np.ndarray:
-        """(1, A), as the next row has it."""
-        x = self._finite(action)
-        if (abs(x) > 1 + ROUNDING).any():  # most likely in the environment's units
+    def _check_executed(self, action: np.ndarray) -> np.ndarray:
+        """Check an executed action (A,). The result is ``prev_action`` (1, A) of the next row."""
+        x = self._check_action(action)
+        if (abs(x) > 1 + TOLERANCE).any():  # probably in the environment's units
             raise ValueError(f"an executed action must be within [-1, 1], got {x}")
         clipped: np.ndarray = np.clip(x, -1, 1).astype(np.float32)[None]
         return clipped
 
-    def _finite(self, action: np.ndarray) -> np.ndarray:
+    def _check_action(self, action: np.ndarray) -> np.ndarray:
+        """Return an action as float64 (A,), and raise ValueError if it is not one."""
         x, shape = np.asarray(action, np.float64), (self.spec.action_dim,)
         if x.shape != shape or not np.isfinite(x).all():
             raise ValueError(f"an action must be finite and of shape {shape}, got {x}")
         return x
 
-    def _understood(self, obs: Any) -> dict[str, np.ndarray]:
-        """The observation as training would have recorded it."""
-        found = self._named(obs)
+    def _convert(self, obs: Any) -> dict[str, np.ndarray]:
+        """Convert an observation to the form in which training records it."""
+        entries = self._name_entries(obs)
         arrays = {}
         for name, (shape, dtype) in self.spec.obs.items():
-            x = np.asarray(found[name]) if name in found else None
+            x = np.asarray(entries[name]) if name in entries else None
             if x is not None and name in self.spec.images and is_image(x.shape, x.dtype):
                 x = resize_frames(x[None], shape[0])[0]
-            got = "nothing" if x is None else f"{x.shape} {x.dtype}"
-            numbers = x is not None and dtype == "float32" and x.dtype.kind in "fiub"
-            if x is None or x.shape != shape or not (numbers or x.dtype == dtype):
-                raise ValueError(f"the agent needs {name} of shape {shape} {dtype}, got {got}")
+            received = "nothing" if x is None else f"{x.shape} {x.dtype}"
+            numeric = x is not None and dtype == "float32" and x.dtype.kind in "fiub"
+            if x is None or x.shape != shape or not (numeric or x.dtype == dtype):
+                raise ValueError(f"the agent needs {name} of shape {shape} {dtype}, got {received}")
             with np.errstate(over="ignore"):
                 arrays[name] = x.astype(dtype, copy=False)
-            if numbers and not np.isfinite(arrays[name]).all():  # 1e300 is not, as float32
+            if numeric and not np.isfinite(arrays[name]).all():  # 1e300 is infinite in float32
                 raise ValueError(f"{name} is not finite")
         return arrays
 
-    def _named(self, obs: Any) -> Mapping[str, Any]:
+    def _name_entries(self, obs: Any) -> Mapping[str, Any]:
+        """The entries of an observation, by the names that training uses."""
         if not isinstance(obs, Mapping):
             return {next(iter(self.spec.obs)): obs}
         if set(obs) <= set(self.spec.obs):
@@ -128,15 +132,16 @@ class LoadedAgent:
         arrays = {k: np.asarray(x) for k, x in obs.items()}
         images = {k: x for k, x in arrays.items() if is_image(x.shape, x.dtype)}
         states = {k: x for k, x in arrays.items() if k not in images}
-        found = {"image": next(iter(images.values()))} if images else {}
-        return {**found, "vector": flatten_state(states)} if states else found
+        entries = {"image": next(iter(images.values()))} if images else {}
+        return {**entries, "vector": flatten_state(states)} if states else entries
 
 
 def load(run: str | Path, device: str = "cpu") -> LoadedAgent:
-    """The agent of a run folder; its ``config.yaml`` and ``checkpoint.pt`` are enough.
+    """Load the agent of a run folder. Only ``config.yaml`` and ``checkpoint.pt`` are needed.
 
     Raises:
-        UserError: no run there, or its checkpoint is damaged or of another architecture.
+        UserError: the folder contains no run, or the checkpoint is damaged or belongs to another
+            architecture.
     """
     agent, config, spec, _ = run_folder.load_agent(Path(run), pick_device(device))
     return LoadedAgent(agent, spec, config)

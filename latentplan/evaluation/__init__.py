@@ -1,1 +1,1 @@
-"""Scores of trained agents."""
+"""Evaluation of trained agents: scores of the actor and the planner."""

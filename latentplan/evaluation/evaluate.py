@@ -1,4 +1,4 @@
-"""Scoring trained agents."""
+"""``latentplan eval RUN``: scores of trained agents."""
 
 from __future__ import annotations
 
@@ -19,26 +19,31 @@ from latentplan.runtime.device import pick_device
 from latentplan.runtime.disk import require_writable
 from latentplan.types import EnvSpec, Timestep, UserError, join
 
-CANDIDATES = 4  # of plans at test time, where a run does not say
+CANDIDATES = 4  # candidates of plans at evaluation, for a run that was trained without a planner
 
 
 class Scores(NamedTuple):
-    """What evaluation episodes gave."""
+    """The result of evaluation episodes."""
 
     returns: list[float]  # per episode, undiscounted
-    lengths: list[int]  # frames
+    lengths: list[int]  # frames per episode
     rows: Timestep  # (T, N) all rows of the N environments, one episode after the other
 
     @property
     def mean(self) -> float:
+        """The mean return."""
         return float(np.mean(self.returns))
 
     @property
     def std(self) -> float:
+        """The standard deviation of the returns."""
         return float(np.std(self.returns))
 
     def film(self, spec: EnvSpec) -> np.ndarray | None:
-        """(T, H, W, 3) uint8 of the first environment's first episode, where there are pictures."""
+        """The images (T, H, W, 3) uint8 of the first environment's first episode.
+
+        None if the agent sees no images.
+        """
         if not spec.images:
             return None
         ends = np.flatnonzero(self.rows.is_first[1:, 0])
@@ -48,29 +53,35 @@ class Scores(NamedTuple):
 
 
 def run_episodes(agent: Agent, env: VectorEnv, episodes: int, mode: str = "mean") -> Scores:
-    """Play whole episodes and leave every random generator of the caller as it was.
+    """Play whole episodes. The random generators of the caller do not change.
 
-    Each environment plays ``ceil(episodes / env.num_envs)`` episodes and the first of each are
-    counted, so that short episodes are not preferred to long ones.
+    Each environment plays ``ceil(episodes / env.num_envs)`` episodes, and the first ones of each
+    environment are counted. Otherwise short episodes would be counted more often than long ones.
+
+    Args:
+        agent: the agent.
+        env: N environments.
+        episodes: the number of episodes that are counted.
+        mode: ``mean``, ``sample`` or ``planner``, as in :meth:`Agent.act`.
     """
     device = agent.device
-    each = -(-episodes // env.num_envs)
-    returns = np.zeros((each, env.num_envs))
-    lengths = np.zeros((each, env.num_envs), dtype=int)
-    index = np.zeros(env.num_envs, dtype=int)  # episode that each environment is in
+    episodes_per_env = -(-episodes // env.num_envs)
+    returns = np.zeros((episodes_per_env, env.num_envs))
+    lengths = np.zeros((episodes_per_env, env.num_envs), dtype=int)
+    index = np.zeros(env.num_envs, dtype=int)  # number of the episode in each environment
     generator = torch.Generator(device).manual_seed(0)
     row, _ = env.reset()
     rows = [row]
     carry = agent.initial(env.num_envs)
-    while (index < each).any():
+    while (index < episodes_per_env).any():
         action, carry = agent.act(row.to(device), carry, mode, generator)
         row, frames = env.step(action.cpu().numpy())
         rows.append(row)
-        playing = index < each
-        where = np.minimum(index, each - 1), np.arange(env.num_envs)
-        returns[where] += row.reward * playing
-        lengths[where] += frames * playing
-        index = np.minimum(index + env.is_last, each)
+        playing = index < episodes_per_env
+        current = np.minimum(index, episodes_per_env - 1), np.arange(env.num_envs)
+        returns[current] += row.reward * playing
+        lengths[current] += frames * playing
+        index = np.minimum(index + env.is_last, episodes_per_env)
     return Scores(
         [float(x) for x in returns.flatten()[:episodes]],
         [int(x) for x in lengths.flatten()[:episodes]],
@@ -86,10 +97,19 @@ def score(
     episodes: int,
     seed: int,
 ) -> Iterator[tuple[str, Scores]]:
-    """Every mode of acting on the same episodes, those of :func:`make_eval_env` and ``seed``."""
+    """Score every mode of acting on the same episodes.
+
+    Args:
+        agent: the agent.
+        config: the configuration of the run.
+        renderer: the renderer of the environments, or None if no images are drawn.
+        modes: modes of :func:`run_episodes`.
+        episodes: the number of episodes per mode.
+        seed: the seed of the episodes, as in :func:`make_eval_env`.
+    """
     count = min(episodes, 2 if config.env.workers else 1)
     for mode in modes:
-        # Made anew: the next episodes of an environment are others.
+        # An environment never repeats an episode, so every mode needs new environments.
         with make_eval_env(config, renderer, count, seed) as env:
             yield mode, run_episodes(agent, env, episodes, mode)
 
@@ -105,38 +125,50 @@ def evaluate(
     device: str = "auto",
     module: str = "",
 ) -> dict[str, Any]:
-    """Score the agent of a run folder; the result is plain values, ready for JSON.
+    """Score the agent of a run folder.
 
-    Actor and planner play the same episodes: whichever was not asked for is ``beside``, and
-    ``planner_gap`` is how much more the planner got. A run that does not plan is planned with
-    ``CANDIDATES``.
+    The actor and the planner play the same episodes. The result has the scores of ``policy``, those
+    of the other one as ``beside``, and ``planner_gap``, the planner's mean minus the actor's. A run
+    that was trained without a planner gets one with ``CANDIDATES`` candidates.
 
     Args:
-        seed: of the evaluation episodes, which training never sees whatever the number.
+        run: the run folder.
+        episodes: the number of episodes.
+        seed: the seed of the evaluation episodes. Training never sees them, for any seed.
         policy: ``mean`` or ``sample`` of the actor, or ``planner``.
-        plan: changes of the ``plan`` section, ``candidates=8``.
-        video: where to write the first episode as mp4 or GIF; default inside the run folder.
-        module: what registers an environment of one's own, where it is elsewhere than in training.
+        plan: changes of the ``plan`` section of the configuration, such as ``candidates=8``.
+        video: the path of a video of the first episode, an mp4 or GIF. The default is inside the
+            run folder.
+        device: the device of the agent.
+        module: the module that registers the user's environment, if it is not the module of
+            training.
+
+    Returns:
+        Plain values, ready for JSON.
 
     Raises:
-        UserError: no run there, a damaged checkpoint, no working renderer; a video of an agent that
-            sees no pictures, or where no file can be written. Nothing was played.
+        UserError: the folder contains no run, the checkpoint is damaged, no renderer works, a video
+            is wanted although the agent sees no images, or the video cannot be written. These
+            errors are raised before an episode is played.
     """
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}.")
     folder = Path(run)
-    place = pick_device(device)
-    agent, config, _, payload = run_folder.load_agent(folder, place, plan, CANDIDATES, module)
+    agent, config, _, payload = run_folder.load_agent(
+        folder, pick_device(device), plan, CANDIDATES, module
+    )
     path = Path(video) if video else folder / "videos" / f"eval-{payload['frames']}.mp4"
     if agent.world.spec.images:
         require_writable(path)
     elif video:
-        raise UserError(f"{folder} sees no pictures (obs={config.obs}): there is nothing to film.")
+        raise UserError(
+            f"The agent of {folder} sees no images (obs={config.obs}), so there is no video."
+        )
     renderer = pick_renderer(config)
     policies = [policy, "mean" if policy == "planner" else "planner"]
     scores = dict(score(agent, config, renderer, policies, episodes, seed))
-    asked, beside = (summary(name, scores[name]) for name in policies)
-    gap = asked["mean"] - beside["mean"]
+    requested, other = (summary(name, scores[name]) for name in policies)
+    gap = requested["mean"] - other["mean"]
     result = {
         "run": str(folder),
         "task": config.task,
@@ -148,8 +180,8 @@ def evaluate(
         "seed": seed,
         "candidates": config.plan.candidates,
         "plan_horizon": config.plan.horizon,
-        **asked,
-        "beside": beside,
+        **requested,
+        "beside": other,
         "planner_gap": gap if policy == "planner" else -gap,
     }
     film = scores[policy].film(agent.world.spec)
@@ -159,7 +191,7 @@ def evaluate(
 
 
 def summary(policy: str, scores: Scores) -> dict[str, Any]:
-    """Plain values of one policy's episodes."""
+    """The scores of one policy as plain values."""
     return {
         "policy": policy,
         "returns": scores.returns,
@@ -170,4 +202,5 @@ def summary(policy: str, scores: Scores) -> dict[str, Any]:
 
 
 def to_json(result: Mapping[str, Any]) -> str:
+    """The JSON text of a result."""
     return json.dumps(result, indent=1)

@@ -1,1 +1,1 @@
-"""What TensorBoard and the README show of an agent, each picture with a fixed, labelled meaning."""
+"""Films, charts and reports that show how an agent predicts, imagines and plans."""

@@ -1,4 +1,4 @@
-"""``latentplan calibrate RUN``: the calibration of a run's uncertainty on episodes it never saw."""
+"""``latentplan calibrate RUN``: the calibration of a run's uncertainty on held-out episodes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from latentplan.inspection.calibration import (
     CONTEXT,
     HORIZON,
     auroc,
-    k_step,
-    one_step,
+    k_step_errors,
+    one_step_uncertainty,
     rank_correlations,
     reliability,
     scalars,
@@ -31,8 +31,8 @@ from latentplan.runs.logger import Logger
 from latentplan.runtime.device import pick_device
 from latentplan.types import Timestep, UserError
 
-RELIABLE_AT = 5  # steps ahead at which the reliability is shown
-SEED = 7919  # of the held-out episodes; scores use the run's own seed
+RELIABILITY_STEPS = 5  # steps ahead at which the reliability is computed
+SEED = 7919  # seed of the held-out episodes; scores use the seed of the run
 
 
 def calibrate(
@@ -43,96 +43,126 @@ def calibrate(
     device: str = "auto",
     module: str = "",
 ) -> dict[str, Any]:
-    """Numbers, a plot and TensorBoard scalars, written into RUN/calibration and returned.
+    """Measure how well the uncertainty of a run predicts the errors of its model.
+
+    The numbers, a plot and TensorBoard scalars are written to RUN/calibration.
 
     Args:
-        episodes: played by the sampled policy, held out from training.
-        unseen: a task with the same observations and actions that training never saw, to be told
-            from the replay; without it there is no AUROC. Beside it stands that of the held-out
-            episodes, which were not replayed either: what is new about those is no variant.
+        run: the run folder.
+        episodes: held-out episodes, which the sampled policy plays.
+        unseen: a task with the same observations and actions that training never saw. The report
+            then has the AUROC with which the uncertainty separates it from the replay. For
+            comparison, ``auroc_same_task`` is the AUROC of the held-out episodes, which are not in
+            the replay either. Without an unseen task there is no AUROC.
+        device: the device of the agent.
         module: as in :func:`latentplan.evaluation.evaluate.evaluate`.
 
+    Returns:
+        The content of ``calibration.json``, and the path of the plot.
+
     Raises:
-        UserError: no run there, too few episodes, or a variant that does not fit.
+        UserError: the folder contains no run, the episodes are too few or too short, the unseen
+            task has other observations or actions, or matplotlib is not installed.
     """
     folder = Path(run)
-    place = pick_device(device)
-    agent, config, _, saved = run_folder.load_agent(folder, place, module=module)
-    return calibrate_agent(agent, config, saved, folder, folder, episodes, unseen)
+    agent, config, _, payload = run_folder.load_agent(folder, pick_device(device), module=module)
+    return calibrate_agent(agent, config, payload, folder, folder, episodes, unseen)
 
 
 def calibrate_agent(
     agent: Agent,
     config: Config,
-    saved: Mapping[str, Any],
+    payload: Mapping[str, Any],
     folder: Path,
     out: Path,
     episodes: int,
     unseen: str = "",
 ) -> dict[str, Any]:
-    """The same, of what :func:`run_folder.load_agent` has loaded from a folder; written into
-    out/calibration."""
+    """Do the work of :func:`calibrate` for an agent that is already loaded.
+
+    Args:
+        agent, config, payload: results of :func:`run_folder.load_agent`.
+        folder: the run folder.
+        out: the files are written to ``out/calibration``.
+        episodes, unseen: as in :func:`calibrate`.
+    """
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}.")
     rows = held_out(agent, config, episodes)
     count = len(rows.reward)
-    result = k_step(agent, rows.to(agent.device), CONTEXT)
+    result = k_step_errors(agent, rows.to(agent.device), CONTEXT)
     correlations = rank_correlations(result)
-    separation = own = None
+    separation = separation_same_task = None
     if unseen:
-        other = held_out(agent, replace(config, task=unseen), episodes)
+        unseen_rows = held_out(agent, replace(config, task=unseen), episodes)
         with run_folder.open_replay(folder) as replay:
             rng = np.random.default_rng(SEED)
-            known = replay.sample_within_episodes(count, CONTEXT + HORIZON, rng)
-        if not len(known.reward):
+            replayed = replay.sample_within_episodes(count, CONTEXT + HORIZON, rng)
+        if not len(replayed.reward):
             raise UserError(f"No episode of the replay lasted {CONTEXT + HORIZON} decisions.")
-        of_known, of_unseen, of_new = (
-            one_step(agent, x.to(agent.device), CONTEXT) for x in (known, other, rows)
+        of_replayed, of_unseen, of_held_out = (
+            one_step_uncertainty(agent, x.to(agent.device), CONTEXT)
+            for x in (replayed, unseen_rows, rows)
         )
-        separation, own = auroc(of_known, of_unseen), auroc(of_known, of_new)
+        separation = auroc(of_replayed, of_unseen)
+        separation_same_task = auroc(of_replayed, of_held_out)
     report = {
         "run": str(folder),
         "task": config.task,
         "measure": config.world.uncertainty,
         "members": config.world.uncertainty_members,
-        "frames": saved["frames"],
-        "updates": saved["updates"],
+        "frames": payload["frames"],
+        "updates": payload["updates"],
         "windows": count,
         "rank_correlation": correlations,
         "mean_error": {k: x.mean(0).tolist() for k, x in result.errors.items()},
-        "reliability": {"steps": RELIABLE_AT, **reliability(result, RELIABLE_AT)},
+        "reliability": {"steps": RELIABILITY_STEPS, **reliability(result, RELIABILITY_STEPS)},
         "unseen": unseen or None,
         "auroc": separation,
-        "auroc_same_task": own,
+        "auroc_same_task": separation_same_task,
     }
-    place = out / "calibration"
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "calibration.json").write_text(json.dumps(report, indent=1) + "\n")
-    report["plot"] = str(draw(report, place / "calibration.png"))
-    logger = Logger(place, frame=saved["frames"])
-    logger.write(saved["frames"], now=scalars(correlations, separation))
+    target = out / "calibration"
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "calibration.json").write_text(json.dumps(report, indent=1) + "\n")
+    report["plot"] = str(draw_plot(report, target / "calibration.png"))
+    logger = Logger(target, frame=payload["frames"])
+    logger.write(payload["frames"], now=scalars(correlations, separation))
     logger.close()
     return report
 
 
 def held_out(agent: Agent, config: Config, episodes: int) -> Timestep:
-    """Windows (B, CONTEXT + HORIZON), overlapping, of episodes played by the sampled policy."""
+    """Let the sampled policy play episodes, and cut them into overlapping windows.
+
+    Returns:
+        (B, CONTEXT + HORIZON) numpy arrays.
+
+    Raises:
+        UserError: the task has other observations or actions than the agent, or every episode is
+            shorter than a window.
+    """
     renderer = pick_renderer(config)
     with make_eval_env(config, renderer, 1, SEED) as env:
-        for what in ("obs", "action_dim"):
-            if getattr(env.spec, what) != getattr(agent.world.spec, what):
+        for field in ("obs", "action_dim"):
+            if getattr(env.spec, field) != getattr(agent.world.spec, field):
                 raise UserError(f"{config.task} has other observations or actions than the agent.")
         rows = run_episodes(agent, env, episodes, "sample").rows
-    found = windows(rows, CONTEXT + HORIZON, CONTEXT)
-    if not len(found.reward):
+    result = windows(rows, CONTEXT + HORIZON, CONTEXT)
+    if not len(result.reward):
         raise UserError(
-            f"No episode lasted {CONTEXT + HORIZON} decisions: nothing to calibrate on."
+            f"The calibration needs episodes of at least {CONTEXT + HORIZON} decisions, and all "
+            "were shorter."
         )
-    return found
+    return result
 
 
-def draw(report: dict[str, Any], path: Path) -> Path:
-    """Rank correlation and error against steps ahead, and the reliability."""
+def draw_plot(report: dict[str, Any], path: Path) -> Path:
+    """Plot rank correlation and error against steps ahead, and the reliability.
+
+    Args:
+        report: the content of ``calibration.json``.
+        path: the PNG to write, which is also the result.
+    """
     plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
     for name, rho in report["rank_correlation"].items():
@@ -146,8 +176,8 @@ def draw(report: dict[str, Any], path: Path) -> Path:
     axes[0].axhline(0, color="gray", linewidth=1)
     labels = (
         ("steps ahead", "rank correlation with the error"),
-        ("steps ahead", "mean error, of the last"),
-        (f"summed uncertainty, {RELIABLE_AT} steps", "mean error, of the largest"),
+        ("steps ahead", "mean error / error of the last step"),
+        (f"summed uncertainty, {RELIABILITY_STEPS} steps", "mean error / largest mean error"),
     )
     for axis, (x, y) in zip(axes, labels, strict=True):
         axis.set_xlabel(x)

@@ -1,4 +1,4 @@
-"""Evaluation curves of run folders, as rows of a table and as a picture."""
+"""Evaluation curves of run folders, as rows of a table and as charts."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ COLUMNS = (
 
 
 class Curve(NamedTuple):
-    """The evaluations of one run, and what the run was."""
+    """The evaluations of one run, and a description of the run."""
 
-    what: dict[str, Any]
+    description: dict[str, Any]  # run (name), task, obs, size, ablation, seed, repeat, sessions
     rows: list[dict[str, Any]]  # frame, seconds, mean, std, planner (mean; None without one)
 
 
 def read_curve(folder: Path) -> Curve:
-    """Raises `UserError` when the folder holds no run, or a file of it is damaged."""
+    """Read the evaluation curve of a run folder.
+
+    Raises:
+        UserError: the folder contains no run, or one of its files is damaged.
+    """
     config = load_resolved(folder / "config.yaml")
-    what = {key: getattr(config, key) for key in ("task", "obs", "size", "ablation", "seed")}
-    what = {"run": folder.name, **what}
+    settings = {key: getattr(config, key) for key in ("task", "obs", "size", "ablation", "seed")}
     evaluated = [x for x in read_metrics(folder) if x.get("episode/eval_score") is not None]
     try:
         rows = [
@@ -48,14 +51,15 @@ def read_curve(folder: Path) -> Curve:
     except (KeyError, TypeError) as error:
         raise UserError(f"An evaluation in {folder / 'metrics.jsonl'} is damaged.") from error
     repeat, sessions = config.env.repeat, run_folder.sessions(folder)
-    return Curve({**what, "repeat": repeat, "sessions": sessions}, rows)
+    description = {"run": folder.name, **settings, "repeat": repeat, "sessions": sessions}
+    return Curve(description, rows)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; one that is being written is left out.
+    """Read the lines of ``metrics.jsonl``. An incomplete line, still being written, is left out.
 
     Raises:
-        UserError: there is no such file, or it is damaged.
+        UserError: the file is missing or damaged.
     """
     path = folder / "metrics.jsonl"
     try:
@@ -70,32 +74,36 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def file_of(out: Path, ending: str) -> Path:
-    """A file of a report: its name may have dots (``lr0.1``), so no suffix is replaced."""
+def report_path(out: Path, ending: str) -> Path:
+    """The path of a file of a report: ``out`` with ``ending`` appended to its name.
+
+    The name may have dots, as in ``lr0.1``, so no suffix is replaced.
+    """
     return out.with_name(out.name + ending)
 
 
 def write_curves(curves: Sequence[Curve], out: Path) -> None:
-    """``out``.csv with a row per evaluation, ``out``.json with what the runs were."""
+    """Write ``out``.csv with a row per evaluation, and ``out``.json with a description per run."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with file_of(out, ".csv").open("w", newline="") as file:
+    with report_path(out, ".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
-        for what, rows in curves:
-            writer.writerows({**what, **row} for row in rows)
-    file_of(out, ".json").write_text(json.dumps([x.what for x in curves], indent=1) + "\n")
+        for description, rows in curves:
+            writer.writerows({**description, **row} for row in rows)
+    descriptions = [curve.description for curve in curves]
+    report_path(out, ".json").write_text(json.dumps(descriptions, indent=1) + "\n")
 
 
 def read_curves(out: Path) -> dict[str, Curve]:
-    """What :func:`write_curves` wrote, by the name of the run.
+    """Read the files of :func:`write_curves`: the curves by the name of the run.
 
     Raises:
-        UserError: a file is missing, or is something else.
+        UserError: a file is missing, or is not a file of :func:`write_curves`.
     """
     try:
-        described = json.loads(file_of(out, ".json").read_text())
-        curves = {what["run"]: Curve(what, []) for what in described}
-        with file_of(out, ".csv").open(newline="") as file:
+        descriptions = json.loads(report_path(out, ".json").read_text())
+        curves = {description["run"]: Curve(description, []) for description in descriptions}
+        with report_path(out, ".csv").open(newline="") as file:
             for row in csv.DictReader(file):
                 numbers = {key: float(row[key]) if row[key] else None for key in COLUMNS[-3:]}
                 frame, seconds = int(row["frame"]), int(row["seconds"])
@@ -103,7 +111,9 @@ def read_curves(out: Path) -> dict[str, Curve]:
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{out}.csv and .json are not a report's curves: {error!r}.") from error
+        raise UserError(
+            f"{out}.csv and {out}.json are not the curves of a report: {error!r}."
+        ) from error
     return curves
 
 
@@ -114,18 +124,23 @@ def draw_curves(
     goal: float | None = None,
     minutes: bool = False,
 ) -> None:
-    """Returns against frames: a panel per title, a color per label, a thin line per run, and a
-    thick one for their mean where there are several of the same frames.
+    """Plot returns against frames.
+
+    There is a panel for each title and a color for each label. A thin line is one run. If a label
+    has several runs, a thick line is their mean at the frames that all of them have.
 
     Args:
-        goal: a dashed line at this return. minutes: every panel twice, also against wall clock.
+        panels: {title: {label: curves}}.
+        path: the PNG to write.
+        goal: a return at which a dashed line is drawn.
+        minutes: draw every panel a second time, against wall-clock time.
 
     Raises:
         UserError: matplotlib is not installed.
     """
     plt = pyplot()
-    axes_of = ("frame", "seconds") if minutes else ("frame",)
-    views = [(title, key) for title in panels for key in axes_of]
+    x_keys = ("frame", "seconds") if minutes else ("frame",)
+    views = [(title, key) for title in panels for key in x_keys]
     width = min(4.5, 13 / len(views))
     figure, axes = plt.subplots(
         1, len(views), figsize=(width * len(views), 3.2), squeeze=False, layout="constrained"
@@ -148,17 +163,18 @@ def draw_curves(
 
 
 def _draw_group(axis: Any, curves: Sequence[Curve], key: str, color: str, label: str) -> None:
+    """Draw the curves of one label, and their mean."""
     unit = 1000 if key == "frame" else 60
-    alone = len(curves) == 1
+    single = len(curves) == 1
     for _, rows in curves:
         x, y = [row[key] / unit for row in rows], [row["mean"] for row in rows]
-        axis.plot(x, y, color=color, linewidth=1, alpha=1 if alone else 0.35)
-    x, y = mean_curve(curves) if key == "frame" and not alone else ([], [])
+        axis.plot(x, y, color=color, linewidth=1, alpha=1 if single else 0.35)
+    x, y = mean_curve(curves) if key == "frame" and not single else ([], [])
     axis.plot([frame / unit for frame in x], y, color=color, label=label)
 
 
 def mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float]]:
-    """Frames at which every run was evaluated, and the mean over runs there."""
+    """The frames at which every run was evaluated, and the mean over the runs at each of them."""
     scores = [{row["frame"]: row["mean"] for row in rows} for _, rows in curves]
     frames = sorted(set.intersection(*(set(x) for x in scores)))
     return frames, [float(np.mean([x[frame] for x in scores])) for frame in frames]

@@ -1,16 +1,16 @@
-"""Films: rows of pictures that move together over charts, sequences side by side.
+"""Films: rows of images over charts, with several sequences side by side.
 
-Every frame is laid out like this, here an open loop of three sequences::
+Every frame has this layout, shown here for an open loop of three sequences::
 
                 | context 3/5    or    imagined +12       header
-    truth       | [ ] [ ] [ ]                             what the environment showed
+    truth       | [ ] [ ] [ ]                             observations of the environment
     model       | [ ] [ ] [ ]                             decoded from the model's state
-    error       | [ ] [ ] [ ]                             model - truth, gray where they agree
-    reward      | ~~~ ~~~ ~~~                             a chart per sequence over all frames,
-    uncertainty | ~~~ ~~~ ~~~                             and a mark at the one that is shown
+    error       | [ ] [ ] [ ]                             model - truth; gray where they agree
+    reward      | ~~~ ~~~ ~~~                             one chart per sequence over all frames,
+    uncertainty | ~~~ ~~~ ~~~                             with a mark at the current frame
 
-Borders tell what the model knew: in context frames it saw the truth, in imagined ones only the
-actions.
+The color of the borders shows the input of the model. In context frames it received the true
+observations, in imagined frames only the actions.
 """
 
 from __future__ import annotations
@@ -33,42 +33,42 @@ from latentplan.inspection.canvas import (
     Charts,
     Color,
     Line,
-    across,
+    add_border,
     as_uint8,
-    axis,
-    bounds,
-    canvas,
-    chart,
+    blank_image,
     difference,
-    even,
-    framed,
-    text,
-    width_of,
+    draw_chart,
+    draw_text,
+    range_label,
+    round_up_to_even,
+    text_width,
+    value_range,
+    x_positions,
 )
 from latentplan.runtime.torchvision_compat import make_grid
 
 HEADER_HEIGHT = LINE_HEIGHT + 3
 CHART_HEIGHT = 4 * LINE_HEIGHT + 2
-BARE_WIDTH = 240  # of charts where there are no pictures
+CHART_WIDTH = 240  # pixels of a chart in a film without images
 Header = tuple[str, Color]
 
 
-def film(
+def make_film(
     rows: Mapping[str, np.ndarray],
     headers: Sequence[Header],
     charts: Charts | None = None,
     scale: int = 2,
 ) -> np.ndarray:
-    """Lay out ``rows`` of pictures and ``charts`` under ``headers``.
+    """Lay out ``rows`` of images and ``charts`` under ``headers``.
 
     Args:
-        rows: {label: (B, T, h, w, 3) uint8}, all alike; none where the agent sees no pictures.
-        headers: T times what is written above, in the color of the borders.
-        charts: {label: lines (B, T)}; all sequences of a chart share its range.
+        rows: {label: (B, T, h, w, 3) uint8}, all of one shape. Empty if the agent sees no images.
+        headers: the T texts above the frames. Their colors are the colors of the borders.
+        charts: {title: lines (B, T)}. All sequences of a chart have the same range.
         scale: each pixel is shown as ``scale`` x ``scale`` pixels.
 
     Returns:
-        (T, H, W, 3) uint8, H and W even (video codecs want that).
+        (T, H, W, 3) uint8. H and W are even because video codecs need that.
     """
     charts = charts or {}
     left = label_width(rows, charts)
@@ -78,27 +78,29 @@ def film(
         tiles = repeat(
             np.stack(list(rows.values())), "r b t h w c -> r b t (h y) (w x) c", y=scale, x=scale
         )
-        tiles = framed(tiles, colors)
-        parts.append((_grid(tiles), _labels(list(rows), tiles.shape[3] + GAP, left)))
+        tiles = add_border(tiles, colors)
+        parts.append((_grid(tiles), _row_labels(list(rows), tiles.shape[3] + GAP, left)))
         width = tiles.shape[4]
     else:
-        width = BARE_WIDTH
+        width = CHART_WIDTH
     for title, lines in charts.items():
-        parts.append((_chart(lines, width), _chart_label(title, lines, left)))
-    height = HEADER_HEIGHT + sum(picture.shape[1] for picture, _ in parts)
-    out = canvas(len(headers), even(height), even(left + parts[0][0].shape[2]))
+        parts.append((_chart_strip(lines, width), _chart_label(title, lines, left)))
+    height = HEADER_HEIGHT + sum(frames.shape[1] for frames, _ in parts)
+    out = blank_image(
+        len(headers), round_up_to_even(height), round_up_to_even(left + parts[0][0].shape[2])
+    )
     for t, header in enumerate(headers):
-        out[t, :HEADER_HEIGHT, left:] = text([header], out.shape[2] - left, HEADER_HEIGHT)
+        out[t, :HEADER_HEIGHT, left:] = draw_text([header], out.shape[2] - left, HEADER_HEIGHT)
     top = HEADER_HEIGHT
-    for picture, label in parts:
-        bottom = top + picture.shape[1]
-        out[:, top:bottom, left : left + picture.shape[2]] = picture
+    for frames, label in parts:
+        bottom = top + frames.shape[1]
+        out[:, top:bottom, left : left + frames.shape[2]] = frames
         out[:, top:bottom, :left] = label
         top = bottom
     return out
 
 
-def open_loop_film(
+def make_comparison_film(
     truth: np.ndarray,
     prediction: np.ndarray,
     headers: Sequence[Header],
@@ -106,14 +108,19 @@ def open_loop_film(
     scale: int = 2,
     names: tuple[str, str] = ("truth", "model"),
 ) -> np.ndarray:
-    """A film of ``prediction`` against ``truth``, and of their difference.
+    """Make a film of true images, predicted images and their difference.
 
     Args:
-        truth: (B, T, H, W, 3) uint8.
-        prediction: (B, T, H, W, 3), uint8 or floats in [0, 1] (values beyond are clipped).
+        truth: (B, T, h, w, 3) uint8.
+        prediction: (B, T, h, w, 3), uint8 or floats in [0, 1]. Other floats are clipped.
+        headers, charts, scale: as in :func:`make_film`.
+        names: the labels of ``truth`` and ``prediction``.
+
+    Returns:
+        (T, H, W, 3) uint8, as :func:`make_film`.
 
     Raises:
-        ValueError: the shapes or dtypes are not these.
+        ValueError: an array has another shape or dtype.
     """
     model = as_uint8(prediction)
     if truth.dtype != np.uint8 or truth.ndim != 5 or truth.shape[-1] != 3:
@@ -121,11 +128,11 @@ def open_loop_film(
     if model.shape != truth.shape:
         raise ValueError(f"prediction {model.shape} and truth {truth.shape} differ in shape")
     rows = {names[0]: truth, names[1]: model, "error": difference(truth, model)}
-    return film(rows, headers, charts, scale)
+    return make_film(rows, headers, charts, scale)
 
 
 def open_loop_headers(context: int, length: int) -> list[Header]:
-    """Of ``length`` frames, of which the model saw the first ``context``."""
+    """Headers of ``length`` frames. The model receives observations in the first ``context``."""
     return [
         (f"context {t + 1}/{context}", CONTEXT)
         if t < context
@@ -135,52 +142,52 @@ def open_loop_headers(context: int, length: int) -> list[Header]:
 
 
 def label_width(rows: Iterable[str], charts: Charts) -> int:
-    """Pixels of the column with the labels of a film."""
-    words = [*rows, *charts, *(line.name for lines in charts.values() for line in lines)]
-    return max(width_of(x) for x in [*words, *(axis(lines) for lines in charts.values())])
+    """The width in pixels of the column of labels, for row labels and charts of a film."""
+    labels = [*rows, *charts, *(line.name for lines in charts.values() for line in lines)]
+    return max(text_width(x) for x in [*labels, *(range_label(lines) for lines in charts.values())])
 
 
 def _grid(tiles: np.ndarray) -> np.ndarray:
-    """Lay out tiles (rows, columns, T, h, w, 3) for every t: (T, H, W, 3)."""
-    # make_grid takes any number of channels, so time rides along as channels in a single call.
+    """Lay out tiles (rows, columns, T, h, w, 3) in every frame: (T, H, W, 3)."""
+    # make_grid accepts any number of channels. With time as channels, one call is enough.
     images = torch.from_numpy(rearrange(tiles, "r b t h w c -> (r b) (t c) h w"))
-    if len(images) == 1:  # make_grid returns a single picture without padding
+    if len(images) == 1:  # make_grid returns a single image without padding
         grid = pad(images[0], [GAP] * 4, value=BACKGROUND[0])
     else:
         grid = make_grid(images, nrow=tiles.shape[1], padding=GAP, pad_value=BACKGROUND[0])
     return rearrange(grid.numpy(), "(t c) h w -> t h w c", c=3)
 
 
-def _labels(labels: Sequence[str], pitch: int, width: int) -> np.ndarray:
+def _row_labels(labels: Sequence[str], pitch: int, width: int) -> np.ndarray:
     """The column with the names of the rows, (len(labels) * pitch + GAP, width, 3)."""
-    column = canvas(len(labels) * pitch + GAP, width)
+    column = blank_image(len(labels) * pitch + GAP, width)
     for row, label in enumerate(labels):
         top = GAP + row * pitch
-        column[top : top + pitch - GAP] = text([(label, TEXT)], width, pitch - GAP)
+        column[top : top + pitch - GAP] = draw_text([(label, TEXT)], width, pitch - GAP)
     return column
 
 
-def _chart(lines: Sequence[Line], width: int) -> np.ndarray:
-    """Charts of (B, T) lines side by side, with a line where the film is: (T, H, W, 3)."""
+def _chart_strip(lines: Sequence[Line], width: int) -> np.ndarray:
+    """Charts of (B, T) lines side by side, with a mark at the current frame: (T, H, W, 3)."""
     count, length = lines[0].values.shape
-    low, high = bounds(lines)
+    low, high = value_range(lines)
     pitch = width + GAP
-    out = canvas(length, CHART_HEIGHT, count * pitch + GAP)
+    out = blank_image(length, CHART_HEIGHT, count * pitch + GAP)
     for b in range(count):
-        own = [line._replace(values=line.values[b]) for line in lines]
+        lines_of_sequence = [line._replace(values=line.values[b]) for line in lines]
         left = GAP + b * pitch
-        out[:, : CHART_HEIGHT - GAP, left : left + width] = chart(
-            own, width, CHART_HEIGHT - GAP, low, high
+        out[:, : CHART_HEIGHT - GAP, left : left + width] = draw_chart(
+            lines_of_sequence, width, CHART_HEIGHT - GAP, low, high
         )
-        for t, x in enumerate(np.rint(across(length, width)).astype(int)):
+        for t, x in enumerate(np.rint(x_positions(length, width)).astype(int)):
             out[t, : CHART_HEIGHT - GAP, left + x] = TEXT
     return out
 
 
 def _chart_label(title: str, lines: Sequence[Line], width: int) -> np.ndarray:
-    """Title, the names of the lines in their colors, and the range of the axis."""
+    """The title, the names of the lines in their colors, and the range of the axis."""
     if len(lines) == 1:
-        words = [(title, lines[0].color)]
+        labels = [(title, lines[0].color)]
     else:
-        words = [(title, TEXT), *((line.name, line.color) for line in lines)]
-    return text([*words, (axis(lines), DIM)], width, CHART_HEIGHT)
+        labels = [(title, TEXT), *((line.name, line.color) for line in lines)]
+    return draw_text([*labels, (range_label(lines), DIM)], width, CHART_HEIGHT)

@@ -1,4 +1,4 @@
-"""``latentplan imagine RUN``: what an agent imagines, from its checkpoint, as files and events."""
+"""``latentplan imagine RUN``: films, stills and a latent map of an agent from its checkpoint."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from latentplan.envs import make_eval_env, pick_renderer
 from latentplan.evaluation.evaluate import run_episodes
 from latentplan.inspection.calibration import windows
 from latentplan.inspection.calibration_report import calibrate_agent
-from latentplan.inspection.dream_against_reality import show_reality
+from latentplan.inspection.dream_against_reality import make_dream_against_reality_film
 from latentplan.inspection.latent_map import latent_map
 from latentplan.inspection.visualizations import (
-    BEGIN,
-    DREAM,
+    DREAM_DECISIONS,
     FPS,
+    REAL_DECISIONS,
     SEQUENCES,
-    Exhibit,
-    exhibits,
-    of_film,
+    Visualization,
+    film_or_still,
+    visualizations,
 )
 from latentplan.runs import run_folder
 from latentplan.runs.logger import Logger, write_video
@@ -33,9 +33,9 @@ from latentplan.runtime.device import pick_device
 from latentplan.types import Timestep, UserError
 
 log = logging.getLogger("latentplan")
-LENGTH = 24  # decisions of a window
-EPISODES = 2  # played at a time, in environments of their own
-CALIBRATED = 5  # episodes
+LENGTH = 24  # rows of a window
+EPISODES = 2  # episodes that are shown, each in an environment of its own
+CALIBRATION_EPISODES = 5
 
 
 def imagine(
@@ -47,57 +47,75 @@ def imagine(
     device: str = "auto",
     module: str = "",
 ) -> dict[str, Any]:
-    """Show an agent on episodes that training never sees; the result is plain values.
+    """Show how an agent predicts, imagines and plans in episodes that training never sees.
 
-    Everything of ``inspection/exhibits.py``, a dream against reality and the latent map are written
-    to ``out`` (default RUN/imagine) as PNG, MP4 (GIF without ffmpeg) and TensorBoard events; so is
-    a calibration of few episodes (``calibration`` there).
+    The visualizations of :mod:`latentplan.inspection.visualizations`, the dream against reality and
+    the latent map are written as PNG, MP4 (GIF without ffmpeg) and TensorBoard events. A
+    calibration from ``CALIBRATION_EPISODES`` episodes is written to ``out/calibration``.
 
     Args:
-        seed: of episodes and imagination.
-        plan, module: as in :func:`latentplan.evaluation.evaluate.evaluate`.
+        run: the run folder.
+        out: the folder of the results; default RUN/imagine.
+        seed: the seed of episodes and imagination.
+        plan: as in :func:`latentplan.evaluation.evaluate.evaluate`.
+        device: the device of the agent.
+        module: as in :func:`latentplan.evaluation.evaluate.evaluate`.
+
+    Returns:
+        Plain values, ready for JSON: ``run``, ``frames`` of training, ``files`` by name, and notes
+        about visualizations that this run cannot have.
 
     Raises:
-        UserError: no run there, a damaged checkpoint, no working renderer, no such seed.
+        UserError: the folder contains no run, the checkpoint is damaged, no renderer works, or the
+            seed is not valid.
     """
     folder = Path(run)
-    chosen = pick_device(device)
-    agent, config, _, saved = run_folder.load_agent(folder, chosen, plan, module=module)
-    place = Path(out) if out else folder / "imagine"
-    frame, files = saved["frames"], {}
+    agent, config, _, payload = run_folder.load_agent(
+        folder, pick_device(device), plan, module=module
+    )
+    target = Path(out) if out else folder / "imagine"
+    frame, files = payload["frames"], {}
     renderer = pick_renderer(config)
     with make_eval_env(config, renderer, EPISODES, seed) as env:
         torch.manual_seed(seed)
-        played = run_episodes(agent, env, EPISODES).rows
-        reality = show_reality(agent, env, BEGIN, DREAM)
-    length = min(LENGTH, len(played.reward))
-    rows = windows(played, length, length)
-    logger = Logger(place, frame=frame)
-    for exhibit in shown(agent, config, rows, reality):
-        path = logger.video(f"imagination/{exhibit.name}", exhibit.frames, frame, FPS)
-        if len(exhibit.frames) > 1:  # a GIF so far
-            path = write_video(place / "videos" / f"{exhibit.name}.mp4", exhibit.frames, FPS)
-        files[exhibit.name] = str(path)
-    found = latent_map(agent, rows.to(agent.device))
-    logger.points("latents", found.features, found.columns, found.thumbnails, frame)
+        episodes = run_episodes(agent, env, EPISODES).rows
+        film = make_dream_against_reality_film(agent, env, REAL_DECISIONS, DREAM_DECISIONS)
+    length = min(LENGTH, len(episodes.reward))
+    rows = windows(episodes, length, length)
+    logger = Logger(target, frame=frame)
+    for name, frames in _all_visualizations(agent, config, rows, film):
+        path = logger.video(f"imagination/{name}", frames, frame, FPS)
+        if len(frames) > 1:  # the logger wrote a GIF
+            path = write_video(target / "videos" / f"{name}.mp4", frames, FPS)
+        files[name] = str(path)
+    states = latent_map(agent, rows.to(agent.device))
+    logger.points("latents", states.features, states.columns, states.thumbnails, frame)
     logger.close()
     try:
-        files["calibration"] = calibrate_agent(agent, config, saved, folder, place, CALIBRATED)[
-            "plot"
-        ]
+        report = calibrate_agent(agent, config, payload, folder, target, CALIBRATION_EPISODES)
+        files["calibration"] = report["plot"]
     except UserError as error:
         log.warning("no calibration: %s", error)
     result: dict[str, Any] = {"run": str(folder), "frames": frame, "files": files}
     if not agent.world.spec.images:
-        result["note"] = "This run learns from state vectors: there are charts, but no pictures."
+        result["note"] = "This run learns from state vectors: there are charts, but no images."
     if config.plan.candidates == 1:
-        result["planner"] = "This run does not plan; --plan candidates=4 shows what it would do."
+        result["planner"] = (
+            "This run does not plan. With --plan candidates=4 the films show a planner."
+        )
     return result
 
 
-def shown(agent: Agent, config: Config, rows: Timestep, reality: np.ndarray) -> Iterator[Exhibit]:
-    """The exhibits of windows spread over the episodes."""
+def _all_visualizations(
+    agent: Agent, config: Config, rows: Timestep, film: np.ndarray
+) -> Iterator[Visualization]:
+    """All visualizations of windows (B, T) that are spread over the episodes.
+
+    Args:
+        film: the film of the dream against reality.
+    """
     spread = np.linspace(0, len(rows.reward) - 1, min(SEQUENCES, len(rows.reward))).astype(int)
     batch = rows.map(lambda x: x[spread]).to(agent.device)
-    yield from exhibits(agent, batch, min(config.log.inspect_context, rows.reward.shape[1] - 1))
-    yield of_film(agent, "dream_against_reality", reality)
+    context = min(config.log.inspect_context, rows.reward.shape[1] - 1)
+    yield from visualizations(agent, batch, context)
+    yield film_or_still(agent, "dream_against_reality", film)

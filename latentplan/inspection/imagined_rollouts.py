@@ -1,4 +1,4 @@
-"""What the agent imagines from a real state: its policy alone, and beside it the planner."""
+"""Films of rollouts imagined from a real state: by the policy, and by the planner beside it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from latentplan.inspection.canvas import (
     as_uint8,
     difference,
 )
-from latentplan.inspection.film import Header, film
-from latentplan.inspection.open_loop import array, decode
+from latentplan.inspection.film import Header, make_film
+from latentplan.inspection.open_loop import decode, to_numpy
 from latentplan.types import Choice, Latent, Rollout, Timestep
 
 
@@ -30,33 +30,41 @@ def last_state(agent: Agent, batch: Timestep) -> Latent:
 
 
 @torch.no_grad()
-def show_policy(agent: Agent, batch: Timestep, horizon: int) -> np.ndarray:
-    """Where the policy thinks that it goes: its mean actions, ``horizon`` steps from the last rows
-    of a batch (B, T), with reward, value, probability of going on and uncertainty as charts.
+def make_imagined_policy_film(agent: Agent, batch: Timestep, horizon: int) -> np.ndarray:
+    """Imagine the mean actions of the policy from the last rows of a batch (B, T).
+
+    The charts show reward, value, continuation probability and uncertainty.
 
     Returns:
-        (horizon + 1, H, W, 3), the first frame being the state it starts from.
+        (horizon + 1, H, W, 3) uint8. The first frame is the state in which imagination starts.
     """
     start = last_state(agent, batch)
     noise = agent.world.draw_noise(start.deter.shape[0], horizon)
     rollout = imagine(agent.world.step, mean_action(agent), start, horizon, noise)
-    arrived = lambda x: array(torch.nn.functional.pad(x, (1, 0), value=torch.nan))  # noqa: E731
+    # These values belong to the arrival in a state, so the first state has none.
+    arrived = lambda x: to_numpy(torch.nn.functional.pad(x, (1, 0), value=torch.nan))  # noqa: E731
     charts: Charts = {
         "reward": [Line("reward", arrived(rollout.reward), TEXT)],
-        "value": [Line("value", array(agent.behavior.value(rollout.latent)), IMAGINED)],
+        "value": [Line("value", to_numpy(agent.behavior.value(rollout.latent)), IMAGINED)],
         "continue": [Line("continue", arrived(rollout.cont), CONTEXT, (0.0, 1.0))],
         "uncertainty": [Line("uncertainty", arrived(rollout.uncertainty), UNCERTAIN)],
     }
-    rows = _rows(agent, {"imagined": rollout})
-    return film(rows, real_start("imagined", horizon), charts)
+    rows = _decoded_rows(agent, {"imagined": rollout})
+    return make_film(rows, headers_after_real_state("imagined", horizon), charts)
 
 
 @torch.no_grad()
-def show_conservative(agent: Agent, batch: Timestep, horizon: int) -> np.ndarray:
-    """The same states and randomness with and without the conservative planner, and what differs.
+def make_planner_against_policy_film(agent: Agent, batch: Timestep, horizon: int) -> np.ndarray:
+    """Compare imagined rollouts of the policy and of the conservative planner.
+
+    Both start from the last rows of a batch (B, T) and use the same random numbers. The charts
+    show the sums of reward and uncertainty so far.
+
+    Returns:
+        (horizon + 1, H, W, 3) uint8.
 
     Raises:
-        ValueError: one candidate is no choice.
+        ValueError: ``plan.candidates`` is 1, so there is no planner.
     """
     if agent.config.plan.candidates == 1:
         raise ValueError("There is no planner: plan.candidates is 1.")
@@ -68,26 +76,26 @@ def show_conservative(agent: Agent, batch: Timestep, horizon: int) -> np.ndarray
     policy = sampled(lambda latent, h: behavior.policy(latent), drawn)
     planner = behavior.conservative(torch.arange(n, device=agent.device))
     with agent.world.autocast():
-        plain, planned = (
+        by_policy, by_planner = (
             imagine(agent.world.step, act, start, horizon, noise) for act in (policy, planner)
         )
     both = lambda get: [  # noqa: E731
-        Line("policy", array(get(plain)), TEXT),
-        Line("planner", array(get(planned)), SECOND),
+        Line("policy", to_numpy(get(by_policy)), TEXT),
+        Line("planner", to_numpy(get(by_planner)), SECOND),
     ]
     charts = {
         "reward": both(lambda x: x.reward.cumsum(1)),
         "uncertainty": both(lambda x: x.uncertainty.cumsum(1)),
     }
-    charts = {f"sum of {name}": [_from_start(x) for x in lines] for name, lines in charts.items()}
-    rows = _rows(agent, {"policy": plain, "planner": planned})
+    charts = {f"sum of {name}": [_prepend_zero(x) for x in lines] for name, lines in charts.items()}
+    rows = _decoded_rows(agent, {"policy": by_policy, "planner": by_planner})
     if rows:
         rows["difference"] = difference(rows["policy"], rows["planner"])
-    return film(rows, real_start("imagined", horizon), charts)
+    return make_film(rows, headers_after_real_state("imagined", horizon), charts)
 
 
 def mean_action(agent: Agent) -> Act:
-    """Imagination's ``act`` that does what evaluation does."""
+    """An ``act`` for imagination that takes the mean action, as evaluation does."""
 
     def act(latent: Latent, h: int) -> Choice:
         action = agent.behavior.policy(latent).mode
@@ -96,21 +104,22 @@ def mean_action(agent: Agent) -> Act:
     return act
 
 
-def _from_start(line: Line) -> Line:
-    """Sums over the steps so far, of which the first state has none."""
+def _prepend_zero(line: Line) -> Line:
+    """Add the sum of the first state, which is 0, to sums over the later steps."""
     return line._replace(values=np.pad(line.values, ((0, 0), (1, 0))))
 
 
-def real_start(word: str, horizon: int) -> list[Header]:
-    """Headers of a film that leaves reality after its first frame."""
+def headers_after_real_state(word: str, horizon: int) -> list[Header]:
+    """Headers of a film whose first frame is real, followed by ``horizon`` imagined frames."""
     return [("real state", CONTEXT), *((f"{word} +{h + 1}", IMAGINED) for h in range(horizon))]
 
 
-def _rows(agent: Agent, rollouts: dict[str, Rollout]) -> dict[str, np.ndarray]:
+def _decoded_rows(agent: Agent, rollouts: dict[str, Rollout]) -> dict[str, np.ndarray]:
+    """Rows of a film: decoded images of rollouts. Empty if the agent sees no images."""
     images = agent.world.spec.images
     if not images:
         return {}
     return {
-        label: as_uint8(array(decode(agent, rollout.latent)[images[0]]))
+        label: as_uint8(to_numpy(decode(agent, rollout.latent)[images[0]]))
         for label, rollout in rollouts.items()
     }

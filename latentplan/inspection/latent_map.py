@@ -14,22 +14,23 @@ from latentplan.behavior.returns import lambda_returns
 from latentplan.runtime.torchvision_compat import resize_frames
 from latentplan.types import Timestep
 
-THUMBNAIL = 32  # pixels; TensorBoard refuses pictures of all points above 8192 x 8192
+THUMBNAIL = 32  # pixels; the thumbnails of all points must fit into 8192 x 8192 in TensorBoard
 
 
 class LatentMap(NamedTuple):
-    """N states."""
+    """N states, with values that describe them."""
 
     features: Tensor  # (N, F)
-    columns: dict[str, np.ndarray]  # {name: (N,)} to color the points by
-    thumbnails: Tensor | None  # (N, 3, h, w) in [0, 1]
+    columns: dict[str, np.ndarray]  # {name: (N,)} values by which points can be colored
+    thumbnails: Tensor | None  # (N, 3, h, w) in [0, 1]; None if the agent sees no images
 
 
 @torch.no_grad()
 def latent_map(agent: Agent, batch: Timestep) -> LatentMap:
-    """The posterior states of rows (B, T), each window within one episode.
+    """Collect the posterior states of rows (B, T). Each window is within one episode.
 
-    The return is what followed within the window, discounted, plus the critic's value of its end.
+    The return of a state is the discounted sum of the later rewards of its window, plus the
+    critic's value of the last state.
     """
     world, behavior = agent.world, agent.behavior
     posterior, _ = world.observe(batch)
@@ -42,8 +43,8 @@ def latent_map(agent: Agent, batch: Timestep) -> LatentMap:
     columns = {"return": returns, "value": value, "reward": batch.reward, "window": number}
     thumbnails = None
     if world.spec.images:
-        pictures = flat(batch.obs[world.spec.images[0]]).cpu().numpy()
-        small = torch.from_numpy(resize_frames(pictures, THUMBNAIL))
+        images = flat(batch.obs[world.spec.images[0]]).cpu().numpy()
+        small = torch.from_numpy(resize_frames(images, THUMBNAIL))
         thumbnails = rearrange(small, "n h w c -> n c h w").float() / 255
     return LatentMap(
         flat(world.features(posterior)).float(),

@@ -1,4 +1,4 @@
-"""Pictures of curves: matplotlib, which is optional, without a screen."""
+"""Access to matplotlib, which is an optional dependency."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from latentplan.types import UserError
 
 
 def pyplot() -> ModuleType:
-    """``matplotlib.pyplot``, drawing into files.
+    """``matplotlib.pyplot``, set up to draw into files. It needs no display.
 
     Raises:
         UserError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""The pictures that a run shows of itself, by name, each with what it means."""
+"""The films and stills that a run shows, by name, with captions."""
 
 from __future__ import annotations
 
@@ -8,71 +8,93 @@ from typing import NamedTuple
 import numpy as np
 
 from latentplan.agent import Agent
-from latentplan.inspection.imagined_rollouts import last_state, show_conservative, show_policy
-from latentplan.inspection.open_loop import show_open_loop
-from latentplan.inspection.plan_fan import show_plan_fan
+from latentplan.inspection.imagined_rollouts import (
+    last_state,
+    make_imagined_policy_film,
+    make_planner_against_policy_film,
+)
+from latentplan.inspection.open_loop import make_open_loop_film
+from latentplan.inspection.plan_fan import make_plan_fan
 from latentplan.types import Timestep
 
-SEQUENCES = 2  # side by side: with more, TensorBoard shrinks a film until its words are lost
-POLICY_HORIZON = 45  # decisions
-BEGIN, DREAM = 8, 40  # decisions played before a dream that is held against reality, and dreamed
+SEQUENCES = 2  # sequences side by side; with more, TensorBoard makes the text of a film illegible
+POLICY_HORIZON = 45  # decisions of the imagined policy
+REAL_DECISIONS = 8  # decisions played before the dream that is compared with reality
+DREAM_DECISIONS = 40  # decisions of that dream
 FPS = 8
 
 CAPTIONS = {
     "open_loop": (
-        "What the world model saw coming. In green frames it sees the truth, in orange ones only "
-        "the actions. Error is model - truth: gray where they agree. Below, rewards and the "
-        "ensemble's disagreement."
+        "Predictions of the world model. In frames with a green border the model receives the "
+        "true observations, in frames with an orange border only the actions. Error is model - "
+        "truth; it is gray where they agree. The charts show the rewards and the disagreement of "
+        "the ensemble."
     ),
     "imagined_policy": (
-        "Where the policy thinks that it goes: its mean actions, imagined from a real state, with "
-        "predicted reward, value, probability of going on, and disagreement of the ensemble."
+        "The mean actions of the policy, imagined from a real state. The charts show the "
+        "predicted reward, the value, the probability that the episode continues, and the "
+        "disagreement of the ensemble."
     ),
     "plan_fan": (
-        "What the planner weighs in one state: candidates in order of score, the chosen one in "
-        "yellow, with reward (r) and uncertainty (u) of every step. Above as in the environment, "
-        "where uncertainty is a bonus; below as in imagination, where it is a penalty. Return and "
-        "uncertainty of the score are in units of their scales."
+        "The candidates of the planner in one state, in the order of their scores. The chosen one "
+        "has a yellow frame. The numbers are the reward (r) and the uncertainty (u) of every step. "
+        "The upper plan is for the environment, where uncertainty is a bonus. The lower plan is "
+        "for imagination, where uncertainty is a penalty. In the scores, return and uncertainty "
+        "are in units of their scales."
     ),
     "planner_against_policy": (
-        "The same states and randomness, imagined by the policy and by the conservative planner, "
-        "and what differs. The sums are of predicted rewards and of disagreement so far."
+        "Rollouts of the policy and of the conservative planner, imagined from the same states "
+        "with the same random numbers, and their difference. The charts show the sums of the "
+        "predicted rewards and of the disagreement so far."
     ),
     "dream_against_reality": (
-        "The policy dreams from a real state; then the simulator takes the dreamed actions. "
-        "Distance is the root mean square error of the observation."
+        "A rollout that the policy imagines from a real state, and the simulator under the same "
+        "actions. Distance is the root mean square error of the observation."
     ),
     "calibration": (
-        "Does the uncertainty know where the model errs? Left: rank correlation of the two, k "
-        "decisions ahead; 0 is chance, 1 perfect. Middle: how the errors grow. Right: the mean "
-        "error of windows with little, more, much uncertainty; a line that rises can be relied on."
+        "The relation between the uncertainty and the errors of the model. Left: their rank "
+        "correlation, k decisions ahead; 0 is chance and 1 is perfect. Middle: growth of the "
+        "errors with k. Right: mean error of windows, grouped by their uncertainty. A rising line "
+        "means that more uncertain predictions have larger errors."
     ),
 }
 
 
-class Exhibit(NamedTuple):
-    """A film, or a still of one frame."""
+class Visualization(NamedTuple):
+    """A film, or a still with one frame."""
 
     name: str  # a key of CAPTIONS
     frames: np.ndarray  # (T, H, W, 3) uint8
 
 
-def exhibits(agent: Agent, batch: Timestep, context: int) -> Iterator[Exhibit]:
-    """Everything that can be shown of rows (B, T) without an environment.
+def visualizations(agent: Agent, batch: Timestep, context: int) -> Iterator[Visualization]:
+    """Make all films and stills that need no environment, from rows (B, T).
 
-    Draws from torch's global generator. An agent without pictures shows the charts, as stills.
+    Random numbers come from torch's global generator. If the agent sees no images, all results are
+    stills of charts.
+
+    Args:
+        agent: the agent.
+        batch: (B, T) rows, each window within one episode. The first ``SEQUENCES`` are used.
+        context: rows whose observations the model receives.
     """
-    few = batch.map(lambda x: x[:SEQUENCES])
-    seen = few.map(lambda x: x[:, :context])
-    yield of_film(agent, "open_loop", show_open_loop(agent, few, context))
-    yield of_film(agent, "imagined_policy", show_policy(agent, seen, POLICY_HORIZON))
-    state = last_state(agent, seen.map(lambda x: x[:1]))
-    yield Exhibit("plan_fan", show_plan_fan(agent, state)[None])
+    sequences = batch.map(lambda x: x[:SEQUENCES])
+    context_rows = sequences.map(lambda x: x[:, :context])
+    film = make_open_loop_film(agent, sequences, context)
+    yield film_or_still(agent, "open_loop", film)
+    film = make_imagined_policy_film(agent, context_rows, POLICY_HORIZON)
+    yield film_or_still(agent, "imagined_policy", film)
+    state = last_state(agent, context_rows.map(lambda x: x[:1]))
+    yield Visualization("plan_fan", make_plan_fan(agent, state)[None])
     if agent.config.plan.candidates > 1:
-        film = show_conservative(agent, seen, agent.config.behavior.horizon)
-        yield of_film(agent, "planner_against_policy", film)
+        horizon = agent.config.behavior.horizon
+        film = make_planner_against_policy_film(agent, context_rows, horizon)
+        yield film_or_still(agent, "planner_against_policy", film)
 
 
-def of_film(agent: Agent, name: str, film: np.ndarray) -> Exhibit:
-    """``film`` under its name; without pictures nothing moves, and its last frame says it all."""
-    return Exhibit(name, film if agent.world.spec.images else film[-1:])
+def film_or_still(agent: Agent, name: str, film: np.ndarray) -> Visualization:
+    """Name a film (T, H, W, 3). Only its last frame is kept if the agent sees no images.
+
+    Without images only the mark of the charts moves.
+    """
+    return Visualization(name, film if agent.world.spec.images else film[-1:])

@@ -1,4 +1,7 @@
-"""``latentplan report``: one HTML file, without network, of all that runs show of themselves."""
+"""``latentplan report``: one HTML file with the scores, curves and films of runs.
+
+Images and films are embedded, so the file loads nothing from the network.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from latentplan.config.loading import load_resolved
 from latentplan.inspection.curves import Curve, draw_curves, read_curve, read_metrics
 from latentplan.inspection.imagination_report import imagine
 from latentplan.inspection.plots import pyplot
-from latentplan.inspection.tensorboard_layout import FIRST
+from latentplan.inspection.tensorboard_layout import FIRST_PAGE
 from latentplan.inspection.visualizations import CAPTIONS
 from latentplan.runs import run_folder
 from latentplan.types import UserError
@@ -37,28 +40,42 @@ DESCRIBED = (
 TYPES = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
 
 
-def write_page(runs: Sequence[Path], out: Path, *, device: str = "auto", module: str = "") -> Path:
-    """Write ``out``: scores and curves of all runs, then each run's films, calibration, settings.
+def write_report(
+    runs: Sequence[Path], out: Path, *, device: str = "auto", module: str = ""
+) -> Path:
+    """Write an HTML file: scores and curves of all runs, then films and settings of each run.
 
-    Films and calibration are made anew from each run's checkpoint (``RUN/imagine``); ``module``
-    is as in :func:`latentplan.inspection.imagination_report.imagine`.
+    Films and calibration are computed from the checkpoint of each run, into ``RUN/imagine``.
+
+    Args:
+        runs: run folders.
+        out: path of the HTML file.
+        device: where the models run.
+        module: as in :func:`latentplan.inspection.imagination_report.imagine`.
+
+    Returns:
+        ``out``.
 
     Raises:
-        UserError: a folder holds no run, or no run was ever evaluated; matplotlib is missing.
+        UserError: a folder holds no run, no run has been evaluated, or matplotlib is missing.
     """
     curves = {run: read_curve(run) for run in runs}
     if not any(curve.rows for curve in curves.values()):
         raise UserError("None of these runs has been evaluated yet.")
-    out.parent.mkdir(parents=True, exist_ok=True)  # if that fails, then before the films are made
-    parts = [_summary(curves), _figure(_returns(curves), "Evaluation return of the policy's mean.")]
+    # An error about the folder comes before the films are made.
+    out.parent.mkdir(parents=True, exist_ok=True)
+    parts = [
+        _summary(curves),
+        _figure(_returns(curves), "Evaluation return of the policy's mean action."),
+    ]
     for run, curve in curves.items():
-        parts += _of_run(run, curve, device, module)
+        parts += _run_section(run, curve, device, module)
     body = "\n".join(parts)
-    page = (
+    html = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>latentplan</title>'
         f"<style>{STYLE}</style></head>\n<body><h1>latentplan</h1>\n{body}\n</body></html>\n"
     )
-    out.write_text(page, encoding="utf-8")
+    out.write_text(html, encoding="utf-8")
     return out
 
 
@@ -66,28 +83,28 @@ def _summary(curves: dict[Path, Curve]) -> str:
     described = ("run", "task", "obs", "size", "ablation", "seed")
     head = (*described, "frames", "minutes", "return", "planner")
     rows = []
-    for what, points in curves.values():
+    for description, points in curves.values():
         last = points[-1] if points else {}
         minutes = last["seconds"] // 60 if last else None
         rows.append(
             [
-                *(what[k] for k in described),
+                *(description[k] for k in described),
                 *(last.get("frame"), minutes, last.get("mean"), last.get("planner")),
             ]
         )
     return _table(head, rows)
 
 
-def _of_run(run: Path, curve: Curve, device: str, module: str) -> list[str]:
-    sessions = curve.what["sessions"]
+def _run_section(run: Path, curve: Curve, device: str, module: str) -> list[str]:
+    sessions = curve.description["sessions"]
     parts = [f"<h2>{escape(run.name)}</h2>", _commands(run, sessions), "<h3>Curves</h3>"]
-    parts.append(_figure(_charts(read_metrics(run)), "What to check first, against frames."))
-    found = imagine(run, device=device, module=module)
-    parts.append("<h3>What it imagines</h3>")
-    parts += [f"<p>{escape(found[k])}</p>" for k in ("note", "planner") if k in found]
+    parts.append(_figure(_charts(read_metrics(run)), "The curves to check first, against frames."))
+    result = imagine(run, device=device, module=module)
+    parts.append("<h3>Imagination</h3>")
+    parts += [f"<p>{escape(result[k])}</p>" for k in ("note", "planner") if k in result]
     parts += [
         _figure((Path(path).suffix, Path(path).read_bytes()), f"{name}: {CAPTIONS[name]}")
-        for name, path in found["files"].items()
+        for name, path in result["files"].items()
     ]
     config = (run / "config.yaml").read_text(encoding="utf-8")
     parts.append(f"<details><summary>Configuration</summary><pre>{escape(config)}</pre></details>")
@@ -95,9 +112,9 @@ def _of_run(run: Path, curve: Curve, device: str, module: str) -> list[str]:
 
 
 def _commands(run: Path, sessions: Sequence[dict[str, Any]]) -> str:
-    """What was typed, on what; and what gives the numbers and pictures again."""
+    """HTML of the commands and machines of a run, and of the commands that repeat its results."""
     ran = "\n".join(f"{_typed(x['command'])}    # commit {x['commit']}" for x in sessions)
-    # Runs of earlier versions lack some of them.
+    # Runs of earlier versions lack some of these keys.
     first = {key: sessions[0][key] for key in DESCRIBED if key in sessions[0]}
     again = f"latentplan eval {run} --episodes 10\nlatentplan imagine {run}"
     return (
@@ -108,7 +125,7 @@ def _commands(run: Path, sessions: Sequence[dict[str, Any]]) -> str:
 
 
 def _typed(command: Sequence[str]) -> str:
-    """As somebody with the package installed would type it."""
+    """The command as a user types it."""
     return shlex.join(["latentplan", *command[1:]])
 
 
@@ -116,34 +133,36 @@ def _returns(curves: dict[Path, Curve]) -> tuple[str, bytes]:
     panels: dict[str, dict[str, list[Curve]]] = {}
     labels = _labels(list(curves))
     for run, curve in curves.items():
-        panels.setdefault(curve.what["task"], {}).setdefault(labels[run], []).append(curve)
+        panels.setdefault(curve.description["task"], {}).setdefault(labels[run], []).append(curve)
     buffer = io.BytesIO()
     draw_curves(panels, buffer)
     return ".png", buffer.getvalue()
 
 
 def _labels(runs: Sequence[Path]) -> dict[Path, str]:
-    """The ablation of each run, and the settings that tell it from others of its task and ablation:
-    only runs that differ in nothing but the seed may share a label, and so a mean."""
-    found = {run: run_folder.identity(load_resolved(run / "config.yaml")) for run in runs}
-    labels = {run: settings["ablation"] for run, settings in found.items()}
-    first = ("obs", "size")  # which other settings follow from
-    rest = [key for key in found[runs[0]] if key not in (*first, "seed")]
+    """A label per run: its ablation, and the settings in which it differs from runs of its task.
+
+    Runs with the same label share a mean curve, so they differ only in the seed.
+    """
+    settings = {run: run_folder.identity(load_resolved(run / "config.yaml")) for run in runs}
+    labels = {run: values["ablation"] for run, values in settings.items()}
+    first = ("obs", "size")  # these determine other settings
+    rest = [key for key in settings[runs[0]] if key not in (*first, "seed")]
     for key in (*first, *rest):
         groups: dict[tuple[str, str], list[Path]] = {}
         for run in runs:
-            groups.setdefault((found[run]["task"], labels[run]), []).append(run)
+            groups.setdefault((settings[run]["task"], labels[run]), []).append(run)
         for group in groups.values():
-            if len({str(found[run][key]) for run in group}) > 1:
+            if len({str(settings[run][key]) for run in group}) > 1:
                 for run in group:
-                    labels[run] += f" {key}={found[run][key]}"
+                    labels[run] += f" {key}={settings[run][key]}"
     return labels
 
 
 def _charts(metrics: Sequence[dict[str, Any]]) -> tuple[str, bytes]:
-    """The ten curves of TensorBoard's first page."""
+    """The ten curves on the first page of TensorBoard."""
     plt = pyplot()
-    charts = [item for page in FIRST.values() for item in page.items()]
+    charts = [item for group in FIRST_PAGE.values() for item in group.items()]
     figure, axes = plt.subplots(2, 5, figsize=(15, 5), layout="constrained")
     for axis, (title, tags) in zip(axes.flat, charts, strict=True):
         for tag in tags:
@@ -166,8 +185,8 @@ def _charts(metrics: Sequence[dict[str, Any]]) -> tuple[str, bytes]:
     return ".png", buffer.getvalue()
 
 
-def _figure(picture: tuple[str, bytes], caption: str) -> str:
-    suffix, content = picture
+def _figure(file: tuple[str, bytes], caption: str) -> str:
+    suffix, content = file
     source = f"data:{TYPES[suffix]};base64,{base64.b64encode(content).decode()}"
     shown = (
         f'<video src="{source}" autoplay loop muted></video>'

@@ -1,4 +1,4 @@
-"""What a study is: a file that multiplies tasks, ablations and seeds into runs."""
+"""The file of a study, and its runs: the product of tasks, ablations and seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from latentplan.config.loading import load, preset_folder
+from latentplan.config.loading import load, preset_folder, warn_about_renamed
+from latentplan.config.renamed import present_names
 from latentplan.inspection.curves import read_metrics
 from latentplan.runs import checkpoint, run_folder
 from latentplan.types import UserError
@@ -24,18 +25,21 @@ class Study:
 
     tasks: list[str] = field(default_factory=list)
     ablations: list[str] = field(default_factory=lambda: ["none"])
-    # name: settings of an ablation of one's own, which may begin with ablation: one of the files
+    # name: the settings of an ablation of this study; its key ablation names the file it builds on
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
-    settings: dict[str, Any] = field(default_factory=dict)  # "key.sub": value, of every run
-    per_task: dict[str, dict[str, Any]] = field(default_factory=dict)  # task: settings of its runs
-    parallel: int = 1  # runs at a time
-    folder: str = ""  # empty: runs/study-<name of the file>
+    settings: dict[str, Any] = field(default_factory=dict)  # "key.sub": value, for every run
+    # task: the settings of its runs
+    per_task: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parallel: int = 1  # the number of runs at a time
+    folder: str = ""  # the folder of the runs; empty: runs/study-<name of the file>
 
 
 class Progress(NamedTuple):
-    frames: int
-    score: float | None  # of the last evaluation
+    """The progress of one run."""
+
+    frames: int  # environment frames
+    score: float | None  # mean return of the last evaluation
 
 
 class Job(NamedTuple):
@@ -49,7 +53,7 @@ class Job(NamedTuple):
     steps: int
 
     def progress(self) -> Progress:
-        """How far the run is, from its metrics."""
+        """The progress of the run, from its metrics. A run without metrics has 0 frames."""
         try:
             rows = read_metrics(self.folder)
         except UserError:
@@ -58,7 +62,7 @@ class Job(NamedTuple):
         return Progress(rows[-1]["step"] if rows else 0, scores[-1] if scores else None)
 
     def done(self) -> bool:
-        """Whether the run came to its end, and its last checkpoint with it."""
+        """Whether the run has all its frames, and a checkpoint of its last frame."""
         if self.progress().frames < self.steps:
             return False
         try:
@@ -69,8 +73,12 @@ class Job(NamedTuple):
 
 
 def read_study(path: Path) -> Study:
-    """Raises `UserError` with the reason: no file, not YAML, an unknown key, a wrong type, a name
-    that is taken."""
+    """Read and check the file of a study. Names of earlier versions give one warning.
+
+    Raises:
+        UserError: the file cannot be read or is not YAML, a key is unknown, a value has the wrong
+            type, or a variant has the name of an ablation.
+    """
     try:
         node = OmegaConf.merge(OmegaConf.structured(Study), OmegaConf.load(path))
         study = cast(Study, OmegaConf.to_object(node))
@@ -85,9 +93,30 @@ def read_study(path: Path) -> Study:
             raise UserError(f"The study {path} names no {name}.")
         if len(set(values)) < len(values):
             raise UserError(f"The study {path} names one of its {name} twice.")
+    _use_present_names(study, path)
+    _check_settings(study, path)
+    if study.parallel < 1:
+        raise UserError(f"parallel must be at least 1, not {study.parallel}.")
+    return study
+
+
+def _use_present_names(study: Study, path: Path) -> None:
+    """Rename the configuration keys of earlier versions in place, with one warning."""
+    study.settings, changes = present_names(study.settings)
+    for group in (study.per_task, study.variants):
+        for name, settings in group.items():
+            group[name], more = present_names(settings)
+            changes += more
+    if changes:
+        warn_about_renamed(path, "; ".join(dict.fromkeys(changes)))
+
+
+def _check_settings(study: Study, path: Path) -> None:
+    """Raise a UserError if settings or variants do not fit the lists of the study."""
     for_all = [study.settings, *study.per_task.values()]
+    # A variant may build on an ablation.
     without = [{k: x for k, x in v.items() if k != "ablation"} for v in study.variants.values()]
-    for settings in (*for_all, *without):  # a variant may begin with an ablation
+    for settings in (*for_all, *without):
         for key in SET_BY_STUDY:
             if key in settings:
                 raise UserError(f"{key} in the settings of {path} is set by the study itself.")
@@ -101,20 +130,18 @@ def read_study(path: Path) -> Study:
             raise UserError(f"The variant {name} of {path} is none of its ablations.")
         if name == "none" or (preset_folder() / "ablation" / f"{name}.yaml").is_file():
             raise UserError(
-                f"The variant {name} of {path} has the name of an ablation that there is: "
-                "choose another."
+                f"The variant {name} of {path} has the name of an existing ablation: "
+                "choose another name."
             )
-    if study.parallel < 1:
-        raise UserError(f"parallel must be at least 1, not {study.parallel}.")
-    return study
 
 
 def jobs(study: Study, path: Path) -> list[Job]:
-    """Every run, seeds outermost so that the first rows of the table fill first.
+    """All runs of a study. The seeds are the outermost loop, so that one seed of every ablation is
+    complete early.
 
     Raises:
-        UserError: a setting that no run could have, or a folder already holds a run with other
-            settings, which is not the study's; nothing was started.
+        UserError: a setting is not valid, or a folder already holds a run with other settings,
+            which does not belong to the study.
     """
     folder = Path(study.folder or f"runs/study-{path.stem}")
     matrix = []
@@ -135,7 +162,13 @@ def jobs(study: Study, path: Path) -> list[Job]:
 
 
 def table(matrix: list[Job], status: dict[Path, str]) -> str:
-    """Tasks and ablations down, seeds across: what each run is at, and its last score."""
+    """A text table of the state and the last score of each run.
+
+    Tasks and ablations are rows, seeds are columns.
+
+    Args:
+        status: states of runs by folder that the files of a run do not show, such as running.
+    """
     seeds = sorted({job.seed for job in matrix})
     width = max(len(f"{job.task} {job.ablation}") for job in matrix)
     lines = [" " * width + "".join(f"{f's{seed}':>18}" for seed in seeds)]
@@ -149,7 +182,7 @@ def table(matrix: list[Job], status: dict[Path, str]) -> str:
 def _cell(job: Job, status: dict[Path, str]) -> str:
     frames, score = job.progress()
     done = job.done()
-    # Whether another process trains it right now, files do not tell.
+    # The files do not show whether another process is training the run now.
     state = status.get(job.folder) or ("done" if done else "" if frames else "waiting")
-    share = "" if state in ("done", "waiting") else f"{100 * frames // job.steps}%"
-    return " ".join(filter(None, [state, share, "" if score is None else f"{score:.0f}"]))
+    percent = "" if state in ("done", "waiting") else f"{100 * frames // job.steps}%"
+    return " ".join(filter(None, [state, percent, "" if score is None else f"{score:.0f}"]))

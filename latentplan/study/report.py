@@ -1,4 +1,4 @@
-"""``latentplan study report``: curves, returns and mechanisms of a study's runs, none left out."""
+"""``latentplan study report``: curves, returns and metrics of all runs of a study."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from latentplan.config.tasks import parse_task
 from latentplan.inspection.curves import (
     Curve,
     draw_curves,
-    file_of,
     read_curve,
     read_curves,
+    report_path,
     write_curves,
 )
 from latentplan.study.matrix import Job, jobs, read_study
 from latentplan.study.run_metrics import (
     UNKNOWN,
-    Mechanisms,
+    RunMetrics,
     measure,
-    read_mechanisms,
-    write_mechanisms,
+    read_run_metrics,
+    write_run_metrics,
 )
 from latentplan.study.statistics import CONFIDENCE, Estimate, aggregate
 from latentplan.types import UserError
@@ -48,45 +48,48 @@ HEAD = (
 
 
 class Result(NamedTuple):
-    """Of one run."""
+    """The result of one run."""
 
     curve: Curve
-    mechanisms: Mechanisms
+    metrics: RunMetrics
     done: bool
 
 
-Panels = dict[str, dict[str, list[Result]]]  # task, ablation
+Panels = dict[str, dict[str, list[Result]]]  # by task, then ablation: the results of its runs
 
 
 def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
-    """Write ``out``.csv and .json (curves), ``out``_mechanisms.csv and ``out``.png.
+    """Write ``out``.csv and .json (curves), ``out``_run_metrics.csv and ``out``.png.
+
+    All metrics of a run are blank if its replay is missing or no longer has its first rows. Metrics
+    that need the model are blank if the checkpoint has another architecture.
 
     Args:
-        also: earlier reports (their ``out``), for runs of the study whose folders are not here.
-
-    Of a run whose replay is gone, or has forgotten its first rows, the mechanisms are left blank;
-    of one whose checkpoint is of another architecture, those that need the model.
+        path: the file of the study.
+        out: path of the report without a suffix.
+        also: the ``out`` of earlier reports, for runs of the study whose folders are missing.
 
     Returns:
-        A Markdown table, a row per task and ablation; and where there are several of both, with
-        several runs each, another, a row per ablation.
+        A Markdown table with a row per task and ablation. If the study has several tasks and
+        several ablations with several runs each, a second table has a row per ablation.
 
     Raises:
         UserError: no run of the study has been evaluated yet, a run is damaged or has other
-            settings than the study, an earlier report cannot be read, or has a run of that name
-            from other observations or of another size.
+            settings than the study, an earlier report cannot be read, or it has a run of that name
+            with other observations or another size.
     """
     matrix = jobs(read_study(path), path)
-    results = _of_folders([job for job in matrix if job.progress().score is not None])
+    results = _from_folders([job for job in matrix if job.progress().score is not None])
     for earlier in also:
-        results |= _of_report([job for job in matrix if job not in results], earlier)
+        results |= _from_report([job for job in matrix if job not in results], earlier)
     if not results:
         raise UserError(f"No run of {path} has been evaluated yet.")
     results = {job: results[job] for job in matrix if job in results}
-    for job, result in results.items():  # a variant by its own name, not the one it begins with
-        result.curve.what["ablation"] = job.ablation
+    for job, result in results.items():
+        # The configuration of a variant has the name of the ablation that it builds on.
+        result.curve.description["ablation"] = job.ablation
     write_curves([result.curve for result in results.values()], out)
-    write_mechanisms({job: result.mechanisms for job, result in results.items()}, out)
+    write_run_metrics({job: result.metrics for job, result in results.items()}, out)
     panels: Panels = {}
     for job, result in results.items():
         panels.setdefault(job.task, {}).setdefault(job.ablation, []).append(result)
@@ -94,7 +97,7 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
         task: {ablation: [result.curve for result in group] for ablation, group in groups.items()}
         for task, groups in panels.items()
     }
-    draw_curves(curves, file_of(out, ".png"))
+    draw_curves(curves, report_path(out, ".png"))
     rows = [
         _row(task, ablation, group)
         for task, groups in panels.items()
@@ -105,19 +108,19 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
     return "\n\n".join([_table(HEAD, rows), *_over_tasks(panels, ablations)])
 
 
-def _of_folders(matrix: Sequence[Job]) -> dict[Job, Result]:
+def _from_folders(matrix: Sequence[Job]) -> dict[Job, Result]:
     results = {}
     for task in dict.fromkeys(job.task for job in matrix):
-        of_task = [job for job in matrix if job.task == task]
-        measured = measure([job.folder for job in of_task], [job.seed for job in of_task])
-        for job, found in zip(of_task, measured, strict=True):
-            results[job] = Result(read_curve(job.folder), found, job.done())
+        group = [job for job in matrix if job.task == task]
+        measured = measure([job.folder for job in group], [job.seed for job in group])
+        for job, metrics in zip(group, measured, strict=True):
+            results[job] = Result(read_curve(job.folder), metrics, job.done())
     return results
 
 
-def _of_report(matrix: Sequence[Job], earlier: Path) -> dict[Job, Result]:
-    """The runs among these that the report has."""
-    curves, mechanisms = read_curves(earlier), read_mechanisms(earlier)
+def _from_report(matrix: Sequence[Job], earlier: Path) -> dict[Job, Result]:
+    """The results of those runs that an earlier report has."""
+    curves, metrics = read_curves(earlier), read_run_metrics(earlier)
     results = {}
     for job in matrix:
         curve = curves.get(job.folder.name)
@@ -125,12 +128,13 @@ def _of_report(matrix: Sequence[Job], earlier: Path) -> dict[Job, Result]:
             continue
         config = load([], job.overrides)
         for key in ("obs", "size"):
-            if curve.what[key] != getattr(config, key):
-                raise UserError(f"{curve.what['run']} of {earlier} has {key}={curve.what[key]}.")
-        if job[:3] not in mechanisms:
-            raise UserError(f"{earlier} has no mechanisms of {curve.what['run']}.")
+            value = curve.description[key]
+            if value != getattr(config, key):
+                raise UserError(f"{job.folder.name} of {earlier} has {key}={value}.")
+        if job[:3] not in metrics:
+            raise UserError(f"{earlier} has no metrics of {job.folder.name}.")
         done = curve.rows[-1]["frame"] >= job.steps
-        results[job] = Result(curve, mechanisms[job[:3]], done)
+        results[job] = Result(curve, metrics[job[:3]], done)
     return results
 
 
@@ -138,7 +142,7 @@ def _row(task: str, ablation: str, group: Sequence[Result]) -> list[str]:
     final = [*map(_final, group)]
     planner = [result.curve.rows[-1]["planner"] for result in group]
     means = [*map(_mean_of_curve, group)]
-    known = [result.mechanisms for result in group if result.mechanisms != UNKNOWN]
+    known = [result.metrics for result in group if result.metrics != UNKNOWN]
     first, *rest = zip(*(known or [UNKNOWN]), strict=True)
     never = "never" if known and all(x is None for x in first) else _average(first, 0)
     if None in first and any(x is not None for x in first):
@@ -156,8 +160,11 @@ def _row(task: str, ablation: str, group: Sequence[Result]) -> list[str]:
 
 
 def _over_tasks(panels: Panels, ablations: Sequence[str]) -> list[str]:
-    """The table of ablations over the tasks that all of them have several runs of, against the
-    first; none where there is nothing to put together."""
+    """A table of the ablations over all tasks, compared with the first one, and its caption.
+
+    Tasks are left out where an ablation has fewer than two runs. The result is empty if fewer than
+    two tasks or two ablations are left.
+    """
     shared = {
         task: groups
         for task, groups in panels.items()
@@ -166,7 +173,7 @@ def _over_tasks(panels: Panels, ablations: Sequence[str]) -> list[str]:
     if len(shared) < 2 or len(ablations) < 2:
         return []
     baseline = ablations[0]
-    found = [
+    statistics = [
         aggregate(
             {
                 task: {name: [*map(score, groups[name])] for name in ablations}
@@ -176,7 +183,8 @@ def _over_tasks(panels: Panels, ablations: Sequence[str]) -> list[str]:
         )
         for score in (_final, _mean_of_curve)
     ]
-    # Returns of the Control Suite are of one unit (from 0 to 1000, but for lqr).
+    # All returns of the Control Suite, except those of lqr, are between 0 and 1000. Returns of
+    # other environments have different units, so their means over tasks have no meaning.
     one_unit = all(parse_task(task)[0] == "dmc" for task in shared)
     head = [f"over {len(shared)} tasks"]
     for title in ("final return", "mean of the curve"):
@@ -185,7 +193,7 @@ def _over_tasks(panels: Panels, ablations: Sequence[str]) -> list[str]:
     rows = []
     for name in ablations:
         row = [_label(name, [run for groups in shared.values() for run in groups[name]])]
-        for mean, iqm, improvement in (aggregates[name] for aggregates in found):
+        for mean, iqm, improvement in (aggregates[name] for aggregates in statistics):
             row += [_interval(x, 0) for x in (mean, iqm)] if one_unit else []
             row.append(_interval(improvement, 2) if improvement else "")
         rows.append(row)

@@ -10,15 +10,15 @@ import csv
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from latentplan.config.loading import load_resolved
 from latentplan.config.schema import Config
-from latentplan.inspection.calibration import k_step, rank_correlations
-from latentplan.inspection.curves import file_of, read_metrics
+from latentplan.inspection.calibration import k_step_errors, rank_correlations
+from latentplan.inspection.curves import read_metrics, report_path
 from latentplan.runs import run_folder
 from latentplan.study.matrix import Job
 from latentplan.types import Timestep, UserError, join
@@ -53,7 +53,7 @@ INDEPENDENT = ("first_reward", "explore_bonus", "imagine_bonus", "training")
 
 def write_run_metrics(measured: Mapping[Job, RunMetrics], out: Path) -> None:
     """Write ``out``_run_metrics.csv, with a row per run."""
-    with file_of(out, ENDING).open("w", newline="") as file:
+    with report_path(out, ENDING).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("task", "ablation", "seed", *RunMetrics._fields))
         for job, metrics in measured.items():
@@ -70,15 +70,17 @@ def read_run_metrics(out: Path) -> dict[tuple[str, str, int], RunMetrics]:
     Raises:
         UserError: the file is missing, or it is not a table of run metrics.
     """
-    path = file_of(out, ENDING)
-    earlier = file_of(out, EARLIER_ENDING)
+    path = report_path(out, ENDING)
+    earlier = report_path(out, EARLIER_ENDING)
     if not path.exists() and earlier.exists():
         path = earlier
     runs = {}
     try:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
-                known = {name: float(row[name]) for name in INDEPENDENT if row[name]}
+                known: dict[str, Any] = {
+                    name: float(row[name]) for name in INDEPENDENT if row[name]
+                }
                 run = row["task"], row["ablation"], int(row["seed"])
                 runs[run] = UNKNOWN._replace(**known)
     except OSError as error:
@@ -86,6 +88,10 @@ def read_run_metrics(out: Path) -> dict[tuple[str, str, int], RunMetrics]:
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} is not a table of run metrics: {error!r}.") from error
     return runs
+
+
+# Errors of reward and latent state, and the rank correlation of the uncertainty with each.
+HeldOut = tuple[float | None, float | None, float | None, float | None]
 
 
 class _Experience(NamedTuple):
@@ -199,21 +205,20 @@ def coverage(visited: Sequence[np.ndarray]) -> list[int]:
     return [len(np.unique(x, axis=0)) for x in cells]
 
 
-def _held_out(run: Path, rows: Timestep) -> tuple[float | None, ...]:
-    """Errors of reward and latent state, and the rank correlation of the uncertainty with each."""
+def _held_out(run: Path, rows: Timestep) -> HeldOut:
+    """Measure the model of a run on rows of other runs."""
     if not len(rows.reward):
-        return (None,) * 4  # No episode is as long as a window.
+        return None, None, None, None  # No episode is as long as a window.
     try:
         agent, *_ = run_folder.load_agent(run)
     except UserError as error:
         log.warning("no errors of %s: %s", run.name, error)
-        return (None,) * 4
+        return None, None, None, None
     torch.manual_seed(0)
-    result = k_step(agent, rows.to(agent.device), CONTEXT, decode=False)
+    result = k_step_errors(agent, rows.to(agent.device), CONTEXT, decode=False)
     ranks = rank_correlations(result)
-    names = ("reward", "latent")
-    errors = (float(result.errors[name][:, -1].mean()) for name in names)
-    return *errors, *(ranks[name][-1] for name in names)
+    reward, latent = (float(result.errors[x][:, -1].mean()) for x in ("reward", "latent"))
+    return reward, latent, ranks["reward"][-1], ranks["latent"][-1]
 
 
 def _late(metrics: Sequence[Mapping[str, float]], name: str) -> float | None:

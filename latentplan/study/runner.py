@@ -1,4 +1,7 @@
-"""Run a study: so many processes at a time, each an ordinary and resumable ``latentplan train``."""
+"""Run the runs of a study as processes, several at a time.
+
+Each process is an ordinary ``latentplan train``, which can be resumed.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,17 @@ from latentplan.study.matrix import Job, jobs, read_study, table
 
 log = logging.getLogger("latentplan")
 POLL = 0.5  # seconds
-REPORT = 60.0  # seconds between tables while nothing changes
+REPORT = 60.0  # seconds between tables if no state changes
 
 
 def run(path: Path) -> int:
-    """Run what is not done yet; 0 when every run is done, 1 when one failed or was stopped.
+    """Run the unfinished runs of a study, ``study.parallel`` at a time.
 
-    Ctrl-C (or SIGTERM) stops all runs, which save first; running the study again goes on.
+    Ctrl-C or SIGTERM stops all runs after each has saved a checkpoint. The same command continues
+    them later.
+
+    Returns:
+        The exit code: 0 if all runs are done, 1 if one failed or was stopped.
 
     Raises:
         UserError: the study is not valid, or a run in its folder has other settings.
@@ -32,7 +39,7 @@ def run(path: Path) -> int:
     running: dict[Job, subprocess.Popen] = {}
     threads = max(1, (os.cpu_count() or 1) // study.parallel)
     reported = 0.0
-    # Both, for a program started in the background may have been told to ignore SIGINT.
+    # A shell may start a background program with SIGINT ignored, so both signals get a handler.
     stops = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, signal.default_int_handler) for number in stops}
     try:
@@ -47,7 +54,9 @@ def run(path: Path) -> int:
                 ended = "done" if job.done() else "stopped"
                 status[job.folder], changed = "failed" if code else ended, True
                 if code:
-                    log.warning("%s ended with exit code %d; see %s", *_who(job, code))
+                    log.warning(
+                        "%s ended with exit code %d; see %s", _name(job), code, _log_path(job)
+                    )
             if changed or time.monotonic() - reported > REPORT:
                 log.info("\n%s", table(matrix, status))
                 reported = time.monotonic()
@@ -60,12 +69,16 @@ def run(path: Path) -> int:
 
 
 def show(path: Path) -> str:
-    """The table of a study, running or not. Raises `UserError` as :func:`run`."""
+    """The table of a study, whether it is running or not.
+
+    Raises:
+        UserError: as :func:`run`.
+    """
     return table(jobs(read_study(path), path), {})
 
 
-def _who(job: Job, code: int) -> tuple[str, int, Path]:
-    return f"{job.task} {job.ablation} seed {job.seed}", code, _log_path(job)
+def _name(job: Job) -> str:
+    return f"{job.task} {job.ablation} seed {job.seed}"
 
 
 def _log_path(job: Job) -> Path:
@@ -77,7 +90,7 @@ def _start(job: Job, threads: int) -> subprocess.Popen:
     command = [sys.executable, "-m", "latentplan", "train", *job.overrides]
     if not any(item.startswith("train.threads=") for item in job.overrides):
         command.append(f"train.threads={threads}")
-    # A session of its own: Ctrl-C reaches the runs once, from here.
+    # Ctrl-C in the terminal does not reach a run in its own session. `_stop` sends it once.
     with _log_path(job).open("ab") as output:
         return subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -85,7 +98,7 @@ def _start(job: Job, threads: int) -> subprocess.Popen:
 
 
 def _stop(running: dict[Job, subprocess.Popen]) -> None:
-    """Ask the runs to save and leave, and wait for them."""
+    """Ask the runs to save and stop, and wait for them."""
     for process in running.values():
         if process.poll() is None:
             process.send_signal(signal.SIGINT)

@@ -26,21 +26,21 @@ from latentplan.evaluation.evaluate import score
 from latentplan.inspection.calibration import (
     CONTEXT,
     HORIZON,
-    k_step,
+    k_step_errors,
     rank_correlations,
     scalars,
     windows,
 )
-from latentplan.inspection.dream_against_reality import show_reality
-from latentplan.inspection.tensorboard_layout import present
+from latentplan.inspection.dream_against_reality import make_dream_against_reality_film
+from latentplan.inspection.tensorboard_layout import set_up_tensorboard
 from latentplan.inspection.visualizations import (
-    BEGIN,
-    DREAM,
+    DREAM_DECISIONS,
     FPS,
+    REAL_DECISIONS,
     SEQUENCES,
-    Exhibit,
-    exhibits,
-    of_film,
+    Visualization,
+    film_or_still,
+    visualizations,
 )
 from latentplan.runs.logger import Logger
 from latentplan.runtime.clock import Every, Stopwatch, disk, memory
@@ -92,7 +92,7 @@ class Monitor:
         for name, state in (schedules or {}).items():
             self._schedules[name].load_state_dict(state)
         if schedules is None:
-            present(self.logger, config)
+            set_up_tensorboard(self.logger, config)
         self._returns = np.zeros(config.env.num_envs)
         self._lengths = np.zeros(config.env.num_envs, dtype=int)
         self._last_row = (time.monotonic(), frame, 0)  # time, frames, updates at the last row
@@ -232,7 +232,7 @@ class Monitor:
         device = self.agent.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             batch = held_out.map(lambda x: x[chosen]).to(device)
-            result = k_step(self.agent, batch, CONTEXT, decode=False)
+            result = k_step_errors(self.agent, batch, CONTEXT, decode=False)
         self.logger.add(scalars(rank_correlations(result), None))
 
     def _inspect(self, frames: int) -> None:
@@ -252,11 +252,11 @@ class Monitor:
             if not len(batch.reward):  # all episodes are shorter than `length`
                 return
             context = min(config.log.inspect_context, length - 1)
-            for exhibit in exhibits(agent, batch.to(device), context):
-                self._show(exhibit, frames)
+            for visualization in visualizations(agent, batch.to(device), context):
+                self._show(visualization, frames)
             with make_eval_env(config, self.renderer, SEQUENCES, config.seed) as env:
-                film = show_reality(agent, env, BEGIN, DREAM)
-            self._show(of_film(agent, "dream_against_reality", film), frames)
+                film = make_dream_against_reality_film(agent, env, REAL_DECISIONS, DREAM_DECISIONS)
+            self._show(film_or_still(agent, "dream_against_reality", film), frames)
 
-    def _show(self, exhibit: Exhibit, frames: int) -> None:
-        self.logger.video(f"imagination/{exhibit.name}", exhibit.frames, frames, FPS)
+    def _show(self, visualization: Visualization, frames: int) -> None:
+        self.logger.video(f"imagination/{visualization.name}", visualization.frames, frames, FPS)

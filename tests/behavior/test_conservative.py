@@ -178,8 +178,8 @@ def test_between_plans_the_chosen_candidate_is_followed() -> None:
     act = acting([0, 2], 3, mean, std)
     rollout = imagine(step, act, start(3), 6)
     assert [h for h, _ in act.plans] == [0, 3]
-    for h, found in act.plans:
-        torch.testing.assert_close(rollout.choice.noise[[0, 2], h : h + 3], found.noise[:, :3])
+    for h, result in act.plans:
+        torch.testing.assert_close(rollout.choice.noise[[0, 2], h : h + 3], result.noise[:, :3])
 
 
 # --- in the agent ---------------------------------------------------------------------------
@@ -246,11 +246,11 @@ def test_one_candidate_is_plain_dreamer(gradient: str) -> None:
     ids=str,
 )
 def test_every_switch_changes_what_is_learned(changes: dict[str, object]) -> None:
-    one, other = (weights_after_three(telling(**x)) for x in ({}, changes))
+    one, other = (weights_after_three(informative(**x)) for x in ({}, changes))
     assert any(not torch.equal(x, other[name]) for name, x in one.items() if "actor" in name)
 
 
-def telling(**changes: object) -> Config:
+def informative(**changes: object) -> Config:
     """Where every term of the score matters."""
     settings = config(**{"imagine_rate": 1.0, "candidates": 8, **changes})
     return replace(settings, behavior=replace(settings.behavior, discount_horizon=2.0))
@@ -279,7 +279,7 @@ def test_plans_teach_by_the_returns_that_the_policy_climbs(
     ids=str,
 )
 def test_a_plan_is_scored_in_the_units_asked_for(changes: dict[str, bool]) -> None:
-    learner = agent(telling(horizon=2, **changes))
+    learner = agent(informative(horizon=2, **changes))
     perturb(learner.parameters(), 0.5)
     limit_two_hot_range(
         learner.world.reward, learner.critic.slow_net
@@ -290,14 +290,14 @@ def test_a_plan_is_scored_in_the_units_asked_for(changes: dict[str, bool]) -> No
     scale = learner.return_scale.value if changes.get("normalize_reward", True) else 1.0
     units = 0.2 if changes.get("normalize_uncertainty", True) else 1.0
     gamma = 0.5 if changes.get("discount", True) else 1.0
-    found = learner.behavior.plan(Latent(torch.randn(6, 16).tanh(), torch.rand(6, 3, 4)), -0.7)
-    c = found.candidates
+    result = learner.behavior.plan(Latent(torch.randn(6, 16).tanh(), torch.rand(6, 3, 4)), -0.7)
+    c = result.candidates
     weight = torch.stack([torch.ones(6, 8), gamma * c.cont[..., 0]], -1)
     end = learner.behavior.value(c.latent.map(lambda x: x[:, :, -1]))
     gain = (weight * c.reward).sum(-1) + gamma**2 * c.cont.prod(-1) * end
-    doubt = 0.7 * (weight * c.uncertainty).sum(-1) / units
-    assert (doubt > 0.01 * (gain / scale).abs()).float().mean() > 0.5
-    torch.testing.assert_close(found.score, gain / scale - doubt)
+    penalty = 0.7 * (weight * c.uncertainty).sum(-1) / units
+    assert (penalty > 0.01 * (gain / scale).abs()).float().mean() > 0.5
+    torch.testing.assert_close(result.score, gain / scale - penalty)
 
 
 def weights_after_three(settings: Config) -> dict[str, Tensor]:
@@ -380,11 +380,11 @@ def test_coplanner_without_rates_and_value_is_best_of_k_by_reward() -> None:
     perturb(learner.parameters(), 0.5)
     latent = Latent(torch.randn(40, 16).tanh(), torch.rand(40, 3, 4))
     for rate in (settings.explore_rate, -settings.imagine_rate):
-        found = learner.behavior.plan(latent, rate)
-        weight, _ = discounts(found.candidates.cont, learner.config.behavior.discount)
-        best = (weight * found.candidates.reward).sum(-1).argmax(1)
-        assert found.score.shape == (40, 4) and torch.equal(found.best, best)
-        assert found.best.unique().numel() == 4
+        result = learner.behavior.plan(latent, rate)
+        weight, _ = discounts(result.candidates.cont, learner.config.behavior.discount)
+        best = (weight * result.candidates.reward).sum(-1).argmax(1)
+        assert result.score.shape == (40, 4) and torch.equal(result.best, best)
+        assert result.best.unique().numel() == 4
 
 
 @pytest.mark.parametrize("changes", [{"explore": False}, {"candidates": 1}])

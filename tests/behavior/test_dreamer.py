@@ -32,13 +32,13 @@ def test_the_actor_loss_by_hand(gradient: str) -> None:
     scale, alpha = torch.tensor(4.0), torch.tensor(0.3)
     target, config = Target(returns, weight), BehaviorConfig(gradient=gradient)
     dist = ActionDist.from_mean_std(mean, std)
-    found = actor_loss(dist, rollout, target, baseline, scale, alpha, config)
+    result = actor_loss(dist, rollout, target, baseline, scale, alpha, config)
     normal = Normal(mean, std)
     gain = returns / 4
     if gradient == "reinforce":
         gain = normal.log_prob(action).sum(-1) * (returns - baseline) / 4
     expected = -(weight * (gain + 0.3 * normal.entropy().sum(-1))).mean()
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
 
 
 def settings(gradient: str) -> Config:

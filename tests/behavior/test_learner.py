@@ -80,7 +80,7 @@ class Scene(NamedTuple):
     """The losses of an agent, and what they were made of: N states, rollouts of H steps."""
 
     agent: Agent
-    apart: bool  # the actor climbs a rollout of its own
+    own_rollout: bool  # the actor climbs a rollout of its own
     losses: dict[str, Tensor]
     replayed: Latent  # (B, T)
     batch: Timestep
@@ -117,14 +117,14 @@ def scene(policies: str, candidates: int = 1, adaptive: bool = True) -> Scene:
         imagined = record_results(patch, agent.behavior, "imagine")
         planned = record_results(patch, agent.behavior, "plan")
         drawn = record_results(patch, agent.world, "draw_noise")
-        apart = record_results(patch, mpdp, "roll_out")
+        own_rollout = record_results(patch, mpdp, "roll_out")
         before, (losses, _) = agent.return_scale.value, agent.learner.losses(latent, batch)
     [(rollout, acting)], [starts] = imagined, chosen
     rows = acting.rows if acting else torch.arange(len(starts) if planned else 0)
     plans = dict(acting.plans if acting else enumerate(planned))
-    its = (apart[0][0] if apart else rollout).choice.noise, drawn[len(apart)]
+    its = (own_rollout[0][0] if own_rollout else rollout).choice.noise, drawn[len(own_rollout)]
     made = losses, latent, batch, starts, rollout
-    return Scene(agent, bool(apart), *made, *its, rows, plans, before)
+    return Scene(agent, bool(own_rollout), *made, *its, rows, plans, before)
 
 
 # --- by hand --------------------------------------------------------------------------------
@@ -142,21 +142,23 @@ def walk(s: Scene, window: int) -> list[tuple[Tensor, ...]]:
     """The steps of a window from its first state on, with the gradient of every action: (N,)
     entropy, reward, uncertainty, continuation, and value on arriving."""
     begin, latent, world = window * SIZE, s.left(window * SIZE), s.agent.world
-    if s.apart:  # every window has a row of its own
+    if s.own_rollout:  # every window has a row of its own
         noise, drawn = s.noise[window::COUNT], [x[:, window::COUNT] for x in s.drawn]
     else:
         noise, drawn = s.noise[:, begin:], [x[begin:] for x in s.drawn]
     planned = torch.zeros(len(noise), dtype=torch.bool)
-    planned[s.rows] = not s.apart
+    planned[s.rows] = not s.own_rollout
     steps = []
     for i in range(SIZE):
-        dist = s.agent.actor(world.features(latent), i if s.apart else 0)
+        dist = s.agent.actor(world.features(latent), i if s.own_rollout else 0)
         std = torch.where(planned[:, None], dist.std.detach(), dist.std)
         followed = planned & (begin + i not in s.plans)  # no plan was made here
         entropy = torch.where(followed, dist.entropy().detach(), dist.entropy())
-        found = world.step(latent, dist.mean + std * noise[:, i], StepNoise(*(x[i] for x in drawn)))
-        uncertainty, latent = found.uncertainty / s.agent.uncertainty_scale.value, found.latent
-        steps.append((entropy, found.reward, uncertainty, found.cont, s.slow(latent)))
+        result = world.step(
+            latent, dist.mean + std * noise[:, i], StepNoise(*(x[i] for x in drawn))
+        )
+        uncertainty, latent = result.uncertainty / s.agent.uncertainty_scale.value, result.latent
+        steps.append((entropy, result.reward, uncertainty, result.cont, s.slow(latent)))
     return steps
 
 
@@ -176,7 +178,7 @@ def objective(
 def lessons(s: Scene) -> Tensor:
     """(N, H) What the candidates of a plan teach the deviation, each against all others."""
     taught = torch.zeros_like(s.rollout.reward)
-    for h, plan in () if s.apart else s.plans.items():
+    for h, plan in () if s.own_rollout else s.plans.items():
         _, choice, rewards, conts, _ = plan.candidates
         ret, d = 0.0, 1.0
         for reward, cont in zip(rewards.unbind(2), conts.unbind(2), strict=True):
@@ -221,7 +223,7 @@ def pulled(s: Scene, taken: Tensor) -> Tensor:
         log_prob = normal.log_prob(plan.candidates.choice.action[:, :, 0]).sum(-1)
         better = (plan.score / TAU).exp()
         better = better / better.sum(1, keepdim=True) - 1 / CANDIDATES
-        counts = weight[s.rows, h] * (s.apart or h % SIZE < taken[s.rows, h // SIZE])
+        counts = weight[s.rows, h] * (s.own_rollout or h % SIZE < taken[s.rows, h // SIZE])
         total = total - (counts * TAU * (better * log_prob).sum(1)).sum()
     return DISTILL * total / taken.numel()
 
@@ -267,7 +269,7 @@ def test_a_small_step_down_the_loss_raises_the_objective(policies: str) -> None:
 @pytest.mark.parametrize("policies", ["per_step", "shared"])
 def test_plans_pull_the_mean_of_the_policy(policies: str) -> None:
     s = scene(policies, CANDIDATES)
-    assert list(s.plans) == ([0] if s.apart else [0, 3])
+    assert list(s.plans) == ([0] if s.own_rollout else [0, 3])
     assert_same(s, s.losses["distill"], pulled(s, climbed(s)[1]))
 
 
@@ -275,8 +277,8 @@ def test_the_temperature_answers_to_the_entropy_of_the_first_policy() -> None:
     s = scene("per_step")
     entropy = torch.stack([s.policy(h).entropy() for h in range(HORIZON)]).mean()
     excess = entropy.detach() - TARGET * VECTOR.action_dim
-    found = torch.autograd.grad(s.losses["temperature"], s.agent.temperature.log_alpha)
-    torch.testing.assert_close(found, (excess,))
+    result = torch.autograd.grad(s.losses["temperature"], s.agent.temperature.log_alpha)
+    torch.testing.assert_close(result, (excess,))
 
 
 def likelihood(s: Scene, latent: Latent, returns: Tensor, weight: Tensor) -> Tensor:
@@ -294,17 +296,17 @@ def test_the_critic_learns_from_rows_that_the_policy_led(policies: str, candidat
     arrived, left = (s.rollout.latent.map(lambda x, t=t: x[:, t].detach()) for t in (LATER, EARLY))
     entropy = s.agent.actor(s.agent.world.features(left)).entropy()
     paid = s.rollout.reward + s.scale * ALPHA * entropy
-    found = lambda_returns(paid, s.slow(arrived), GAMMA * s.rollout.cont, LAM).detach()
-    expected = likelihood(s, left, found, reached(s) * led[:, None])
+    result = lambda_returns(paid, s.slow(arrived), GAMMA * s.rollout.cont, LAM).detach()
+    expected = likelihood(s, left, result, reached(s) * led[:, None])
     torch.testing.assert_close(s.losses["value"], expected)
 
-    value = s.slow(s.replayed).flatten().index_copy(0, s.chosen[led], found[led, 0])
+    value = s.slow(s.replayed).flatten().index_copy(0, s.chosen[led], result[led, 0])
     rows = s.replayed.map(lambda x: x[:, EARLY])
     entropy = s.agent.actor(s.agent.world.features(rows)).entropy()
     paid = s.batch.reward[:, LATER] + s.agent.return_scale.value * ALPHA * entropy
     value = value.view_as(s.batch.reward)[:, LATER]
-    found = lambda_returns(paid, value, GAMMA * ~s.batch.is_terminal[:, LATER], LAM).detach()
-    expected = REPLAY * likelihood(s, rows, found, torch.ones_like(found))
+    result = lambda_returns(paid, value, GAMMA * ~s.batch.is_terminal[:, LATER], LAM).detach()
+    expected = REPLAY * likelihood(s, rows, result, torch.ones_like(result))
     torch.testing.assert_close(s.losses["repval"], expected)
 
 
@@ -313,8 +315,8 @@ def test_no_other_loss_moves_the_actor(policies: str, candidates: int) -> None:
     s = scene(policies, candidates)
     weights = [*s.agent.actor.parameters(), *s.agent.world.parameters()]
     for name in {"value", "repval", "temperature"}:
-        found = torch.autograd.grad(s.losses[name], weights, allow_unused=True, retain_graph=True)
-        assert not any(x is not None for x in found), name
+        result = torch.autograd.grad(s.losses[name], weights, allow_unused=True, retain_graph=True)
+        assert not any(x is not None for x in result), name
     alpha = torch.autograd.grad(
         s.losses["policy"], s.agent.temperature.log_alpha, allow_unused=True
     )

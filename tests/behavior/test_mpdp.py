@@ -74,9 +74,9 @@ def improved(p: float, c: float, horizon: int, updates: int = 400) -> tuple[Tens
 
         rollout, entropy = roll_out(step, policy, start, horizon, noise)
         value = -p * rollout.latent.deter[:, 1:, 0].square() + c
-        found = improve(rollout, entropy, value, discount=GAMMA, alpha=ALPHA)
+        result = improve(rollout, entropy, value, discount=GAMMA, alpha=ALPHA)
         optimizer.zero_grad()
-        (-found.objective.mean()).backward()
+        (-result.objective.mean()).backward()
         optimizer.step()
         schedule.step()
     return gains.detach(), log_stds.detach().exp()
@@ -125,13 +125,13 @@ def test_one_step_is_the_improvement_of_sac() -> None:
     value = lambda s: -2.0 * s.square()[:, 0]  # noqa: E731
     rollout, entropy = roll_out(step, policy, latent(x), 1, noise)
     arrived = value(rollout.latent.deter[:, 1])[:, None]
-    found = improve(rollout, entropy, arrived, discount=GAMMA, alpha=ALPHA)
+    result = improve(rollout, entropy, arrived, discount=GAMMA, alpha=ALPHA)
     dist = policy(latent(x), 0)
     action = dist.rsample(noise[0])
     q = -(Q * x.square() + R * action.square())[:, 0] + GAMMA * value(A * x + B * action)
     sac = q + ALPHA * dist.entropy()
-    torch.testing.assert_close(found.objective, sac)
-    mine, theirs = (torch.autograd.grad(j.mean(), weight)[0] for j in (found.objective, sac))
+    torch.testing.assert_close(result.objective, sac)
+    mine, theirs = (torch.autograd.grad(j.mean(), weight)[0] for j in (result.objective, sac))
     torch.testing.assert_close(mine, theirs)
 
 
@@ -156,10 +156,10 @@ def test_a_window_begins_like_a_rollout() -> None:
 def by_hand(cont: list[float], uncertainty: list[float] | None) -> Rollout:
     h = len(cont)
     zero = torch.zeros(1, h, 1)
-    doubt = None if uncertainty is None else torch.tensor([uncertainty])
+    uncertain = None if uncertainty is None else torch.tensor([uncertainty])
     states = Latent(torch.zeros(1, h + 1, 1), torch.zeros(1, h + 1, 1, 1))
     rewards = torch.tensor([[1.0, 2.0, 4.0]])
-    return Rollout(states, Choice(zero, zero), rewards, torch.tensor([cont]), doubt)
+    return Rollout(states, Choice(zero, zero), rewards, torch.tensor([cont]), uncertain)
 
 
 ENTROPY = torch.tensor([[0.5, 0.25, 0.125]])
@@ -169,7 +169,7 @@ VALUE = torch.tensor([[10.0, 20.0, 40.0]])
 def test_the_rollout_is_cut_where_the_model_is_unsure() -> None:
     """In units of U = 2 the second step costs 3 > 2.5: its reward is dropped, and the value of the
     state that it would have left stands in."""
-    found = improve(
+    result = improve(
         by_hand([1.0, 1.0, 1.0], [9.0, 6.0, 1.0]),
         ENTROPY,
         VALUE,
@@ -181,14 +181,14 @@ def test_the_rollout_is_cut_where_the_model_is_unsure() -> None:
         uncertainty_scale=2.0,
         reward_magnitude=3.0,
     )
-    assert found.taken.sum(1).tolist() == [1]  # the first step is always taken
-    assert float(found.penalty) == pytest.approx(-0.1 * 3.0 / 2 * 4.5)
+    assert result.taken.sum(1).tolist() == [1]  # the first step is always taken
+    assert float(result.penalty) == pytest.approx(-0.1 * 3.0 / 2 * 4.5)
     expected = (1 - 0.1 * 3.0 * 4.5) / 2 + 0.2 * 0.5 + 0.9 * 10 / 2
-    assert float(found.objective) == pytest.approx(expected)
+    assert float(result.objective) == pytest.approx(expected)
 
 
 def test_all_steps_are_taken_where_the_model_is_sure() -> None:
-    found = improve(
+    result = improve(
         by_hand([1.0, 1.0, 1.0], [1.0, 1.0, 1.0]),
         ENTROPY,
         VALUE,
@@ -199,13 +199,15 @@ def test_all_steps_are_taken_where_the_model_is_sure() -> None:
     )
     steps = [r - 1.0 + h for r, h in zip((1.0, 2.0, 4.0), ENTROPY[0].tolist(), strict=True)]
     expected = steps[0] + 0.5 * steps[1] + 0.25 * steps[2] + 0.125 * 40
-    assert float(found.objective) == pytest.approx(expected) and found.taken.sum(1).tolist() == [3]
-    torch.testing.assert_close(found.entropy, ENTROPY[0])
+    assert float(result.objective) == pytest.approx(expected) and result.taken.sum(1).tolist() == [
+        3
+    ]
+    torch.testing.assert_close(result.entropy, ENTROPY[0])
 
 
 def test_nothing_comes_after_an_end() -> None:
-    found = improve(by_hand([1.0, 0.0, 1.0], None), ENTROPY, VALUE, discount=1.0, alpha=0.0)
-    assert float(found.objective) == 3.0
+    result = improve(by_hand([1.0, 0.0, 1.0], None), ENTROPY, VALUE, discount=1.0, alpha=0.0)
+    assert float(result.objective) == 3.0
 
 
 def test_the_objective_needs_a_measured_uncertainty() -> None:

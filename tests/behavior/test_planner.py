@@ -52,8 +52,8 @@ def closeness(x: Tensor, a: Tensor) -> Tensor:
 
 def test_a_point_mass_goes_where_it_should() -> None:
     start = torch.tensor([[-0.8], [0.0], [0.5], [0.9]])
-    found = plan(toy(closeness), policy, latent(start), candidates=2000, horizon=1, optimism=0.0)
-    torch.testing.assert_close(found.action, -start, atol=0.02, rtol=0)
+    result = plan(toy(closeness), policy, latent(start), candidates=2000, horizon=1, optimism=0.0)
+    torch.testing.assert_close(result.action, -start, atol=0.02, rtol=0)
 
 
 def test_later_steps_count() -> None:
@@ -66,8 +66,8 @@ def test_later_steps_count() -> None:
         return Prediction(latent(torch.stack([place, steps], 1)), paid, nothing + 1, nothing)
 
     start = latent(torch.zeros(1, 2))
-    found = plan(step, policy, start, candidates=4000, horizon=2, optimism=0.0)
-    actions = found.candidates.choice.action[0, found.best[0], :, 0]
+    result = plan(step, policy, start, candidates=4000, horizon=2, optimism=0.0)
+    actions = result.candidates.choice.action[0, result.best[0], :, 0]
     assert abs(float(actions.sum()) - 1) < 0.02
 
 
@@ -76,28 +76,28 @@ def test_the_sign_of_optimism_is_the_direction_of_the_choice(optimism: float) ->
     """Two arms that pay the same; of the right one the model knows nothing."""
     arms = toy(uncertainty=lambda x, a: (a[:, 0] > 0).float())
     start = latent(torch.zeros(50, 1))
-    found = plan(arms, policy, start, candidates=32, horizon=1, optimism=optimism)
-    assert (torch.sign(found.action) == optimism).all()
+    result = plan(arms, policy, start, candidates=32, horizon=1, optimism=optimism)
+    assert (torch.sign(result.action) == optimism).all()
 
 
 def test_one_candidate_is_the_policy() -> None:
     noise = gaussians(7, 1, 3, 1)
     start = latent(gaussians(7, 1, seed=1))
-    found = plan(toy(closeness), policy, start, candidates=1, horizon=3, optimism=5.0, noise=noise)
-    torch.testing.assert_close(found.action, policy(start).rsample(noise[:, 0, 0]))
-    assert torch.equal(found.noise, noise[:, 0]) and not found.best.any()
+    result = plan(toy(closeness), policy, start, candidates=1, horizon=3, optimism=5.0, noise=noise)
+    torch.testing.assert_close(result.action, policy(start).rsample(noise[:, 0, 0]))
+    assert torch.equal(result.noise, noise[:, 0]) and not result.best.any()
 
 
 def test_without_optimism_and_value_it_is_the_best_of_k_by_reward() -> None:
     noise = gaussians(5, 6, 2, 1)
     start = gaussians(5, 1, seed=1)
     step = toy(closeness, uncertainty=lambda x, a: 100 * a[:, 0].abs())
-    found = plan(step, policy, latent(start), candidates=6, horizon=2, optimism=0.0, noise=noise)
+    result = plan(step, policy, latent(start), candidates=6, horizon=2, optimism=0.0, noise=noise)
     actions = policy(latent(torch.zeros(30, 1))).rsample(noise[:, :, 0].reshape(30, 1)).view(5, 6)
     second = policy(latent(torch.zeros(30, 1))).rsample(noise[:, :, 1].reshape(30, 1)).view(5, 6)
     returns = -(start + actions).square() - (start + actions + second).square()
-    torch.testing.assert_close(found.ret, returns)
-    assert torch.equal(found.best, returns.argmax(1))
+    torch.testing.assert_close(result.ret, returns)
+    assert torch.equal(result.best, returns.argmax(1))
 
 
 def test_the_score_is_the_sum_of_its_terms() -> None:
@@ -108,7 +108,7 @@ def test_the_score_is_the_sum_of_its_terms() -> None:
         row = table[state.deter[:, 0].long()]
         return Prediction(latent(state.deter + 1), row[:, 0], row[:, 2], row[:, 1])
 
-    found = plan(
+    result = plan(
         step,
         policy,
         latent(torch.zeros(2, 1)),
@@ -124,9 +124,9 @@ def test_the_score_is_the_sum_of_its_terms() -> None:
     end = 0.9**3 * 0.5
     ret = ((weights * table[:, 0]).sum() + end * 30) / 2
     novelty = (weights * table[:, 1]).sum() / 4
-    torch.testing.assert_close(found.ret, ret.expand(2, 3))
-    torch.testing.assert_close(found.novelty, novelty.expand(2, 3))
-    torch.testing.assert_close(found.score, (ret - 0.5 * novelty).expand(2, 3))
+    torch.testing.assert_close(result.ret, ret.expand(2, 3))
+    torch.testing.assert_close(result.novelty, novelty.expand(2, 3))
+    torch.testing.assert_close(result.score, (ret - 0.5 * novelty).expand(2, 3))
 
 
 def test_an_end_cuts_the_plan() -> None:
@@ -138,8 +138,8 @@ def test_an_end_cuts_the_plan() -> None:
     )
     value = lambda state: torch.full(state.deter.shape[:-1], 1e6)  # noqa: E731
     start = latent(torch.zeros(3, 1))
-    found = plan(step, policy, start, candidates=2, horizon=5, optimism=1.0, value=value)
-    assert (found.ret == 1).all() and (found.novelty == 1).all()
+    result = plan(step, policy, start, candidates=2, horizon=5, optimism=1.0, value=value)
+    assert (result.ret == 1).all() and (result.novelty == 1).all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -147,16 +147,16 @@ def test_an_end_cuts_the_plan() -> None:
 def test_a_score_that_is_not_finite_never_wins(term: str, bad: float) -> None:
     spoiled = lambda x, a: torch.where(a[:, 0] > -0.5, bad, a[:, 0])  # noqa: E731
     start = latent(torch.zeros(40, 1))
-    found = plan(toy(**{term: spoiled}), policy, start, candidates=64, horizon=1, optimism=1.0)
-    assert (found.action <= -0.5).all()
-    assert (found.score == -torch.inf).sum() > 40 * 32
-    assert found.score.gather(1, found.best[:, None]).isfinite().all()
+    result = plan(toy(**{term: spoiled}), policy, start, candidates=64, horizon=1, optimism=1.0)
+    assert (result.action <= -0.5).all()
+    assert (result.score == -torch.inf).sum() > 40 * 32
+    assert result.score.gather(1, result.best[:, None]).isfinite().all()
 
 
 def test_without_optimism_a_broken_uncertainty_spoils_nothing() -> None:
     step = toy(closeness, uncertainty=lambda x, a: torch.full((len(x),), torch.nan))
-    found = plan(step, policy, latent(torch.zeros(2, 1)), candidates=9, horizon=1, optimism=0.0)
-    assert found.score.isfinite().all()
+    result = plan(step, policy, latent(torch.zeros(2, 1)), candidates=9, horizon=1, optimism=0.0)
+    assert result.score.isfinite().all()
 
 
 def test_states_are_planned_independently() -> None:
@@ -185,8 +185,8 @@ def test_the_order_of_candidates_means_nothing() -> None:
 def test_the_plan_carries_no_gradient() -> None:
     weight = torch.ones(1, requires_grad=True)
     step = toy(lambda x, a: weight * closeness(x, a))
-    found = plan(step, policy, latent(torch.zeros(2, 1)), candidates=3, horizon=2, optimism=0.1)
-    tensors = [*found[:7], *found.candidates.latent, found.candidates.reward]
+    result = plan(step, policy, latent(torch.zeros(2, 1)), candidates=3, horizon=2, optimism=0.1)
+    tensors = [*result[:7], *result.candidates.latent, result.candidates.reward]
     assert not any(x.requires_grad for x in tensors)
 
 
@@ -215,14 +215,14 @@ def considered(ret: list[float], novelty: list[float], optimism: float, value: f
     ret, novelty = torch.tensor([ret]), torch.tensor([novelty])
     score = ret + optimism * novelty
     score = score.masked_fill(~score.isfinite(), -torch.inf)
-    worth = torch.tensor([[0.0, value]])
-    return Plan(ZERO, ZERO, score.argmax(1), score, ret, worth, novelty, None)
+    final_values = torch.tensor([[0.0, value]])
+    return Plan(ZERO, ZERO, score.argmax(1), score, ret, final_values, novelty, None)
 
 
 def test_the_bonus_share_compares_spreads() -> None:
     def share(ret: list[float], novelty: list[float], optimism: float) -> float:
-        found = considered(ret, novelty, optimism)
-        return float(plan_metrics("x", [found], optimism)["train/plan/x_bonus_share"])
+        result = considered(ret, novelty, optimism)
+        return float(plan_metrics("x", [result], optimism)["train/plan/x_bonus_share"])
 
     assert share([1.0, 2.0], [5.0, 5.0], 1.0) == 0
     assert share([2.0, 2.0], [1.0, 5.0], 1.0) == 1

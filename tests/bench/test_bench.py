@@ -35,22 +35,22 @@ def tiny_parts(gradient: str, uncertainty: str = "jsd") -> tuple[Agent, UpdatePa
     return agent, UpdateParts(agent, *random_batch(3, 4, BOTH))
 
 
-def touched(agent: Agent, part: Part) -> set[str]:
-    """The weights that get a gradient when the part runs."""
+def trained_by(agent: Agent, part: Part) -> set[str]:
+    """The names of the weights that get a gradient from the part."""
     part.prepare()
     part.run()
     return {name for name, p in agent.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("gradient", ["pathwise", "reinforce"])
-def test_every_weight_is_learned_in_exactly_the_parts_that_own_it(gradient: str) -> None:
+def test_every_weight_gets_gradients_only_from_its_own_parts(gradient: str) -> None:
     agent, parts = tiny_parts(gradient, uncertainty="probes")
-    seen = {
-        name: touched(agent, part)
+    trained = {
+        name: trained_by(agent, part)
         for name, part in parts.parts().items()
         if name not in ("optimizer", FULL)
     }
-    roots = {name: {".".join(key.split(".")[:2]) for key in keys} for name, keys in seen.items()}
+    roots = {name: {".".join(key.split(".")[:2]) for key in keys} for name, keys in trained.items()}
     assert roots["encoder"] == {"world.encoder"}
     assert roots["observe"] == {"world.rssm"}
     assert roots["decoder"] == {"world.decoder"}
@@ -58,11 +58,11 @@ def test_every_weight_is_learned_in_exactly_the_parts_that_own_it(gradient: str)
     assert roots["imagination"] == ({"actor.net"} if gradient == "pathwise" else set())
     assert roots["actor-critic"] == {"actor.net", "critic.net"}
     learned = {name for name, p in agent.named_parameters() if p.requires_grad}
-    assert set.union(*seen.values()) == learned
+    assert set.union(*trained.values()) == learned
 
 
-def test_an_update_is_timed_as_nearly_all_are() -> None:
-    """The first ones also take the statistics of pictures."""
+def test_timed_updates_do_not_compute_statistics_of_images() -> None:
+    """Only the first updates of a training compute them."""
     agent, parts = tiny_parts("reinforce")
     mean = agent.world.image_normalizers["image"].mean.clone()
     parts.full()
@@ -77,7 +77,7 @@ def test_actor_and_critic_are_timed_without_imagination(monkeypatch: pytest.Monk
         parts.imagination()
 
 
-def test_only_the_optimizer_and_the_whole_move_the_weights() -> None:
+def test_only_the_optimizer_and_the_full_update_change_weights() -> None:
     agent, parts = tiny_parts("pathwise")
     for name, part in parts.parts().items():
         before = [p.detach().clone() for p in agent.parameters()]
@@ -89,7 +89,7 @@ def test_only_the_optimizer_and_the_whole_move_the_weights() -> None:
 
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Of every plan that is made, its candidates' rows."""
+    """The number of rows (starts times candidates) of every plan that is made."""
     rows = []
     original = Behavior.plan
 
@@ -102,9 +102,9 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def counted(
-    planned: list[int], seen: list[dict[str, int]]
+    planned: list[int], counts: list[dict[str, int]]
 ) -> Callable[..., dict[str, list[float]]]:
-    """In place of ``time_parts``: every part runs once, and its planned rows are the seconds."""
+    """A replacement for ``time_parts`` that runs every part once and counts its planned rows."""
 
     def count(parts: Mapping[str, Part], *_: object) -> dict[str, list[float]]:
         rows = {}
@@ -113,7 +113,7 @@ def counted(
             part.run()
             rows[name] = sum(planned)
         planned.clear()
-        seen.append(rows)
+        counts.append(rows)
         return {name: [1.0 + x] for name, x in rows.items()}
 
     return count
@@ -135,7 +135,7 @@ def test_the_command_prints_every_part(tmp_path: Path, capsys: pytest.CaptureFix
     assert result["environment"]["frames_per_second"] > 0
 
 
-def test_a_file_is_compared_with_an_earlier_one(
+def test_results_are_compared_with_an_earlier_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "bench.json"
@@ -148,15 +148,15 @@ def test_a_file_is_compared_with_an_earlier_one(
         results, twice
     )
     assert "no result of the same name" in report.compare(results, [])
-    for others, busy in ((0.1, False), (1.9, True)):
-        text = report.describe([{**x, "load_before": others} for x in results])
+    for load_before, busy in ((0.1, False), (1.9, True)):
+        text = report.describe([{**x, "load_before": load_before} for x in results])
         assert ("busy before this began (load 1.9)" in text) == busy
     path.write_text("[1]")
     assert cli.main(["bench", *flags, "--against", str(path), *TINY]) == 2
     assert str(path) in capsys.readouterr().err
 
 
-def test_the_loop_is_trained_for_a_while() -> None:
+def test_the_training_loop_is_timed() -> None:
     overrides = ["size=cpu", *TINY, "train.ratio=2", "train.threads=1", "device=cpu"]
     cost = loop.loop_cost(load(overrides=overrides), 4.0)
     assert cost["frames_per_second"] > 0 and cost["updates_per_second"] > 0
@@ -166,7 +166,7 @@ def test_the_loop_is_trained_for_a_while() -> None:
         loop.loop_cost(load(overrides=overrides), 0.001)
 
 
-def test_ablations_are_timed_against_the_first(
+def test_ablations_are_compared_with_the_first_one(
     planned: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["dreamer", "coplanner_faithful"]
@@ -177,19 +177,19 @@ def test_ablations_are_timed_against_the_first(
     assert first.split()[0] == "dreamer" and first.endswith("x 1.00")
     assert second.split()[0] == names[1] and float(second.split()[-1]) > 0
     planned.clear()
-    seen: list[dict[str, int]] = []
-    monkeypatch.setattr(updates, "time_parts", counted(planned, seen))
+    counts: list[dict[str, int]] = []
+    monkeypatch.setattr(updates, "time_parts", counted(planned, counts))
     assert cli.main(["bench", *flags]) == 0
-    assert seen[0]["dreamer"] == 0 < seen[0][names[1]]  # each times its own configuration
+    assert counts[0]["dreamer"] == 0 < counts[0][names[1]]  # each has its own configuration
     second = capsys.readouterr().out.splitlines()[2]
-    assert second.endswith(f"x {1 + seen[0][names[1]]:.2f}")
+    assert second.endswith(f"x {1 + counts[0][names[1]]:.2f}")
     wrong = (["nothing"], ["dreamer", "--repeats", "0"], ["dreamer", "--json", "x.json"])
     for items in wrong:
         assert cli.main(["bench", "--size", "cpu", "--ablations", *items]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_planning_is_timed_beside_the_same_update_without(
+def test_planning_is_compared_with_the_same_update_without_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(planning, "ACTIONS", 5)
@@ -199,32 +199,32 @@ def test_planning_is_timed_beside_the_same_update_without(
     assert "update, faithful" in text and "action, planner" in text and "x 1.00" in text
 
 
-def test_the_faithful_form_plans_everywhere(
+def test_the_faithful_form_plans_at_every_step(
     planned: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[dict[str, int]] = []
-    monkeypatch.setattr(planning, "time_parts", counted(planned, seen))
+    counts: list[dict[str, int]] = []
+    monkeypatch.setattr(planning, "time_parts", counted(planned, counts))
     monkeypatch.setattr(planning, "ACTIONS", 5)
     config = load(overrides=["size=cpu", *TINY, "behavior.starts_fraction=1"])
     planning.planning_cost(config, BOTH, torch.device("cpu"), 1)
-    for rows in seen:
+    for rows in counts:
         assert rows["none"] == 0 < rows["as configured"] < rows["faithful"]
-        # Every one of 6 starts, 2 steps and 4 candidates.
+        # 6 starts, 2 steps and 4 candidates.
         assert rows["faithful"] == 6 * 2 * 4
-    assert len(planned) == 5 + 10  # of the actions only the planner's, warm-ups included
+    assert len(planned) == 5 + 10  # the actions of the planner, with warm-ups
 
 
 @pytest.mark.parametrize(
     ("items", "message"),
     [(["--size", "huge"], "huge"), (["nope=1"], "nope"), (["--repeats", "0"], "at least 1")],
 )
-def test_mistakes_get_a_sentence(
+def test_wrong_arguments_print_one_sentence(
     items: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["bench", *items]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_results_that_cannot_be_written_get_a_sentence(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"):
         report.write_json(tmp_path / "missing" / "bench.json", [])

@@ -18,11 +18,11 @@ from latentplan.config.loading import load, load_resolved
 
 COMMANDS = (
     *("train", "config", "eval", "imagine", "calibrate", "report"),
-    *("study", "tensorboard", "doctor", "bench"),
+    *("export", "study", "tensorboard", "list", "doctor", "bench"),
 )
 
 
-def test_help_names_every_command_and_loads_nothing_heavy() -> None:
+def test_help_names_every_command_without_importing_torch() -> None:
     code = (
         "import sys\n"
         "from latentplan.cli.main import main\n"
@@ -42,29 +42,41 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_closed_pipe_ends_the_command_quietly() -> None:
-    """`latentplan config | head -1` is no reason for a traceback."""
+    """`latentplan config | head -1` prints no traceback."""
     command = [sys.executable, "-m", "latentplan", "config"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait(60) == 141
 
 
-def test_threads_do_not_wait_long_for_others(
+def test_waiting_threads_spin_for_a_short_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     assert main(["config"]) == 0 and os.environ["GOMP_SPINCOUNT"] == cli.SPINS
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    assert main(["config"]) == 0 and os.environ["GOMP_SPINCOUNT"] == "7", "somebody's own choice"
+    assert main(["config"]) == 0 and os.environ["GOMP_SPINCOUNT"] == "7", (
+        "the value of the user is kept"
+    )
 
 
-def test_keys_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+def test_overrides_may_occur_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
     args = cli._parse(["bench", "--size", "cpu", "obs=state", "--repeats", "3", "seed=4"])
     assert args.items == ["obs=state", "seed=4"] and args.repeats == 3
-    for wrong in (["bench", "--repeat", "--what=3"], ["eval", "run", "seed=4"], ["doctor", "x"]):
+    for wrong in (["bench", "--repeat", "--unknown=3"], ["eval", "run", "seed=4"], ["doctor", "x"]):
         with pytest.raises(SystemExit) as end:
             cli._parse(wrong)
         assert end.value.code == 2 and capsys.readouterr().err
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "latentplan"]
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60)
+    assert version.returncode == 0 and version.stdout.strip() == __version__
+    wrong = subprocess.run(
+        [*command, "list", "nothing"], capture_output=True, text=True, timeout=60
+    )
+    assert wrong.returncode == 2 and wrong.stderr.startswith("latentplan: ")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +96,7 @@ def test_a_wrong_command_line_is_exit_code_2(
     assert end.value.code == 2 and "usage:" in capsys.readouterr().err
 
 
-def test_config_prints_what_train_would_use(
+def test_config_prints_the_configuration_of_train(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = tmp_path / "mine.yaml"
@@ -97,7 +109,9 @@ def test_config_prints_what_train_would_use(
     assert (printed.world.members, printed.seed, printed.task) == (7, 4, "walker_walk")
 
 
-def test_tensorboard_needs_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tensorboard_needs_existing_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["tensorboard", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
 
@@ -110,7 +124,7 @@ def test_tensorboard_needs_folders(tmp_path: Path, capsys: pytest.CaptureFixture
         (["a/run", "b/run"], ["--logdir_spec", "a/run:{0},b/run:{1}"]),
     ],
 )
-def test_tensorboard_serves_only_this_machine_by_default(
+def test_tensorboard_is_reachable_only_from_this_machine_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], expected: list[str]
 ) -> None:
     called = []
@@ -127,7 +141,7 @@ def test_tensorboard_serves_only_this_machine_by_default(
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "words"),
+    ("error", "code", "message"),
     [
         (
             OSError(errno.ENOSPC, "No space left on device", "x.bin"),
@@ -144,14 +158,14 @@ def test_an_interrupted_command_prints_one_sentence(
     capsys: pytest.CaptureFixture[str],
     error: BaseException,
     code: int,
-    words: str,
+    message: str,
 ) -> None:
     def fail(args: object) -> int:
         raise error
 
     monkeypatch.setattr(runs, "_config", fail)
     assert main(["config"]) == code
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_program_error_is_not_reported_as_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong at the command line: one clear sentence, exit code 2, and nothing destroyed."""
+"""Errors of users: each gives one sentence and exit code 2, and no file of a run changes."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ STEPS = 128
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder ``run`` and the file ``run.yaml`` that made it."""
+    """A folder with a finished run, ``run``, and its configuration file, ``run.yaml``."""
     home = tmp_path_factory.mktemp("finished")
-    assert main(["train", str(written(home))]) == 0
+    assert main(["train", str(write_config(home))]) == 0
     return home
 
 
 @pytest.fixture
 def home(finished: Path, tmp_path: Path) -> Path:
-    """A copy that may be broken."""
+    """A copy of `finished` that a test may change."""
     shutil.copytree(finished / "run", tmp_path / "run")
-    written(tmp_path)
+    write_config(tmp_path)
     return tmp_path
 
 
-def written(home: Path) -> Path:
+def write_config(home: Path) -> Path:
     config = run_config(home / "run", f"steps={STEPS}", "eval.every=0")
     (home / "run.yaml").write_text(to_yaml(config))
     return home / "run.yaml"
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Everything that must survive: all files but the lock."""
+    """The content of all files except the lock."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one sentence with which a command is refused."""
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that fails, and return its error message, which is one sentence."""
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2
     captured = capsys.readouterr()
@@ -61,17 +61,17 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return sentence
 
 
-def goes_on(home: Path) -> None:
-    """The run can still be resumed from where it was."""
+def check_resumes(home: Path) -> None:
+    """Check that the run can still be resumed."""
     assert main(["train", str(home / "run.yaml"), f"steps={STEPS + 64}"]) == 0
     assert checkpoint.load(home / "run" / "checkpoint.pt")["frames"] == STEPS + 64
 
 
-# --- a run that exists, asked for wrongly ---------------------------------------------------
+# --- wrong arguments for an existing run ----------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "messages"),
     [
         ("task=walker_wlak", ["walker_walk"]),
         ("task=dummy:count", ["run", "task=dummy:pixels", "another run_dir"]),
@@ -83,72 +83,74 @@ def goes_on(home: Path) -> None:
         ("nothing.yaml", ["nothing.yaml", "No such file"]),
     ],
 )
-def test_mistakes_leave_a_run_as_it_was(
-    home: Path, capsys: pytest.CaptureFixture[str], override: str, words: list[str]
+def test_wrong_arguments_do_not_change_a_run(
+    home: Path, capsys: pytest.CaptureFixture[str], override: str, messages: list[str]
 ) -> None:
     before = content(home / "run")
-    sentence = refused(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}", override)
-    assert all(word in sentence for word in words), sentence
+    sentence = error_of(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}", override)
+    assert all(text in sentence for text in messages), sentence
     assert content(home / "run") == before
 
 
 @pytest.mark.parametrize("override", ["seed=0", "seed=1"])
-def test_a_run_that_lost_its_checkpoint_is_not_started_anew(
+def test_a_run_without_its_checkpoint_does_not_start_again(
     home: Path, capsys: pytest.CaptureFixture[str], override: str
 ) -> None:
     saved = (home / "run" / "checkpoint.pt").rename(home / "elsewhere.pt")
     before = content(home / "run")
-    sentence = refused(capsys, "train", home / "run.yaml", override)
+    sentence = error_of(capsys, "train", home / "run.yaml", override)
     assert "another run_dir" in sentence
     assert ("checkpoint is missing" if override == "seed=0" else "seed=0, not 1") in sentence
     assert content(home / "run") == before
     saved.rename(home / "run" / "checkpoint.pt")
-    goes_on(home)
+    check_resumes(home)
 
 
-def test_a_run_of_an_earlier_version_that_lost_its_checkpoint(
+def test_a_run_of_an_earlier_version_without_its_checkpoint_is_an_error(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (home / "run" / "checkpoint.pt").unlink()
     path = home / "run" / "run.json"
     path.write_text(json.dumps({"sessions": json.loads(path.read_text())["sessions"]}))
-    assert "checkpoint is missing" in refused(capsys, "train", home / "run.yaml")
+    assert "checkpoint is missing" in error_of(capsys, "train", home / "run.yaml")
 
 
-def test_a_run_stopped_before_its_first_checkpoint_starts_anew(
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = written(tmp_path)
+    file = write_config(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "save", lambda self: None)  # as if the process had been killed
+        patch.setattr(Trainer, "save", lambda self: None)  # as after a killed process
         assert main(["train", str(file)]) == 0
-    assert "seed=0, not 1" in refused(capsys, "train", file, "seed=1")
+    assert "seed=0, not 1" in error_of(capsys, "train", file, "seed=1")
     assert main(["train", str(file)]) == 0
     assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["frames"] == STEPS
 
 
-def test_a_run_that_lost_its_replay(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_its_replay_is_an_error(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (home / "run" / "replay").rename(home / "elsewhere")
     before = content(home / "run")
-    sentence = refused(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}")
+    sentence = error_of(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}")
     assert "replay is missing" in sentence and "back" in sentence
     assert content(home / "run") == before and not (home / "run" / "replay").exists()
     (home / "elsewhere").rename(home / "run" / "replay")
-    goes_on(home)
+    check_resumes(home)
 
 
-def test_an_unknown_task_makes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    sentence = refused(capsys, "train", "task=walker_wlak", f"run_dir={tmp_path / 'new'}")
+def test_an_unknown_task_creates_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    sentence = error_of(capsys, "train", "task=walker_wlak", f"run_dir={tmp_path / 'new'}")
     assert "walker_walk" in sentence
     assert list(tmp_path.iterdir()) == []
 
 
-# --- damaged and foreign files --------------------------------------------------------------
+# --- damaged files, and files of other runs -------------------------------------------------
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5])
 @pytest.mark.parametrize("command", ["train", "eval"])
-def test_a_damaged_checkpoint(
+def test_a_damaged_checkpoint_is_an_error(
     home: Path, capsys: pytest.CaptureFixture[str], command: str, kept: float
 ) -> None:
     path = home / "run" / "checkpoint.pt"
@@ -156,12 +158,12 @@ def test_a_damaged_checkpoint(
     path.write_bytes(whole[: int(kept * len(whole))])
     before = content(home / "run")
     target = home / ("run.yaml" if command == "train" else "run")
-    assert "damaged" in refused(capsys, command, target, *["steps=999"] * (command == "train"))
+    assert "damaged" in error_of(capsys, command, target, *["steps=999"] * (command == "train"))
     assert content(home / "run") == before
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])
-def test_a_checkpoint_of_another_architecture(
+def test_a_checkpoint_of_another_architecture_is_an_error(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     other = run_config(tmp_path / "other", "world.deter=32", "steps=16", "eval.every=0")
@@ -170,45 +172,49 @@ def test_a_checkpoint_of_another_architecture(
     shutil.copy(tmp_path / "other" / "checkpoint.pt", home / "run" / "checkpoint.pt")
     before = content(home / "run")
     target = home / ("run.yaml" if command == "train" else "run")
-    sentence = refused(capsys, command, target, *["steps=999"] * (command == "train"))
+    sentence = error_of(capsys, command, target, *["steps=999"] * (command == "train"))
     assert "another architecture" in sentence and "(64, 96)" in sentence and "(64, 80)" in sentence
     assert content(home / "run") == before
 
 
-def test_a_replay_of_another_shape(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_replay_with_other_shapes_is_an_error(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for path in (home / "run").iterdir():
         if path.name != "replay":
             path.unlink()
     before = content(home / "run")
-    sentence = refused(capsys, "train", home / "run.yaml", "obs=pixels")
+    sentence = error_of(capsys, "train", home / "run.yaml", "obs=pixels")
     assert "replay" in sentence and "image" in sentence and "(16, 16, 3)" in sentence
     assert content(home / "run") == before
 
 
-def test_a_damaged_configuration(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_configuration_is_an_error(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (home / "run" / "config.yaml").write_text("world: {deter: [\n")
     before = content(home / "run")
     for command in (["train", home / "run.yaml"], ["eval", home / "run"]):
-        assert "config.yaml" in refused(capsys, *command)
+        assert "config.yaml" in error_of(capsys, *command)
     assert content(home / "run") == before
 
 
-def test_an_empty_configuration(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_configuration_is_an_error(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (home / "run" / "config.yaml").write_text("")
     before = content(home / "run")
     for command in (["train", home / "run.yaml"], ["eval", home / "run"]):
-        sentence = refused(capsys, *command)
+        sentence = error_of(capsys, *command)
         assert "config.yaml" in sentence and "empty" in sentence
     assert content(home / "run") == before
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"sessions": null}'])
-def test_a_damaged_record_of_sessions(
+def test_a_damaged_record_of_sessions_is_an_error(
     home: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     (home / "run" / "run.json").write_text(text)
     before = content(home / "run")
-    sentence = refused(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}")
+    sentence = error_of(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}")
     assert "run.json is damaged" in sentence
     assert content(home / "run") == before
     with pytest.raises(UserError, match=r"run\.json is damaged"):
@@ -216,7 +222,7 @@ def test_a_damaged_record_of_sessions(
 
 
 @pytest.mark.parametrize("line", ["{]}", '{"time": 1}', '{"step": 1, "episode/eval_score": 2}'])
-def test_damaged_metrics(home: Path, line: str) -> None:
+def test_damaged_metrics_are_an_error(home: Path, line: str) -> None:
     path = home / "run" / "metrics.jsonl"
     path.write_text(f"{line}\n{path.read_text()}")
     with pytest.raises(UserError, match=r"metrics\.jsonl.* is damaged"):
@@ -224,62 +230,62 @@ def test_damaged_metrics(home: Path, line: str) -> None:
 
 
 @pytest.mark.parametrize("missing", ["", "config.yaml", "checkpoint.pt"])
-def test_eval_of_what_is_no_run(
+def test_eval_needs_a_complete_run(
     home: Path, capsys: pytest.CaptureFixture[str], missing: str
 ) -> None:
     if missing:
         (home / "run" / missing).unlink()
     folder = home / "run" if missing else home / "nowhere"
-    assert (missing or "nowhere") in refused(capsys, "eval", folder)
+    assert (missing or "nowhere") in error_of(capsys, "eval", folder)
 
 
-def test_eval_of_no_episodes(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "episodes" in refused(capsys, "eval", home / "run", "--episodes", 0)
+def test_eval_needs_at_least_one_episode(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "episodes" in error_of(capsys, "eval", home / "run", "--episodes", 0)
 
 
-def test_eval_of_a_run_without_pictures_cannot_be_filmed(
-    home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sentence = refused(capsys, "eval", home / "run", "--video", home / "film.mp4")
+def test_a_video_needs_a_run_with_images(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = error_of(capsys, "eval", home / "run", "--video", home / "film.mp4")
     assert "no pictures" in sentence and "obs=state" in sentence
     assert not list(home.glob("film*"))
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 @pytest.mark.parametrize("command", ["eval", "imagine"])
-def test_a_seed_that_no_generator_takes(
+def test_a_seed_outside_the_accepted_range_is_an_error(
     home: Path, capsys: pytest.CaptureFixture[str], command: str, seed: int
 ) -> None:
-    sentence = refused(capsys, command, home / "run", f"--seed={seed}")
+    sentence = error_of(capsys, command, home / "run", f"--seed={seed}")
     assert "seed must be at " in sentence and str(seed) in sentence
 
 
 # --- a full disk ----------------------------------------------------------------------------
 
 
-def test_a_replay_that_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = written(tmp_path)
-    sentence = refused(capsys, "train", file, f"replay.capacity={10**13}")
+def test_a_replay_larger_than_the_disk_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_config(tmp_path)
+    sentence = error_of(capsys, "train", file, f"replay.capacity={10**13}")
     assert "replay" in sentence and "replay.capacity=" in sentence and "GB" in sentence
     assert not (tmp_path / "run" / "checkpoint.pt").exists()
-    assert main(["train", str(file)]) == 0  # it can be mended at once
+    assert main(["train", str(file)]) == 0  # a smaller replay starts in the same folder
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 @pytest.mark.parametrize("name", ["checkpoint.pt", "config.yaml", "run.json"])
-def test_a_disk_that_is_full_when_writing(
+def test_a_full_disk_keeps_the_earlier_files(
     home: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     before = content(home / "run")[name]
     (home / "run" / f"{name}.tmp").symlink_to("/dev/full")
-    sentence = refused(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}")
+    sentence = error_of(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}")
     assert name in sentence and "No space left on device" in sentence
     assert content(home / "run")[name] == before
-    goes_on(home)
+    check_resumes(home)
 
 
-def test_files_that_may_not_grow(home: Path) -> None:
-    """The system's own limit stands for a full disk, wherever it strikes first."""
+def test_a_limit_of_file_size_keeps_the_earlier_files(home: Path) -> None:
+    """A limit of the system has the same effect as a full disk, at any write."""
     before = content(home / "run")
     program = (
         "import resource, sys; from latentplan.cli.main import main;"
@@ -294,14 +300,14 @@ def test_files_that_may_not_grow(home: Path) -> None:
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.splitlines()[-1].startswith("latentplan: ")
     assert content(home / "run")["checkpoint.pt"] == before["checkpoint.pt"]
-    goes_on(home)
+    check_resumes(home)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "run.json"])
-def test_run_descriptions_survive_a_power_cut(
+def test_run_descriptions_are_synced_before_they_replace_earlier_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Each is on the disk before it takes the place of the one before it."""
+    """After a power cut, the disk has either the earlier file or the new one."""
     synced = []
     fsync, replace = os.fsync, os.replace
 
@@ -316,10 +322,10 @@ def test_run_descriptions_survive_a_power_cut(
     assert name in synced
 
 
-# --- not a mistake --------------------------------------------------------------------------
+# --- no error -------------------------------------------------------------------------------
 
 
-def test_another_spelling_of_the_task_is_the_same_task(tmp_path: Path) -> None:
+def test_other_spellings_name_the_same_task(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run_folder.record_session(folder, run_config(folder, "task=dmc:walker_walk"), {})
     for spelling in ("walker_walk", "walker-walk", "walker/walk"):

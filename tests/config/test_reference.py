@@ -30,6 +30,8 @@ def test_all_keys_are_explained_without_names() -> None:
 def test_an_unknown_key_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"world\.members"):
         explain(["world.memberss"])
+    with pytest.raises(UserError, match=r"env\.num_envs"):
+        explain(["env.count"])
 
 
 def test_the_page_of_all_keys_is_up_to_date() -> None:
@@ -44,6 +46,9 @@ def test_every_preset_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
         if folder != "task":
             assert all(f"  {x.stem} " in text for x in (ROOT / "configs" / folder).glob("*.yaml"))
     assert "walker_walk" in text and "gym:ID" in text
+    assert "\n  tiny  The smallest agent that still learns.\n" in text  # the first sentence
+    (question,) = (x for x in text.splitlines() if x.startswith("  planner_state "))
+    assert question.endswith("help from state vectors?")
     assert main(["list", "sizes"]) == 0
     assert capsys.readouterr().out.strip() == listing("sizes")
     assert main(["list", "nothing"]) == 2

@@ -27,23 +27,25 @@ PLANNED = ("plan.candidates=3", "plan.horizon=2")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A run with pictures that plans, and one that knows only vectors and does not."""
-    place = tmp_path_factory.mktemp("runs")
+    """A run with images and a planner, and a run with vectors and without a planner."""
+    folder = tmp_path_factory.mktemp("runs")
     quiet = ("env.repeat=2", "log.inspect_every=0")
-    train(run_config(place / "pictures", "obs=pixels", *quiet, *PLANNED))
-    train(run_config(place / "vectors", "eval.episodes=6", *quiet))
-    return [place / "pictures", place / "vectors"]
+    train(run_config(folder / "images", "obs=pixels", *quiet, *PLANNED))
+    train(run_config(folder / "vectors", "eval.episodes=6", *quiet))
+    return [folder / "images", folder / "vectors"]
 
 
-def test_imagine_writes_every_exhibit(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_imagine_writes_every_visualization(
+    runs: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["imagine", str(runs[0])]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["files"].keys() == CAPTIONS.keys() and result["frames"] == 256
     for name, path in result["files"].items():
-        place = "imagine/calibration" if name == "calibration" else "imagine/videos"
-        assert Path(path).parent == runs[0] / place and Path(path).stat().st_size > 500
+        subfolder = "imagine/calibration" if name == "calibration" else "imagine/videos"
+        assert Path(path).parent == runs[0] / subfolder and Path(path).stat().st_size > 500
     with Image.open(result["files"]["plan_fan"]) as fan:
-        assert (np.asarray(fan) == (255, 225, 25)).all(-1).any(), "one is framed"
+        assert (np.asarray(fan) == (255, 225, 25)).all(-1).any(), "one candidate has a yellow frame"
     events = EventAccumulator(str(runs[0] / "imagine")).Reload()
     films = CAPTIONS.keys() - {"calibration"}
     assert set(events.Tags()["images"]) == {f"imagination/{name}" for name in films}
@@ -58,7 +60,7 @@ def test_imagine_explains_missing_images(
 ) -> None:
     assert main(["imagine", str(runs[1]), "--out", str(tmp_path / "seen")]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert "no pictures" in result["note"] and "--plan candidates=4" in result["planner"]
+    assert "no images" in result["note"] and "--plan candidates=4" in result["planner"]
     assert "planner_against_policy" not in result["files"]
     assert all(path.endswith(".png") for path in result["files"].values())
     more = ["--out", str(tmp_path / "more"), "--plan", "candidates=4"]
@@ -80,12 +82,12 @@ def test_training_calibrates_on_evaluation_episodes(runs: list[Path]) -> None:
     known = [row for row in lines if "calibration/latent_5" in row]
     assert known and all("episode/eval_score" in row for row in known)
     assert all(-1 <= row["calibration/latent_5"] <= 1 for row in known)
-    # One episode is too little to rank anything.
+    # One episode has too few windows for a ranking.
     assert "calibration/latent_5" not in (runs[0] / "metrics.jsonl").read_text()
 
 
 class Page(HTMLParser):
-    """What a page is made of, and what it would load."""
+    """The elements of an HTML page, and the sources that a browser would load."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -103,11 +105,11 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_a_report_is_one_file(
+def test_a_report_is_one_file_without_links(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
-    out = tmp_path / "there" / "page.html"
+    out = tmp_path / "new" / "page.html"
     assert main(["report", *map(str, runs), "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == str(out)
     text = out.read_text()
@@ -125,9 +127,9 @@ def test_a_report_is_one_file(
 def test_only_runs_that_differ_in_the_seed_share_a_curve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: dict[str, dict[str, list[Curve]]] = {}
+    drawn: dict[str, dict[str, list[Curve]]] = {}
     monkeypatch.setattr(
-        "latentplan.study.html_report.draw_curves", lambda panels, buffer: seen.update(panels)
+        "latentplan.study.html_report.draw_curves", lambda panels, buffer: drawn.update(panels)
     )
     eight = ["ablation=coplanner", "plan.candidates=8"]
     runs = {
@@ -147,8 +149,10 @@ def test_only_runs_that_differ_in_the_seed_share_a_curve(
         curves[tmp_path / name] = read_curve(tmp_path / name)
     _returns(curves)
     assert {
-        task: {label: "".join(x.what["run"] for x in group) for label, group in groups.items()}
-        for task, groups in seen.items()
+        task: {
+            label: "".join(x.description["run"] for x in group) for label, group in groups.items()
+        }
+        for task, groups in drawn.items()
     } == {
         "dummy:pixels": {
             "dreamer obs=state": "ab",
@@ -162,7 +166,7 @@ def test_only_runs_that_differ_in_the_seed_share_a_curve(
 
 
 @pytest.mark.parametrize("command", ["imagine", "report"])
-def test_no_run_is_one_sentence(
+def test_a_folder_without_a_run_is_a_message_of_one_sentence(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command, str(tmp_path)]) == 2

@@ -1,6 +1,6 @@
-"""Pictures of a world that can be read: what is shown is what was imagined.
+"""Visualizations of a world whose images show its state.
 
-How films are laid out is tested in ``test_film.py``; here it is what goes into them.
+``test_film.py`` tests the layout of films. These tests check their content.
 """
 
 from __future__ import annotations
@@ -15,221 +15,241 @@ from painter import SIZE, VECTOR_SPEC, PaintedEnv, make_painter, painted_batch
 from PIL import Image
 
 from latentplan.behavior.imagination import imagine
-from latentplan.inspection import canvas, film, open_loop, plan_fan
-from latentplan.inspection import dream_against_reality as reality
-from latentplan.inspection import imagined_rollouts as dreams
+from latentplan.inspection import (
+    canvas,
+    dream_against_reality,
+    film,
+    imagined_rollouts,
+    open_loop,
+    plan_fan,
+)
 from latentplan.inspection.latent_map import THUMBNAIL, latent_map
-from latentplan.inspection.visualizations import CAPTIONS, exhibits
+from latentplan.inspection.visualizations import CAPTIONS, visualizations
 from latentplan.runs.logger import encode_gif, encode_png
 from latentplan.types import Timestep
 
-GRAY = 127  # of an error of zero
+GRAY = 127  # the gray level of an error of zero
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """What the last film was made of."""
-    kept = SimpleNamespace()
-    whole = film.film
+def content(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The rows, headers and charts of the last film."""
+    recorded = SimpleNamespace()
+    make_film = film.make_film
 
-    def watched(rows, headers, charts=None, scale=2):
-        kept.rows, kept.headers, kept.charts = rows, headers, charts
-        return whole(rows, headers, charts, scale)
+    def record_and_make_film(rows, headers, charts=None, scale=2):
+        recorded.rows, recorded.headers, recorded.charts = rows, headers, charts
+        return make_film(rows, headers, charts, scale)
 
-    for module in (film, dreams, open_loop, reality):
-        monkeypatch.setattr(module, "film", watched)
-    return kept
-
-
-def lines(shown: SimpleNamespace, title: str) -> dict[str, np.ndarray]:
-    return {line.name: line.values for line in shown.charts[title]}
+    for module in (film, imagined_rollouts, open_loop, dream_against_reality):
+        monkeypatch.setattr(module, "make_film", record_and_make_film)
+    return recorded
 
 
-def level(pictures: np.ndarray) -> np.ndarray:
-    """The one gray level of each picture (..., h, w, 3)."""
-    assert (pictures == pictures[..., :1, :1, :1]).all()
-    return pictures[..., 0, 0, 0].astype(int)
+def lines(content: SimpleNamespace, title: str) -> dict[str, np.ndarray]:
+    """The values of the lines of a chart, by name."""
+    return {line.name: line.values for line in content.charts[title]}
 
 
-def test_a_perfect_model_makes_no_error(shown: SimpleNamespace) -> None:
+def level(images: np.ndarray) -> np.ndarray:
+    """The gray level of each image (..., h, w, 3), which must have only one."""
+    assert (images == images[..., :1, :1, :1]).all()
+    return images[..., 0, 0, 0].astype(int)
+
+
+def test_the_film_of_a_perfect_model_shows_no_error(content: SimpleNamespace) -> None:
     batch = painted_batch(2, 7)
-    movie = open_loop.show_open_loop(make_painter(), batch, 3)
+    movie = open_loop.make_open_loop_film(make_painter(), batch, 3)
     assert movie.shape[0] == 7 and movie.dtype == np.uint8
-    np.testing.assert_array_equal(shown.rows["truth"], batch.obs["image"].numpy())
-    np.testing.assert_array_equal(level(shown.rows["model"]), level(shown.rows["truth"]))
-    assert (shown.rows["error"] == GRAY).all()
-    assert [color == canvas.CONTEXT for _, color in shown.headers] == [True] * 3 + [False] * 4
-    rewards = lines(shown, "reward")
+    np.testing.assert_array_equal(content.rows["truth"], batch.obs["image"].numpy())
+    np.testing.assert_array_equal(level(content.rows["model"]), level(content.rows["truth"]))
+    assert (content.rows["error"] == GRAY).all()
+    assert [color == canvas.CONTEXT for _, color in content.headers] == [True] * 3 + [False] * 4
+    rewards = lines(content, "reward")
     np.testing.assert_allclose(rewards["model"][:, 1:], rewards["true"][:, 1:], atol=1e-6)
-    added = np.abs(np.diff(level(shown.rows["truth"]), axis=1)) / 255
-    doubt = lines(shown, "uncertainty")["uncertainty"]
-    assert np.isnan(doubt[:, :3]).all(), "what was seen was not predicted"
-    np.testing.assert_allclose(doubt[:, 3:], added[:, 2:], atol=1e-6)
+    added = np.abs(np.diff(level(content.rows["truth"]), axis=1)) / 255
+    uncertainty = lines(content, "uncertainty")["uncertainty"]
+    assert np.isnan(uncertainty[:, :3]).all(), "context rows are not predicted"
+    np.testing.assert_allclose(uncertainty[:, 3:], added[:, 2:], atol=1e-6)
 
 
-def test_the_model_is_on_its_own_after_the_context(shown: SimpleNamespace) -> None:
+def test_the_model_receives_no_observations_after_the_context(content: SimpleNamespace) -> None:
     batch = painted_batch(1, 6)
-    batch.obs["image"][:, 4:] = 0  # what really happened then is something else
-    open_loop.show_open_loop(make_painter(), batch, 3)
-    error = level(shown.rows["error"])[0]
+    batch.obs["image"][:, 4:] = 0  # the model predicts other images here
+    open_loop.make_open_loop_film(make_painter(), batch, 3)
+    error = level(content.rows["error"])[0]
     assert (error[:4] == GRAY).all() and (error[4:] > GRAY).all()
 
 
-def test_the_policy_is_followed_from_a_real_state(shown: SimpleNamespace) -> None:
+def test_the_imagined_policy_starts_from_a_real_state(content: SimpleNamespace) -> None:
     agent, batch = make_painter(), painted_batch(2, 4)
     with torch.no_grad():
         agent.actor.net.output.bias[0] = 0.3
-    movie = dreams.show_policy(agent, batch, 5)
+    movie = imagined_rollouts.make_imagined_policy_film(agent, batch, 5)
     assert movie.shape[0] == 6
-    assert [words for words, _ in shown.headers] == ["real state"] + [
+    assert [header for header, _ in content.headers] == ["real state"] + [
         f"imagined +{h}" for h in range(1, 6)
     ]
-    seen = level(shown.rows["imagined"])
-    np.testing.assert_array_equal(seen[:, 0], level(batch.obs["image"][:, -1].numpy()))
-    start = dreams.last_state(agent, batch)
-    expected = imagine(agent.world.step, dreams.mean_action(agent), start, 5).latent.deter[..., 0]
-    np.testing.assert_array_equal(seen, (255 * expected.detach()).round().int().numpy())
-    reward = lines(shown, "reward")["reward"]
+    imagined = level(content.rows["imagined"])
+    np.testing.assert_array_equal(imagined[:, 0], level(batch.obs["image"][:, -1].numpy()))
+    start = imagined_rollouts.last_state(agent, batch)
+    expected = imagine(
+        agent.world.step, imagined_rollouts.mean_action(agent), start, 5
+    ).latent.deter[..., 0]
+    np.testing.assert_array_equal(imagined, (255 * expected.detach()).round().int().numpy())
+    reward = lines(content, "reward")["reward"]
     assert np.isnan(reward[:, 0]).all()
-    np.testing.assert_allclose(255 * reward[:, 1:], seen[:, 1:], atol=1e-3)
-    assert (lines(shown, "continue")["continue"][:, 1:] == 1).all()
-    assert lines(shown, "value")["value"].shape == (2, 6)
+    np.testing.assert_allclose(255 * reward[:, 1:], imagined[:, 1:], atol=1e-3)
+    assert (lines(content, "continue")["continue"][:, 1:] == 1).all()
+    assert lines(content, "value")["value"].shape == (2, 6)
 
 
-def test_the_planner_is_shown_beside_the_policy(shown: SimpleNamespace) -> None:
-    """Of sixteen candidates the planner takes the lighter ones: the world pays for light."""
+def test_the_planner_is_compared_with_the_policy(content: SimpleNamespace) -> None:
+    """The planner chooses lighter states than the policy, because the reward is the gray level."""
     batch = painted_batch(3, 4)
-    dreams.show_conservative(make_painter(candidates=16, imagine_rate=0.0), batch, 6)
-    policy, planner = (level(shown.rows[name]) for name in ("policy", "planner"))
+    imagined_rollouts.make_planner_against_policy_film(
+        make_painter(candidates=16, imagine_rate=0.0), batch, 6
+    )
+    policy, planner = (level(content.rows[name]) for name in ("policy", "planner"))
     np.testing.assert_array_equal(policy[:, 0], planner[:, 0])
     assert (planner[:, -1] > policy[:, -1]).all()
-    mark = level(shown.rows["difference"])
-    assert (mark[:, 0] == GRAY).all() and (mark[:, -1] > GRAY).all()
-    sums = lines(shown, "sum of reward")
+    difference = level(content.rows["difference"])
+    assert (difference[:, 0] == GRAY).all() and (difference[:, -1] > GRAY).all()
+    sums = lines(content, "sum of reward")
     assert (sums["planner"][:, -1] > sums["policy"][:, -1]).all() and (
         sums["policy"][:, 0] == 0
     ).all()
     with pytest.raises(ValueError, match="planner"):
-        dreams.show_conservative(make_painter(candidates=1), batch, 6)
+        imagined_rollouts.make_planner_against_policy_film(make_painter(candidates=1), batch, 6)
 
 
 # --- the plan fan ---------------------------------------------------------------------------
 
 
 SIDE = SIZE + 2 * canvas.BORDER
-PITCH = plan_fan.NARROWEST + 2 * canvas.BORDER + canvas.GAP  # small pictures: numbers need that
+PITCH = plan_fan.MIN_COLUMN_WIDTH + 2 * canvas.BORDER + canvas.GAP  # wider than the images
 
 
-def fan_tile(picture: np.ndarray, place: int, step: int) -> np.ndarray:
-    """A state on the way of the candidate at this place, with its frame."""
+def fan_tile(fan: np.ndarray, rank: int, step: int) -> np.ndarray:
+    """The image of a predicted state, with its border, of the candidate with this rank."""
     line = canvas.LINE_HEIGHT + canvas.GAP
-    top = line + place * (line + SIDE + 2 * canvas.LINE_HEIGHT) + line
-    return picture[top : top + SIDE, step * PITCH : step * PITCH + SIDE]
+    top = line + rank * (line + SIDE + 2 * canvas.LINE_HEIGHT) + line
+    return fan[top : top + SIDE, step * PITCH : step * PITCH + SIDE]
 
 
 @pytest.mark.parametrize("optimism", [1.0, -1.0])
-def test_the_chosen_candidate_is_framed_and_comes_first(optimism: float) -> None:
+def test_the_chosen_candidate_has_a_yellow_frame_and_comes_first(optimism: float) -> None:
     agent = make_painter(candidates=4)
-    state = dreams.last_state(agent, painted_batch(1, 3))
+    state = imagined_rollouts.last_state(agent, painted_batch(1, 3))
     torch.manual_seed(3)
     plan = agent.behavior.plan(state, optimism)
-    picture = plan_fan.draw_fan(plan, plan_fan.decoded(agent, plan), optimism, "title")
+    fan = plan_fan.draw_plan(plan, plan_fan.decode_plan(agent, plan), optimism, "title")
     order = plan.score[0].argsort(descending=True).tolist()
     assert order[0] == int(plan.best)
     inside = slice(canvas.BORDER, -canvas.BORDER)
-    for place, k in enumerate(order):
+    for rank, k in enumerate(order):
         for step in range(3):
-            tile = fan_tile(picture, place, step)
-            color = canvas.CHOSEN if place == 0 else canvas.DIM
+            tile = fan_tile(fan, rank, step)
+            color = canvas.CHOSEN if rank == 0 else canvas.DIM
             assert (tile[0] == color).all() and (tile[:, -1] == color).all()
             expected = round(255 * float(plan.candidates.latent.deter[0, k, step]))
             assert (tile[inside, inside] == expected).all()
 
 
-def test_every_candidate_is_labelled_with_what_it_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    write = plan_fan.text
+def test_every_candidate_is_labeled_with_the_terms_of_its_score(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    labels: list[str] = []
+    draw_text = plan_fan.draw_text
     monkeypatch.setattr(
         plan_fan,
-        "text",
-        lambda words, *size: said.extend(w for w, _ in words) or write(words, *size),
+        "draw_text",
+        lambda lines, *size: labels.extend(x for x, _ in lines) or draw_text(lines, *size),
     )
     agent = make_painter(candidates=3)
-    plan = agent.behavior.plan(dreams.last_state(agent, painted_batch(1, 3)), 1.0)
-    plan_fan.draw_fan(plan, plan_fan.decoded(agent, plan), 1.0, "title")
+    plan = agent.behavior.plan(imagined_rollouts.last_state(agent, painted_batch(1, 3)), 1.0)
+    plan_fan.draw_plan(plan, plan_fan.decode_plan(agent, plan), 1.0, "title")
     k = int(plan.best)
     names = ("score", "ret", "novelty")
-    score, ret, novelty = (canvas.number(float(getattr(plan, x)[0, k])) for x in names)
-    assert f"#1  score {score} = return {ret} +1 x uncertainty {novelty}" in said
-    rewards = [f"r {canvas.number(float(x))}" for x in plan.candidates.reward[0, k]]
-    doubts = [f"u {canvas.number(float(x))}" for x in plan.candidates.uncertainty[0, k]]
-    assert set(rewards + doubts) <= set(said)
+    score, ret, novelty = (canvas.format_number(float(getattr(plan, x)[0, k])) for x in names)
+    assert f"#1  score {score} = return {ret} +1 x uncertainty {novelty}" in labels
+    rewards = [f"r {canvas.format_number(float(x))}" for x in plan.candidates.reward[0, k]]
+    uncertainties = [
+        f"u {canvas.format_number(float(x))}" for x in plan.candidates.uncertainty[0, k]
+    ]
+    assert set(rewards + uncertainties) <= set(labels)
 
 
-def test_of_many_candidates_the_best_are_shown() -> None:
+def test_only_the_best_eight_candidates_are_shown() -> None:
     agent = make_painter(candidates=20)
-    state = dreams.last_state(agent, painted_batch(1, 3))
-    eight = plan_fan.show_plan_fan(make_painter(candidates=8), state)
-    assert plan_fan.show_plan_fan(agent, state).shape[0] == eight.shape[0]
+    state = imagined_rollouts.last_state(agent, painted_batch(1, 3))
+    eight = plan_fan.make_plan_fan(make_painter(candidates=8), state)
+    assert plan_fan.make_plan_fan(agent, state).shape[0] == eight.shape[0]
 
 
-def test_one_candidate_is_a_strip_of_the_policy() -> None:
+def test_a_run_without_a_planner_has_no_film_of_a_planner() -> None:
     agent = make_painter(candidates=1)
-    shown = [x.name for x in exhibits(agent, painted_batch(2, 6), 3)]
-    assert shown == ["open_loop", "imagined_policy", "plan_fan"]
+    names = [x.name for x in visualizations(agent, painted_batch(2, 6), 3)]
+    assert names == ["open_loop", "imagined_policy", "plan_fan"]
 
 
 # --- a dream against reality ----------------------------------------------------------------
 
 
-def test_the_dreamed_actions_are_taken(shown: SimpleNamespace) -> None:
+def test_the_environment_takes_the_dreamed_actions(content: SimpleNamespace) -> None:
     agent = make_painter()
     with torch.no_grad():
         agent.actor.net.output.bias[0] = 0.3
-    movie = reality.show_reality(agent, PaintedEnv(100), 3, 5)
+    movie = dream_against_reality.make_dream_against_reality_film(agent, PaintedEnv(100), 3, 5)
     assert movie.shape[0] == 6
-    real = level(shown.rows["reality"])
-    assert (np.diff(real, axis=1) != 0).any(), "something happened"
-    assert (shown.rows["error"] == GRAY).all(), "the model is perfect"
-    assert np.abs(lines(shown, "distance")["distance"]).max() < 1e-6
-    rewards = lines(shown, "reward")
+    real = level(content.rows["reality"])
+    assert (np.diff(real, axis=1) != 0).any(), "the images change"
+    assert (content.rows["error"] == GRAY).all(), "the model is perfect"
+    assert np.abs(lines(content, "distance")["distance"]).max() < 1e-6
+    rewards = lines(content, "reward")
     np.testing.assert_allclose(rewards["dream"], rewards["reality"], atol=1e-6)
 
 
-def test_the_distance_grows_where_reality_leaves_the_dream(shown: SimpleNamespace) -> None:
-    reality.show_reality(make_painter(), PaintedEnv(100, drift=4 / 255), 3, 5)
-    distance = lines(shown, "distance")["distance"]
+def test_the_distance_grows_with_the_difference_from_reality(content: SimpleNamespace) -> None:
+    dream_against_reality.make_dream_against_reality_film(
+        make_painter(), PaintedEnv(100, drift=4 / 255), 3, 5
+    )
+    distance = lines(content, "distance")["distance"]
     np.testing.assert_allclose(distance, np.broadcast_to(4 / 255 * np.arange(6), (2, 6)), atol=1e-5)
 
 
-def test_the_film_ends_with_the_episode(shown: SimpleNamespace) -> None:
-    movie = reality.show_reality(make_painter(), PaintedEnv(6), 3, 50)
+def test_the_film_ends_with_the_episode(content: SimpleNamespace) -> None:
+    movie = dream_against_reality.make_dream_against_reality_film(
+        make_painter(), PaintedEnv(6), 3, 50
+    )
     assert movie.shape[0] == 3  # rows 3, 4 and 5
 
 
-# --- all of them ----------------------------------------------------------------------------
+# --- all visualizations ---------------------------------------------------------------------
 
 
-def test_every_exhibit_has_a_caption_and_can_be_encoded() -> None:
-    for exhibit in exhibits(make_painter(), painted_batch(4, 8), 3):
-        assert exhibit.name in CAPTIONS and exhibit.frames.dtype == np.uint8
-        if len(exhibit.frames) == 1:
-            still = np.asarray(Image.open(io.BytesIO(encode_png(exhibit.frames[0]))))
-            np.testing.assert_array_equal(still, exhibit.frames[0])
+def test_every_visualization_has_a_caption_and_can_be_encoded() -> None:
+    for visualization in visualizations(make_painter(), painted_batch(4, 8), 3):
+        assert visualization.name in CAPTIONS and visualization.frames.dtype == np.uint8
+        if len(visualization.frames) == 1:
+            still = np.asarray(Image.open(io.BytesIO(encode_png(visualization.frames[0]))))
+            np.testing.assert_array_equal(still, visualization.frames[0])
         else:
-            gif = Image.open(io.BytesIO(encode_gif(exhibit.frames, 8)))
-            assert 1 < gif.n_frames <= len(exhibit.frames)  # equal neighbors are one, for longer
-            for there, t in ((0, 0), (gif.n_frames - 1, len(exhibit.frames) - 1)):
+            gif = Image.open(io.BytesIO(encode_gif(visualization.frames, 8)))
+            assert 1 < gif.n_frames <= len(visualization.frames)  # equal neighbors are merged
+            for there, t in ((0, 0), (gif.n_frames - 1, len(visualization.frames) - 1)):
                 gif.seek(there)
-                error = np.abs(np.asarray(gif.convert("RGB")).astype(int) - exhibit.frames[t])
-                assert error.mean() < 2, "but for the palette, the frame that went in"
+                error = np.abs(np.asarray(gif.convert("RGB")).astype(int) - visualization.frames[t])
+                assert error.mean() < 2, "equal up to the palette"
 
 
-def test_without_pictures_there_are_charts() -> None:
+def test_without_images_there_are_charts() -> None:
     names = []
-    for exhibit in exhibits(make_painter(spec=VECTOR_SPEC), painted_batch(2, 6, VECTOR_SPEC), 3):
-        names.append(exhibit.name)
-        assert len(exhibit.frames) == 1 and (exhibit.frames != canvas.BACKGROUND).any()
+    for visualization in visualizations(
+        make_painter(spec=VECTOR_SPEC), painted_batch(2, 6, VECTOR_SPEC), 3
+    ):
+        names.append(visualization.name)
+        assert len(visualization.frames) == 1 and (visualization.frames != canvas.BACKGROUND).any()
     assert names == ["open_loop", "imagined_policy", "plan_fan", "planner_against_policy"]
 
 
@@ -237,12 +257,17 @@ def test_the_latent_map_has_returns_and_thumbnails() -> None:
     agent = make_painter()
     batch = painted_batch(2, 4)
     ends = Timestep(*batch[:4], torch.tensor([[False] * 3 + [True]] * 2))
-    found = latent_map(agent, ends)
-    assert found.features.shape == (8, 1) and found.thumbnails.shape == (8, 3, THUMBNAIL, THUMBNAIL)
+    result = latent_map(agent, ends)
+    assert result.features.shape == (8, 1) and result.thumbnails.shape == (
+        8,
+        3,
+        THUMBNAIL,
+        THUMBNAIL,
+    )
     discount = agent.config.behavior.discount
     reward = batch.reward[0].tolist()
     expected = reward[1] + discount * (reward[2] + discount * reward[3])
-    assert found.columns["return"][0] == pytest.approx(expected, rel=1e-5)
+    assert result.columns["return"][0] == pytest.approx(expected, rel=1e-5)
     np.testing.assert_allclose(
-        found.thumbnails[:, 0, 0, 0], batch.obs["image"].flatten(0, 1)[:, 0, 0, 0] / 255, atol=1e-6
+        result.thumbnails[:, 0, 0, 0], batch.obs["image"].flatten(0, 1)[:, 0, 0, 0] / 255, atol=1e-6
     )

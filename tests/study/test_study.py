@@ -39,7 +39,7 @@ def write(tmp_path: Path, text: str = STUDY) -> Path:
     return path
 
 
-def test_a_study_is_the_product_of_its_lists(tmp_path: Path) -> None:
+def test_a_study_has_a_run_per_task_ablation_and_seed(tmp_path: Path) -> None:
     path = write(tmp_path)
     matrix = jobs(read_study(path), path)
     assert [(job.ablation, job.seed) for job in matrix] == [
@@ -52,43 +52,63 @@ def test_a_study_is_the_product_of_its_lists(tmp_path: Path) -> None:
     assert not any(job.done() for job in matrix)
 
 
-def test_an_ablation_may_be_written_in_the_study(tmp_path: Path) -> None:
+def test_a_study_may_define_variants(tmp_path: Path) -> None:
     text = STUDY.replace("optimistic_only]", "eight]").replace("seeds: [1, 2]", "seeds: [1]")
     variant = "variants: {eight: {ablation: coplanner, plan.candidates: 8}}"
     path = write(tmp_path, text + variant)
     plain, own = jobs(read_study(path), path)
     assert (plain.ablation, own.ablation) == ("dreamer", "eight") and "eight" in own.folder.name
-    found = load([], own.overrides)
-    assert (found.ablation, found.plan.candidates, found.plan.explore) == ("coplanner", 8, True)
+    config = load([], own.overrides)
+    assert (config.ablation, config.plan.candidates, config.plan.explore) == ("coplanner", 8, True)
     for wrong in ("variants: {nine: {steps: 3}}", "variants: {eight: {seed: 3}}"):
         path = write(tmp_path, text + wrong)
         with pytest.raises(UserError, match=r"nine|seed"):
             read_study(path)
 
 
-def test_a_task_may_have_settings_of_its_own(tmp_path: Path) -> None:
+def test_a_task_may_have_its_own_settings(tmp_path: Path) -> None:
     text = STUDY.replace("[dummy:pixels]", "[dummy:pixels, dummy:count]")
     path = write(tmp_path, text + "per_task: {dummy:count: {steps: 77, env.repeat: 1}}")
     steps = {job.task: job.steps for job in jobs(read_study(path), path)}
     assert steps == {"dummy:pixels": 300, "dummy:count": 77}
 
 
-def test_the_table_says_where_runs_are(tmp_path: Path) -> None:
+def test_the_table_shows_the_progress_of_runs(tmp_path: Path) -> None:
     path = write(tmp_path)
     matrix = jobs(read_study(path), path)
     matrix[0].folder.mkdir(parents=True)
     lines = '{"step": 150, "episode/eval_score": 7.4}\n{"step": 300}\n{"step": 3'
     (matrix[0].folder / "metrics.jsonl").write_text(lines)
-    assert not matrix[0].done()  # its end was not saved
+    assert not matrix[0].done()  # there is no checkpoint of its last frame
     checkpoint.save(matrix[0].folder / "checkpoint.pt", {"frames": 300})
     assert matrix[0].done()
     text = table(matrix, {matrix[1].folder: "running"})
     assert "done 7" in text and "running 0%" in text and text.count("waiting") == 2
 
 
+def test_earlier_names_of_keys_are_read_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = STUDY.replace("optimistic_only]", "eight]").replace(
+        "env.workers", "env.count: 2, env.workers"
+    )
+    text += "per_task: {dummy:pixels: {world.soft_updates: 70, env.count: 3}}\n"
+    text += "variants: {eight: {ablation: coplanner, plan.imagine_share: 0.25}}"
+    path = write(tmp_path, text)
+    for _ in range(2):
+        matrix = jobs(read_study(path), path)
+    configs = [load([], job.overrides) for job in matrix]
+    assert {(x.env.num_envs, x.world.anneal_updates) for x in configs} == {(3, 70)}
+    fractions = {x.plan.imagine_fraction for x in configs if x.ablation == "coplanner"}
+    assert fractions == {0.25}
+    (warning,) = (x for x in caplog.messages if "earlier version" in x)
+    assert str(path) in warning and warning.count("env.count is now env.num_envs") == 1
+    assert "world.soft_updates is now" in warning and "plan.imagine_share is now" in warning
+
+
 @pytest.mark.parametrize("action", ["run", "status"])
 @pytest.mark.parametrize("option", ["--out", "--also"])
-def test_options_of_the_report_are_refused_elsewhere(
+def test_options_of_the_report_are_errors_for_other_actions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str, option: str
 ) -> None:
     assert main(["study", action, str(write(tmp_path)), option, "x"]) == 2
@@ -96,13 +116,13 @@ def test_options_of_the_report_are_refused_elsewhere(
 
 
 @pytest.mark.parametrize("action", ["run", "status", "report"])
-def test_a_run_with_other_settings_is_not_the_studys(
+def test_a_run_with_other_settings_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str
 ) -> None:
     path = write(tmp_path)
     first = jobs(read_study(path), path)[0]
     run_folder.record_session(first.folder, load([], first.overrides), {})
-    for changed in ("eval.episodes: 2", "eval.episodes: 1, train.threads: 1"):  # still that run
+    for changed in ("eval.episodes: 2", "eval.episodes: 1, train.threads: 1"):  # the same run
         path = write(tmp_path, STUDY.replace("eval.episodes: 1", changed))
         assert len(jobs(read_study(path), path)) == 4
     path = write(tmp_path, STUDY.replace("size: tiny", "size: tiny, train.batch: 3"))
@@ -112,16 +132,16 @@ def test_a_run_with_other_settings_is_not_the_studys(
     assert [item.name for item in first.folder.parent.iterdir()] == [first.folder.name]
 
 
-def test_shipped_studies_agree_on_the_runs_they_share(
+def test_shipped_studies_have_equal_settings_for_shared_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # away from runs of theirs that were really made
+    monkeypatch.chdir(tmp_path)  # a folder without real runs of these studies
     runs: dict[Path, Path] = {}
     shared = 0
     for path in sorted((preset_folder() / "study").glob("*.yaml")):
         for job in jobs(read_study(path), path):
             if job.seed > 1:
-                continue  # seeds change nothing else
+                continue  # other seeds have the same settings
             config = load([], job.overrides)
             if job.folder in runs:
                 run_folder.check_same(runs[job.folder], config)
@@ -133,7 +153,7 @@ def test_shipped_studies_agree_on_the_runs_they_share(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("tasks: []", "names no tasks"),
         ("tasks: [a]\nseed: [1]", "seed"),
@@ -149,16 +169,16 @@ def test_shipped_studies_agree_on_the_runs_they_share(
         ("tasks: [", "not valid"),
     ],
 )
-def test_mistakes_start_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+def test_an_invalid_study_starts_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
     assert main(["study", "run", str(write(tmp_path, text))]) == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_study_runs_goes_on_and_is_reported(
+def test_a_study_runs_resumes_and_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path)
@@ -171,7 +191,7 @@ def test_a_study_runs_goes_on_and_is_reported(
 
     assert run().count("done") >= 4
     assert all(job.done() for job in jobs(read_study(path), path))
-    assert "running" not in run()  # nothing was left to do
+    assert "running" not in run()  # all runs are done
     longer = write(tmp_path, STUDY.replace("steps: 300", "steps: 400"))
     assert "running" in run()
     matrix = jobs(read_study(longer), longer)
@@ -184,9 +204,9 @@ def test_a_study_runs_goes_on_and_is_reported(
     final = [read_curve(job.folder).rows[-1]["mean"] for job in matrix if job.ablation == "dreamer"]
     assert len(text) == 4 and f"({final[0]:.0f}, {final[1]:.0f})" in text[2]
     assert out.with_suffix(".png").stat().st_size > 5000
-    rows = list(csv.DictReader((out.parent / "small_mechanisms.csv").open()))
+    rows = list(csv.DictReader((out.parent / "small_run_metrics.csv").open()))
     assert len(rows) == 4 and all(int(row["coverage"]) > 1 for row in rows)
-    for row in rows:  # only who explores by planning has such a bonus
+    for row in rows:  # only exploration with the planner has this bonus
         assert bool(row["explore_bonus"]) == (row["ablation"] == "optimistic_only")
         assert not row["imagine_bonus"]
         assert 0 < float(row["reward_error"]) < 5 and 0 < float(row["latent_error"]) < 1
@@ -196,13 +216,13 @@ def test_a_study_runs_goes_on_and_is_reported(
     again = tmp_path / "again"
     command = ["study", "report", str(longer), "--out", str(again), "--also", str(out)]
     assert main(command) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert told[2].split("|")[3] == text[2].split("|")[3]
+    table_again = capsys.readouterr().out.splitlines()
+    assert table_again[2].split("|")[3] == text[2].split("|")[3]
     assert again.with_suffix(".csv").read_text() == out.with_suffix(".csv").read_text()
-    kept = list(csv.DictReader((tmp_path / "again_mechanisms.csv").open()))
+    kept = list(csv.DictReader((tmp_path / "again_run_metrics.csv").open()))
     for row, old in zip(kept, rows, strict=True):
-        here = row["ablation"] != "dreamer" or row["seed"] != gone.name[-1]
-        assert bool(row["coverage"]) == here  # it compares the runs of one report
+        has_folder = row["ablation"] != "dreamer" or row["seed"] != gone.name[-1]
+        assert bool(row["coverage"]) == has_folder  # coverage compares the runs of one report
         assert float(row["training"]) == float(old["training"])
 
     other = write(tmp_path, STUDY.replace("obs: state", "obs: pixels"))
@@ -214,25 +234,25 @@ def test_a_study_runs_goes_on_and_is_reported(
 def test_a_report_needs_no_replay(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One run's has forgotten its first rows, one's is gone: all but their mechanisms is there."""
+    """One replay has lost its first rows, another is missing. Only their metrics are blank."""
     pytest.importorskip("matplotlib")
     text = STUDY.replace("optimistic_only]", "short]").replace("seeds: [1, 2]", "seeds: [1]")
     path = write(tmp_path, text + "variants: {short: {ablation: dreamer, replay.capacity: 50}}")
     full, short = jobs(read_study(path), path)
     for job in (full, short):
         train(load([], job.overrides))
-    out, also = tmp_path / "lr0.1", tmp_path / "lr0.2"  # names that end in no suffix
+    out, also = tmp_path / "lr0.1", tmp_path / "lr0.2"  # names with dots that begin no suffix
     assert main(["study", "report", str(path), "--out", str(out)]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert len(told) == 4 and "never" not in told[3]
-    (warning,) = (x for x in caplog.messages if "no mechanisms of" in x)
-    assert short.folder.name in warning and "forgotten" in warning
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and "never" not in lines[3]
+    (warning,) = (x for x in caplog.messages if "no metrics of" in x)
+    assert short.folder.name in warning and "no longer has" in warning
     assert (tmp_path / "lr0.1.png").exists() and (tmp_path / "lr0.1.json").exists()
     runs = {row["run"]: row["ablation"] for row in csv.DictReader((tmp_path / "lr0.1.csv").open())}
     assert runs == {full.folder.name: "dreamer", short.folder.name: "short"}
     described = json.loads((tmp_path / "lr0.1.json").read_text())
-    assert [what["ablation"] for what in described] == ["dreamer", "short"]
-    rows = list(csv.reader((tmp_path / "lr0.1_mechanisms.csv").open()))
+    assert [run["ablation"] for run in described] == ["dreamer", "short"]
+    rows = list(csv.reader((tmp_path / "lr0.1_run_metrics.csv").open()))
     assert all(rows[1][4:6]) and rows[2] == ["dummy:pixels", "short", "1", *[""] * 9]
 
     saved = checkpoint.load(full.folder / "checkpoint.pt")
@@ -241,15 +261,15 @@ def test_a_report_needs_no_replay(
     assert main(["study", "report", str(path), "--out", str(also)]) == 0
     (warning,) = (x for x in caplog.messages if "no errors of" in x)
     assert full.folder.name in warning and "another architecture" in warning
-    (older, *_) = list(csv.reader((tmp_path / "lr0.2_mechanisms.csv").open()))[1:]
+    (older, *_) = list(csv.reader((tmp_path / "lr0.2_run_metrics.csv").open()))[1:]
     assert older == [*rows[1][:5], *[""] * 4, *rows[1][9:]]
 
     shutil.rmtree(full.folder / "replay")
     assert main(["study", "report", str(path), "--out", str(also)]) == 0
-    assert caplog.text.count("no mechanisms of") == 4
+    assert caplog.text.count("no metrics of") == 4
     assert (tmp_path / "lr0.2.csv").read_text() == (tmp_path / "lr0.1.csv").read_text()
 
-    shutil.rmtree(full.folder.parent)  # and both are found again by such a name
+    shutil.rmtree(full.folder.parent)  # both results are read from the earlier report
     assert main(["study", "report", str(path), "--out", str(also), "--also", str(out)]) == 0
     assert (tmp_path / "lr0.2.csv").read_text() == (tmp_path / "lr0.1.csv").read_text()
 
@@ -257,8 +277,9 @@ def test_a_report_needs_no_replay(
 def test_a_stopped_study_saves_its_runs(tmp_path: Path) -> None:
     path = write(tmp_path, STUDY.replace("steps: 300", "steps: 1000000, log.every: 64"))
     command = [sys.executable, "-m", "latentplan", "study", "run", str(path)]
-    deaf = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731  (as in a script's &)
-    with subprocess.Popen(command, cwd=ROOT, preexec_fn=deaf, stderr=subprocess.DEVNULL) as study:
+    # A script that starts the study in the background starts it with SIGINT ignored.
+    ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
+    with subprocess.Popen(command, cwd=ROOT, preexec_fn=ignore, stderr=subprocess.DEVNULL) as study:
         first = jobs(read_study(path), path)[0].folder
         for _ in range(600):
             if (first / "metrics.jsonl").exists() and (first / "metrics.jsonl").stat().st_size:
@@ -270,12 +291,14 @@ def test_a_stopped_study_saves_its_runs(tmp_path: Path) -> None:
     assert "saved in" in first.with_name(first.name + ".log").read_text()
 
 
-def test_a_report_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_needs_an_evaluated_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["study", "report", str(write(tmp_path)), "--out", str(tmp_path / "x")]) == 2
     assert "No run" in capsys.readouterr().err
 
 
-def test_a_mean_is_of_frames_that_all_runs_have() -> None:
+def test_a_mean_curve_has_the_frames_common_to_all_runs() -> None:
     curves = [
         Curve({}, [{"frame": f, "mean": m} for f, m in points])
         for points in ([(10, 1.0), (20, 2.0), (25, 9.0)], [(10, 3.0), (20, 6.0)])
@@ -283,7 +306,7 @@ def test_a_mean_is_of_frames_that_all_runs_have() -> None:
     assert mean_curve(curves) == ([10, 20], [2.0, 4.0])
 
 
-def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
+def test_a_failed_run_is_named_in_the_log(tmp_path: Path) -> None:
     text = STUDY.replace("dummy:pixels", "gym:Nowhere-v0").replace("[1, 2]", "[1]")
     path = write(tmp_path, text)
     done = subprocess.run(
@@ -299,14 +322,14 @@ def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_ablation_changes_something(name: str) -> None:
     plain, changed = (flatten(asdict(load([], x))) for x in ([], [f"ablation={name}"]))
-    apart = {key for key in plain if plain[key] != changed[key]} - {"ablation", "run_dir"}
-    assert apart or name == "dreamer"
+    different = {key for key in plain if plain[key] != changed[key]} - {"ablation", "run_dir"}
+    assert different or name == "dreamer"
 
 
 def test_no_two_ablations_are_the_same() -> None:
-    def said(name: str) -> dict[str, object]:
-        found = flatten(asdict(load([], [f"ablation={name}"])))
-        return {key: x for key, x in found.items() if key not in ("ablation", "run_dir")}
+    def settings(name: str) -> dict[str, object]:
+        flat = flatten(asdict(load([], [f"ablation={name}"])))
+        return {key: x for key, x in flat.items() if key not in ("ablation", "run_dir")}
 
-    resolved = {name: said(name) for name in ABLATIONS}
+    resolved = {name: settings(name) for name in ABLATIONS}
     assert [(a, b) for a, b in combinations(ABLATIONS, 2) if resolved[a] == resolved[b]] == []

@@ -1,4 +1,4 @@
-"""The benchmarks of ``tools/`` are scripts; tests import them from their folder."""
+"""Put the folder of the benchmarks, which are scripts, on the import path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The maintainers' benchmarks: against a plain update, against the peak rate, and growth."""
+"""The benchmarks of `tools/benchmarks`: a plain update, the peak rate, and growth."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_an_update_is_compared_with_the_plain_one(
     plain = seconds[against_reference.PLAIN]
     assert result["ratio"] == pytest.approx(seconds[FULL]["median"] / plain["median"])
     assert set(result["floors"]) == set(seconds) - {"optimizer", against_reference.PLAIN}
-    for name, far in result["floors"].items():
-        assert far["times_floor"] == pytest.approx(seconds[name]["median"] / far["floor"])
+    for name, floor in result["floors"].items():
+        assert floor["times_floor"] == pytest.approx(seconds[name]["median"] / floor["floor"])
     assert against_reference.main(["--widths", "cpu", "obs=state", *TINY]) == 2
     assert "obs=pixels" in capsys.readouterr().err
 
@@ -55,8 +55,8 @@ def test_operations_are_counted_forward_and_backward() -> None:
 
 
 @pytest.mark.parametrize("make", [HalvingConv, DoublingConv])
-def test_the_gradient_by_products_counts_as_the_convolutions(make: type) -> None:
-    """In bfloat16 the filters' gradient is an operator of this project."""
+def test_the_own_operator_counts_the_operations_of_a_convolution(make: type) -> None:
+    """In bfloat16, an operator of this project computes the gradient of the filters."""
     layer = make(8, 8)
     x = torch.randn(2, 8, 4, 4, requires_grad=True)
     counts = []
@@ -95,5 +95,5 @@ def test_the_widths_are_those_of_dreamerv3_torch() -> None:
         assert (world.depth, world.units, world.hidden) == (depth, units, units)
         assert (config.train.batch, config.train.length, config.behavior.horizon) == (16, 64, 15)
         assert config.env.image_size == 64 and config.obs == "pixels"
-        # An update does all the work of a plain one.
+        # Every frame is decoded and every row is a start, as in the plain update.
         assert world.decode_fraction == config.behavior.starts_fraction == 1.0

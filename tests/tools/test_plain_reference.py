@@ -1,4 +1,4 @@
-"""The plain update does all the work of an update, since others are timed against it."""
+"""The plain update trains all its weights, so its time is a valid reference."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def make() -> Reference:
     return Reference(WIDTHS, 16, 2)
 
 
-def test_an_update_moves_every_weight() -> None:
+def test_an_update_changes_every_weight() -> None:
     plain = make()
     with torch.no_grad():
-        plain.prior[-1].weight.mul_(100)  # else the two are within a free nat of each other
+        plain.prior[-1].weight.mul_(100)  # otherwise the KL divergence is below one free nat
     before = {name: p.detach().clone() for name, p in plain.named_parameters()}
     plain.update(random_batch(3, 5, BOTH)[0])
-    still = [name for name, p in plain.named_parameters() if torch.equal(p, before[name])]
-    assert not still and all(p.isfinite().all() for p in plain.parameters())
+    unchanged = [name for name, p in plain.named_parameters() if torch.equal(p, before[name])]
+    assert not unchanged and all(p.isfinite().all() for p in plain.parameters())
 
 
-def test_the_world_is_learned() -> None:
+def test_the_loss_of_the_world_model_decreases() -> None:
     plain, batch = make(), random_batch(3, 5, BOTH)[0]
     losses = []
     for _ in range(100):
@@ -33,7 +33,7 @@ def test_the_world_is_learned() -> None:
     assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
 
 
-def test_two_hot_is_the_likelihood_of_its_target() -> None:
+def test_two_hot_likelihood_is_largest_at_the_target() -> None:
     plain = make()
     logits = torch.zeros(1, 41)
     assert float(plain.expected(logits)) == 0
@@ -43,7 +43,7 @@ def test_two_hot_is_the_likelihood_of_its_target() -> None:
     assert float(plain.two_hot(logits, torch.tensor([3.0]))) < -3.5
 
 
-def test_the_actor_is_differentiated_through_the_dynamics() -> None:
+def test_the_gradient_of_the_actor_passes_through_the_dynamics() -> None:
     plain, batch = make(), random_batch(3, 5, BOTH)[0]
     _, state = plain.world_loss(batch)
     actor, _ = plain.behavior_losses(state)

@@ -9,7 +9,7 @@ from tiny import BOTH, agent_config, random_batch, run_config, world_config
 
 from latentplan.agent import Agent
 from latentplan.config.loading import load
-from latentplan.inspection.open_loop import show_open_loop
+from latentplan.inspection.open_loop import make_open_loop_film
 from latentplan.training.loop import train
 from latentplan.types import UserError
 from latentplan.world.barlow import Barlow, barlow_loss
@@ -78,6 +78,6 @@ def test_a_run_without_a_decoder_is_trained_and_filmed(tmp_path: Path) -> None:
     assert list((run / "videos").glob("imagination-open_loop-*.gif"))
     torch.manual_seed(0)
     agent = Agent(BOTH, replace(agent_config(), world=world_config(representation="barlow")))
-    assert show_open_loop(agent, random_batch(2, 6, BOTH)[0], 3).shape[0] == 6
+    assert make_open_loop_film(agent, random_batch(2, 6, BOTH)[0], 3).shape[0] == 6
     with pytest.raises(UserError, match="representation"):
         load([], ["world.representation=twins"])

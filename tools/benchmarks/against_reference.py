@@ -34,9 +34,9 @@ PLAIN = "plain reference"
 
 
 def same_work(deter: int, stoch: int, depth: int, units: int) -> list[str]:
-    """Overrides for given widths, with batch, horizon and rows of dreamerv3-torch.
+    """Overrides for given widths, with the batch, horizon and rows of dreamerv3-torch.
 
-    Every frame is decoded, and every row is a start. The rest is that of the CPU preset.
+    Every frame is decoded, and every row is a start. All other values are those of ``size=cpu``.
     """
     values = {
         **{"size": "cpu", "obs": "pixels", "env.image_size": 64},
@@ -94,8 +94,8 @@ def describe(name: str, result: dict[str, Any]) -> str:
     lines = [f"{name}: {result['processor']}, {result['threads']} threads"]
     for part, row in result["seconds"].items():
         floor = result["floors"].get(part)
-        far = f"{floor['gflop']:10.1f} GFLOP{floor['times_floor']:8.1f} x peak" if floor else ""
-        lines.append(f"  {part:16}{1000 * row['median']:10.1f} ms{far}")
+        rate = f"{floor['gflop']:10.1f} GFLOP{floor['times_floor']:8.1f} x peak" if floor else ""
+        lines.append(f"  {part:16}{1000 * row['median']:10.1f} ms{rate}")
     lines.append(f"  full update / plain reference {result['ratio']:.2f}")
     return "\n".join(lines)
 
@@ -105,9 +105,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("items", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--widths", default="small", help="small, large, or a file of configs/size")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
+    parser.add_argument(
+        "--widths", default="small", help="small (default), large, or a size of configs/size"
+    )
+    parser.add_argument("--repeats", type=int, default=7, help="default: 7")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the result to this file"
+    )
     args = parser.parse_args(argv)
     try:
         overrides = WIDTHS.get(args.widths, [f"size={args.widths}"])

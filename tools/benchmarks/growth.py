@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Time a full update against batch, horizon, candidates and other keys, and draw the result.
 
-tools/benchmarks/growth.py PICTURE.png [KEY=VALUE ...] [--repeats N]
+    tools/benchmarks/growth.py CHART.png [KEY=VALUE ...] [--repeats N]
+
+One key changes at a time. The other keys keep the values of ``size=cpu`` with the planner.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from latentplan.bench.updates import time_updates
 from latentplan.inspection.plots import pyplot
 from latentplan.types import UserError
 
-# Around size=cpu with the planner. The line of proportion passes through the middle value.
+# Values around size=cpu with the planner. The line of proportion passes through the middle value.
 AXES: dict[str, tuple[int, ...]] = {
     "train.batch": (4, 8, 16, 32, 64),
     "behavior.horizon": (4, 8, 15, 30),
@@ -24,7 +26,7 @@ AXES: dict[str, tuple[int, ...]] = {
     "world.members": (2, 5, 10),
     "world.deter": (64, 128, 256, 512),
 }
-SHAPE = (2, 3)  # of the picture, in panels
+SHAPE = (2, 3)  # rows and columns of panels in the chart
 
 
 def growth(overrides: Sequence[str], repeats: int) -> dict[str, dict[int, float]]:
@@ -82,14 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("chart", type=Path, help="a .png file")
     parser.add_argument("items", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=7, help="default: 7")
     args = parser.parse_args(argv)
     try:
         seconds = growth(args.items, args.repeats)
         print(describe_growth(seconds))
-        draw_growth(seconds, args.picture)
+        draw_growth(seconds, args.chart)
     except UserError as error:
         print(f"growth: {error}", file=sys.stderr)
         return 2

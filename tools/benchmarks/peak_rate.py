@@ -1,4 +1,4 @@
-"""The time of the parts of an update, against that of their products at the machine's peak rate.
+"""Compare the time of an update's parts with that of their products at the machine's peak rate.
 
 Only matrix products and convolutions are counted, forward and backward. Norms, samples, logarithms
 and memory make up the rest of the time.
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 import latentplan.nn.convolution  # noqa: F401 - registers its operator
 from latentplan.bench.parts import Part, waiting_for
 
-SIDE = 2048  # of the square matrices that the peak is measured with
+SIDE = 2048  # rows and columns of the matrices whose product gives the peak rate
 TRIALS = 5
 
 

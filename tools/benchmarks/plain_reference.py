@@ -1,9 +1,9 @@
-"""A plain Dreamer update at given widths, which stands in for other implementations.
+"""A plain Dreamer update at given widths, as a reference for the speed of other implementations.
 
-It is written without regard to speed: eager float32, NCHW images, strided and transposed
-convolutions, ``torch.distributions`` in every loop, a dynamics gradient through imagination, and
-three Adam optimizers. It has one prior and no ensemble. Nothing trains with it. It is timed in the
-same process as the agent, so that the ratio does not depend on another machine.
+It is not optimized: eager float32, NCHW images, strided and transposed convolutions,
+``torch.distributions`` in every loop, a dynamics gradient through imagination, and three Adam
+optimizers. It has one prior and no ensemble. It is used only for timing. It runs in the process of
+the agent, so that the ratio of their times depends little on the machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEVELS, UNIMIX, DISCOUNT, LAMBDA = 4, 0.01, 0.997, 0.95
 
 @dataclass(frozen=True)
 class Widths:
-    """The part of a configuration that the plain update has."""
+    """The fields of a configuration that the plain update uses."""
 
     deter: int
     stoch: int
@@ -39,6 +39,7 @@ class Widths:
 
     @classmethod
     def from_config(cls, config: Config) -> Widths:
+        """The widths of the world model in a configuration."""
         w = config.world
         return cls(
             *(w.deter, w.stoch, w.classes, w.units, w.depth, w.layers, w.bins),
@@ -47,6 +48,7 @@ class Widths:
 
 
 def mlp(inputs: int, units: int, layers: int, outputs: int) -> nn.Sequential:
+    """``layers`` hidden layers with normalization, and a linear output layer."""
     parts: list[nn.Module] = []
     for _ in range(layers):
         parts += [nn.Linear(inputs, units, bias=False), nn.LayerNorm(units, eps=1e-3), nn.SiLU()]
@@ -62,7 +64,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class Reference(nn.Module):
-    """World model, actor and critic. ``size`` is that of the square pictures."""
+    """World model, actor and critic. ``size`` is the side of the square images."""
 
     def __init__(self, widths: Widths, size: int, action_dim: int):
         super().__init__()
@@ -102,8 +104,8 @@ class Reference(nn.Module):
         self.critic = mlp(features, w.units, w.layers, w.bins)
         self.slow = mlp(features, w.units, w.layers, w.bins).requires_grad_(False)
         self.register_buffer("bins", symexp_bins(w.bins), persistent=False)
-        apart = (self.actor, self.critic, self.slow)
-        behavior = {id(p) for module in apart for p in module.parameters()}
+        own = (self.actor, self.critic, self.slow)
+        behavior = {id(p) for module in own for p in module.parameters()}
         world = [p for p in self.parameters() if id(p) not in behavior]
         self.optimizers = [
             torch.optim.Adam(list(params), lr=1e-4, eps=1e-8)
@@ -157,9 +159,9 @@ class Reference(nn.Module):
         grid = symlog(self.bins)
         position = symlog(target).clamp(grid[0], grid[-1])
         low = (torch.bucketize(position, grid, right=True) - 1).clamp(0, len(grid) - 2)
-        share = (position - grid[low]) / (grid[low + 1] - grid[low])
-        hot = F.one_hot(low, len(grid)) * (1 - share)[..., None]
-        hot = hot + F.one_hot(low + 1, len(grid)) * share[..., None]
+        fraction = (position - grid[low]) / (grid[low + 1] - grid[low])
+        hot = F.one_hot(low, len(grid)) * (1 - fraction)[..., None]
+        hot = hot + F.one_hot(low + 1, len(grid)) * fraction[..., None]
         return (hot * torch.log_softmax(logits, -1)).sum(-1)
 
     def world_loss(self, batch: Timestep) -> tuple[Tensor, State]:
@@ -217,10 +219,10 @@ class Reference(nn.Module):
     # --- an update --------------------------------------------------------------------------
 
     def update(self, batch: Timestep) -> None:
-        """One gradient step of everything."""
+        """One gradient step of the world model, the actor and the critic."""
         world, state = self.world_loss(batch)
         self._step(0, world)
-        # Each loss has its own backward pass and its own clipping, as there.
+        # As in dreamerv3-torch, each loss has its own backward pass and its own clipping.
         actor, critic = self.behavior_losses(state)
         self._step(1, actor, retain=True)
         self._step(2, critic)
@@ -228,8 +230,8 @@ class Reference(nn.Module):
             for slow, fast in zip(self.slow.parameters(), self.critic.parameters(), strict=True):
                 slow.lerp_(fast, 0.02)
 
-    def _step(self, which: int, loss: Tensor, retain: bool = False) -> None:
-        optimizer = self.optimizers[which]
+    def _step(self, index: int, loss: Tensor, retain: bool = False) -> None:
+        optimizer = self.optimizers[index]
         params: Sequence[Tensor] = optimizer.param_groups[0]["params"]
         grads = torch.autograd.grad(loss, params, retain_graph=retain)
         for p, grad in zip(params, grads, strict=True):
