@@ -52,21 +52,21 @@ def loop_cost(config: Config, seconds: float) -> dict[str, Any]:
         raise UserError(f"{seconds:g} seconds are too short for the loop: it made no update.")
     middle = lambda name: statistics.median(line.get(name, 0.0) for line in lines)  # noqa: E731
     names = [name for name in lines[-1] if name.startswith("fps/share_")]
-    shares = {name.removeprefix("fps/share_"): middle(name) for name in names}
+    fractions = {name.removeprefix("fps/share_"): middle(name) for name in names}
     updates = middle("fps/updates")
     return {
         "frames_per_second": middle("fps/env"),
         "updates_per_second": updates,
-        "shares": shares,
-        "replay_seconds": shares.get("replay", 0.0) / updates,
+        "shares": fractions,
+        "replay_seconds": fractions.get("replay", 0.0) / updates,
         "rss_gib": lines[-1]["memory/rss_gib"],
     }
 
 
 def describe_loop(loop: Mapping[str, Any]) -> str:
     """One line of text."""
-    shares = sorted(loop["shares"].items(), key=lambda item: -item[1])
-    text = ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)
+    parts = sorted(loop["shares"].items(), key=lambda item: -item[1])
+    text = ", ".join(f"{name} {fraction:.0%}" for name, fraction in parts if fraction >= 0.005)
     return (
         f"whole loop: {loop['frames_per_second']:.0f} frames/s, {loop['updates_per_second']:.2f} "
         f"updates/s ({text}); a batch from the replay {1000 * loop['replay_seconds']:.1f} ms; "

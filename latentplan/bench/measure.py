@@ -136,7 +136,10 @@ def time_environment(agent: Agent, env: VectorEnv, seconds: float) -> dict[str, 
 
 
 def time_drawing(seconds: float) -> dict[str, dict[str, float]]:
-    """Frames per second of every backend that works, by quality, beside dm_control's own."""
+    """Frames per second by backend, for those that work, and by quality.
+
+    The qualities include the default of dm_control.
+    """
     probes = [probe(backend, seconds / 5) for backend in BACKENDS]
     return {
         x.backend: {quality: 1 / each for quality, each in x.seconds.items()}

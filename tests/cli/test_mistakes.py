@@ -245,7 +245,7 @@ def test_eval_needs_at_least_one_episode(home: Path, capsys: pytest.CaptureFixtu
 
 def test_a_video_needs_a_run_with_images(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sentence = error_of(capsys, "eval", home / "run", "--video", home / "film.mp4")
-    assert "no pictures" in sentence and "obs=state" in sentence
+    assert "no images" in sentence and "obs=state" in sentence
     assert not list(home.glob("film*"))
 
 
