@@ -47,10 +47,10 @@ METRIC_GROUPS = {
     "(`uncertainty_high`).",
     "train/plan": "Plans in the environment (`explore_`) and in imagination (`imagine_`). "
     "`_spread` is how much a term of the score differs between candidates, and `_bonus_share` is "
-    "the share of uncertainty in these differences. `_gain` is the return of the chosen candidate minus the "
-    "mean over candidates, in units of the return scale. `_invalid` counts the candidates without "
-    "a finite score, per update. `distance` is the distance from the policy to the chosen action "
-    "in nats; it is 0 for a sample of the policy.",
+    "the share of uncertainty in these differences. `_gain` is the return of the chosen candidate "
+    "minus the mean over candidates, in units of the return scale. `_invalid` counts the "
+    "candidates without a finite score, per update. `distance` is the distance from the policy "
+    "to the chosen action in nats; it is 0 for a sample of the policy.",
     "train/mpdp": "The multi-step objective: steps before the value is used (`horizon`), the share "
     "of the penalty, and the entropy of each step's policy.",
     "train/actor": "Entropy (nats) and standard deviation of the policy, and the temperature of "

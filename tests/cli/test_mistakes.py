@@ -255,7 +255,7 @@ def test_a_seed_outside_the_accepted_range_is_an_error(
     home: Path, capsys: pytest.CaptureFixture[str], command: str, seed: int
 ) -> None:
     sentence = error_of(capsys, command, home / "run", f"--seed={seed}")
-    assert "seed must be at " in sentence and str(seed) in sentence
+    assert "seed must be " in sentence and str(seed) in sentence
 
 
 # --- a full disk ----------------------------------------------------------------------------

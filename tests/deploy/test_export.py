@@ -1,4 +1,4 @@
-"""A policy written to a file acts as the agent it came from, or is not written."""
+"""An exported policy acts as the agent of the run. Otherwise no file is written."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from latentplan.types import UserError
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of seconds, whose agent sees pictures and numbers."""
+    """A short run whose agent sees images and vectors."""
     return train(
         run_config(tmp_path_factory.mktemp("run") / "a", "obs=both", "log.inspect_every=0")
     )
 
 
 def episode(run: Path, length: int = 12) -> tuple[list[dict], list[np.ndarray], list[np.ndarray]]:
-    """Observations, the loaded agent's actions, and the numbers that it drew its states with."""
+    """Observations, the loaded agent's actions, and the random numbers of its posterior states."""
     rng, agent = np.random.default_rng(0), load(run)
     spec = agent.spec
     drawn = torch.Generator().manual_seed(0)
-    seen = [
+    observations = [
         {
             name: rng.integers(256, size=shape, dtype=np.uint8)
             if dtype == "uint8"
@@ -46,11 +46,11 @@ def episode(run: Path, length: int = 12) -> tuple[list[dict], list[np.ndarray], 
     uniform = [
         torch.rand(1, agent.config.world.stoch, generator=drawn).numpy() for _ in range(length)
     ]
-    return seen, [agent.act(obs) for obs in seen], uniform
+    return observations, [agent.act(obs) for obs in observations], uniform
 
 
 def start(run: Path) -> dict[str, np.ndarray]:
-    """The state before an episode, as a reader of the documentation makes it."""
+    """The state before an episode, made as the documentation says."""
     agent = load(run)
     world = agent.config.world
     shapes = (1, agent.spec.action_dim), (1, world.deter), (1, world.stoch, world.classes)
@@ -66,8 +66,8 @@ def test_onnx_plays_an_episode_as_the_agent_does(run: Path, tmp_path: Path) -> N
         outputs = session.run(None, inputs)
         assert outputs[0][0] == pytest.approx(expected, abs=1e-4)
         state = dict(zip(STATE, outputs, strict=True))
-    about = {x.key: x.value for x in onnx.load(report["path"]).metadata_props}["latentplan.json"]
-    assert json.loads(about)["repeat"] == load(run).spec.repeat
+    metadata = {x.key: x.value for x in onnx.load(report["path"]).metadata_props}["latentplan.json"]
+    assert json.loads(metadata)["repeat"] == load(run).spec.repeat
 
 
 def test_pt2_plays_an_episode_as_the_agent_does(run: Path) -> None:
@@ -76,29 +76,29 @@ def test_pt2_plays_an_episode_as_the_agent_does(run: Path) -> None:
     assert 0 < report["milliseconds"]["p50"] <= report["milliseconds"]["p99"]
     files = {"latentplan.json": ""}
     decide = torch.export.load(report["path"], extra_files=files).module()
-    about = json.loads(files["latentplan.json"])
-    assert list(about["inputs"]) == ["image", "vector", *STATE, "uniform"]
-    assert about["inputs"]["image"] == "uint8 1x16x16x3"
-    assert about["action_low"] == [-1.0] * len(about["action_low"]) != []
+    metadata = json.loads(files["latentplan.json"])
+    assert list(metadata["inputs"]) == ["image", "vector", *STATE, "uniform"]
+    assert metadata["inputs"]["image"] == "uint8 1x16x16x3"
+    assert metadata["action_low"] == [-1.0] * len(metadata["action_low"]) != []
     state = [torch.from_numpy(x) for x in start(run).values()]
     for obs, expected, uniform in zip(*episode(run), strict=True):
-        seen = [torch.from_numpy(obs[name][None]) for name in ("image", "vector")]
-        state = decide(*seen, *state, torch.from_numpy(uniform))
+        inputs = [torch.from_numpy(obs[name][None]) for name in ("image", "vector")]
+        state = decide(*inputs, *state, torch.from_numpy(uniform))
         assert state[0][0].numpy() == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_file_that_acts_differently_is_not_kept(
+def test_a_file_that_acts_differently_does_not_replace_the_earlier_one(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "policy.pt2"
-    path.write_text("the last good one")
+    path.write_text("an earlier file")
     monkeypatch.setattr(module, "_open", lambda path: lambda *x: (x[-4] + 1, x[-3], x[-2]))
     with pytest.raises(UserError, match="differs"):
         export(run, path)
-    assert path.read_text() == "the last good one" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "an earlier file" and list(tmp_path.iterdir()) == [path]
 
 
-def test_mistakes_are_answered_in_a_sentence(
+def test_wrong_suffixes_and_missing_packages_are_errors(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     assert main(["export", str(run), "--out", str(tmp_path / "policy.pth")]) == 2
@@ -110,7 +110,7 @@ def test_mistakes_are_answered_in_a_sentence(
 
 
 @pytest.mark.parametrize(
-    ("out", "words"),
+    ("out", "message"),
     [
         ("file/policy.pt2", "File exists"),
         ("folder.pt2", "Is a directory"),
@@ -118,13 +118,13 @@ def test_mistakes_are_answered_in_a_sentence(
         ("/proc/policy.onnx", "cannot be written"),
     ],
 )
-def test_a_policy_that_cannot_be_written_is_one_sentence(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, words: str
+def test_a_policy_that_cannot_be_written_is_an_error(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, message: str
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder.pt2").mkdir()
-    path = tmp_path / out  # one from the root stays as it is
+    path = tmp_path / out  # an absolute path stays as it is
     assert main(["export", str(run), "--out", str(path)]) == 2
     error = capsys.readouterr().err
-    assert f"latentplan: {path} cannot be written: " in error and words in error
+    assert f"latentplan: {path} cannot be written: " in error and message in error
     assert len(list(tmp_path.iterdir())) == 2

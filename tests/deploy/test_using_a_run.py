@@ -1,4 +1,4 @@
-"""A finished run in use: scored, planned with, and as an agent in somebody's own loop."""
+"""Uses of a finished run: evaluation, planning, and the loaded agent in a user's own loop."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def test_eval_prints_json_and_writes_a_video(
     assert json.loads(capsys.readouterr().out) == result
 
 
-def test_a_video_that_cannot_be_is_refused_before_anything_is_played(
+def test_a_video_that_cannot_be_written_is_an_error_before_any_episode(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(evaluate_module, "score", None)
     (tmp_path / "file").touch()
-    for place in (tmp_path / "file" / "film.mp4", tmp_path, Path("/proc/film.gif")):
-        assert main(["eval", str(run), "--video", str(place)]) == 2
-        assert f"latentplan: {place}" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for path in (tmp_path / "file" / "film.mp4", tmp_path, Path("/proc/film.gif")):
+        assert main(["eval", str(run), "--video", str(path)]) == 2
+        assert f"latentplan: {path}" in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_any_run_can_be_planned_with(
+def test_a_run_without_a_planner_can_be_evaluated_with_one(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     film = str(tmp_path / "film.gif")
@@ -57,15 +57,15 @@ def test_any_run_can_be_planned_with(
     assert planner["policy"] == "planner" and planner["beside"]["policy"] == "mean"
     assert planner["beside"]["returns"] == actor["returns"] != planner["returns"]
     assert planner["planner_gap"] == pytest.approx(planner["mean"] - actor["mean"])
-    assert actor["beside"]["policy"] == "planner" and actor["candidates"] == 4  # unless one says
+    assert actor["beside"]["policy"] == "planner" and actor["candidates"] == 4  # the default
     assert main([*command, "planner", "--plan", "candidate=3"]) == 2
     assert "candidates" in capsys.readouterr().err
 
 
-def test_a_run_of_one_member_is_scored_both_ways(
+def test_a_run_with_one_ensemble_member_has_scores_of_actor_and_planner(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Trained with plans it could not be: one alone cannot disagree. Returns can be planned for."""
+    """One member has no disagreement. A planner without a bonus for it needs only the returns."""
     folder = train(run_config(tmp_path / "one", "world.members=1", "log.inspect_every=0"))
     capsys.readouterr()
     assert main(["eval", str(folder), "--episodes", "1"]) == 0
@@ -84,7 +84,7 @@ def test_a_loaded_agent_acts_as_the_trained_one(run: Path) -> None:
     torch.manual_seed(0)
     again = [agent.act(obs) for _ in range(3)]
     np.testing.assert_array_equal(actions, again)
-    assert not np.array_equal(actions[0], actions[1])  # it remembers
+    assert not np.array_equal(actions[0], actions[1])  # the agent has a memory
     saved = checkpoint.load(run / "checkpoint.pt")["agent"]
     for name, weight in agent.agent.state_dict().items():
         assert torch.equal(weight, saved[name])
@@ -95,54 +95,54 @@ def test_a_loaded_agent_acts_as_the_trained_one(run: Path) -> None:
     [
         (np.zeros(2, np.float32), "image of shape"),
         ({"vector": np.zeros(2)}, "image of shape"),
-        ({"image": np.zeros((16, 16, 3))}, "float64"),  # in [0, 1] it would have been black
+        ({"image": np.zeros((16, 16, 3))}, "float64"),  # an image in [0, 1] would look black
         ({"image": np.zeros((16, 16, 3), np.uint8), "vector": [0, np.nan]}, "not finite"),
         ({"image": np.zeros((16, 16, 3), np.uint8), "vector": [1e300, 0]}, "not finite"),
         ({"image": np.zeros((16, 16, 3), np.uint8), "vector": [0, 1, 2]}, "vector of shape"),
     ],
 )
-def test_a_loaded_agent_refuses_what_it_was_not_trained_on(
+def test_an_observation_of_another_form_than_in_training_is_an_error(
     run: Path, obs: Any, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         latentplan.load(run).act(obs)
 
 
-def test_a_loaded_agent_takes_what_training_took(run: Path) -> None:
-    """A picture of another size, and a Dict whose numbers are put in the order of their names."""
+def test_a_loaded_agent_accepts_the_observations_of_the_environment(run: Path) -> None:
+    """Images are resized. The numbers of a Dict are concatenated in the order of their names."""
     agent = latentplan.load(run)
     front = np.full((40, 30, 3), 7, np.uint8)
-    theirs = agent.act({"front": front, "b": np.array([2.0]), "a": 1.0})
+    of_environment = agent.act({"front": front, "b": np.array([2.0]), "a": 1.0})
     agent.reset()
-    ours = agent.act({"image": np.full((16, 16, 3), 7, np.uint8), "vector": [1, 2]})
-    np.testing.assert_array_equal(theirs, ours)
-    agent.reset()  # two of its names are ours, and "extra" is numbers, though of three dimensions
+    expected = agent.act({"image": np.full((16, 16, 3), 7, np.uint8), "vector": [1, 2]})
+    np.testing.assert_array_equal(of_environment, expected)
+    agent.reset()  # a Dict with names of training, and "extra" with three dimensions
     small = np.full((16, 16, 3), 7, np.uint8)
-    named = agent.act({"image": small, "vector": 2.0, "extra": np.ones((1, 1, 1))})
-    np.testing.assert_array_equal(named, ours)
+    mixed = agent.act({"image": small, "vector": 2.0, "extra": np.ones((1, 1, 1))})
+    np.testing.assert_array_equal(mixed, expected)
 
 
 def test_a_loaded_agent_uses_the_executed_action(run: Path) -> None:
     agent = latentplan.load(run)
-    picture = np.full((16, 16, 3), 7, np.uint8)
+    image = np.full((16, 16, 3), 7, np.uint8)
     rng = np.random.default_rng(0)
-    seen = [{"image": picture, "vector": rng.normal(size=2)} for _ in range(2)]
-    first = agent.act(seen[0])
-    own = agent.act(seen[1])
+    observations = [{"image": image, "vector": rng.normal(size=2)} for _ in range(2)]
+    first = agent.act(observations[0])
+    expected = agent.act(observations[1])
     agent.reset()
-    agent.act(seen[0])
-    np.testing.assert_array_equal(agent.act(seen[1], executed=first), own)
+    agent.act(observations[0])
+    np.testing.assert_array_equal(agent.act(observations[1], executed=first), expected)
     agent.reset()
-    agent.act(seen[0])
-    assert (agent.act(seen[1], executed=-np.sign(first)) != own).any()
+    agent.act(observations[0])
+    assert (agent.act(observations[1], executed=-np.sign(first)) != expected).any()
 
 
 @pytest.mark.parametrize(
     "wrong", [[np.nan, 0], [0, np.inf], [1.01, 0], [1e300, 0], np.zeros(3), np.zeros((1, 2)), 0.0]
 )
-def test_the_executed_action_must_be_an_action(run: Path, wrong: Any) -> None:
-    picture = np.full((16, 16, 3), 7, np.uint8)
-    first, second = ({"image": picture, "vector": np.full(2, x)} for x in (0.5, -0.5))
+def test_an_executed_action_of_another_form_is_an_error(run: Path, wrong: Any) -> None:
+    image = np.full((16, 16, 3), 7, np.uint8)
+    first, second = ({"image": image, "vector": np.full(2, x)} for x in (0.5, -0.5))
     agent = latentplan.load(run)
     agent.act(first)
     expected = agent.act(second, executed=np.array([1.0, -1.0]))
@@ -157,8 +157,8 @@ def test_the_executed_action_must_be_an_action(run: Path, wrong: Any) -> None:
     own = agent.act(second)
     agent.reset()
     agent.act(first)
-    with pytest.raises(ValueError, match="vector of shape"):  # nor is half of a call remembered
-        agent.act({"image": picture, "vector": np.zeros(3)}, executed=np.zeros(2))
+    with pytest.raises(ValueError, match="vector of shape"):  # the state does not change
+        agent.act({"image": image, "vector": np.zeros(3)}, executed=np.zeros(2))
     np.testing.assert_array_equal(agent.act(second), own)
 
 
