@@ -163,7 +163,7 @@ def _read(path: Path) -> DictConfig:
     """Read a file. Its keys may be nested in sections, or dotted as on the command line."""
     try:
         text = path.read_text(encoding="utf-8")
-        node, written = OmegaConf.create(text), yaml.load(text, yaml.BaseLoader)
+        node, written = OmegaConf.create(text), yaml.load(text, yaml.BaseLoader) or {}
     except OSError as error:
         hint = "" if path.suffix else f" (overrides are written key=value, a task as task={path})"
         raise UserError(
