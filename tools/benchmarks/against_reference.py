@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the result to this file"
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     try:
         overrides = WIDTHS.get(args.widths, [f"size={args.widths}"])
         result = compare(load(overrides=[*overrides, *args.items]), args.repeats)

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("chart", type=Path, help="a .png file")
     parser.add_argument("items", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--repeats", type=int, default=7, help="default: 7")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     try:
         seconds = growth(args.items, args.repeats)
         print(describe_growth(seconds))
