@@ -43,6 +43,16 @@ BEHAVIOR = BehaviorConfig(units=8, layers=1, bins=41, horizon=3)
 OPTIM = OptimConfig(world_lr=1e-3, actor_lr=1e-3, critic_lr=1e-3, warmup=0)
 
 
+# Overrides that make a benchmark take seconds.
+BENCH_OVERRIDES = [
+    *("task=dummy:pixels", "env.image_size=16", "env.workers=false", "train.precision=float32"),
+    *("train.batch=2", "train.length=3", "behavior.horizon=2", "behavior.units=8"),
+    *("behavior.bins=41", "world.bins=41", "world.deter=16", "world.stoch=3", "world.classes=4"),
+    *("world.hidden=8", "world.units=8", "world.depth=2", "world.members=3"),
+    *("world.member_hidden=8", "train.compile=off"),
+]
+
+
 def world_config(**changes: Any) -> WorldConfig:
     return replace(WORLD, **changes)
 

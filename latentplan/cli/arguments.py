@@ -62,7 +62,6 @@ def load(args: argparse.Namespace) -> Config:
     Raises:
         UserError: as :func:`latentplan.config.loading.load`.
     """
-    from latentplan.config.loading import load
+    from latentplan.config.loading import as_config
 
-    files = [item for item in args.items if "=" not in item]
-    return load(files, [item for item in args.items if "=" in item])
+    return as_config(args.items)

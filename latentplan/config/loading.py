@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +25,7 @@ from yaml import YAMLError
 from latentplan.config.renamed import RENAMED, present_names
 from latentplan.config.schema import Config
 from latentplan.config.tasks import parse_task
-from latentplan.config.validation import bounds_of, check
+from latentplan.config.validation import bounds_of, check, schema_sections
 from latentplan.runtime import device
 from latentplan.types import UserError
 
@@ -63,14 +63,15 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
 
 def _resolve(user: Sequence[DictConfig]) -> Config:
     """Merge the user's settings with the presets that they choose."""
-    chosen = _merge([_schema(), _read(preset_folder() / "default.yaml"), *user])
+    base = [_schema(), _read(preset_folder() / "default.yaml")]
+    chosen = _merge([*base, *user])
     size = chosen.size if chosen.size != "auto" else _default_size(chosen.device)
     task = task_preset(chosen.task)
     presets = [] if task is None else [_read(task)]
     # The size comes after the task because published sizes set the published action repeat of 2.
     presets.append(_preset("size", size))
     presets += _ablation(chosen.ablation)
-    merged = _merge([_schema(), _read(preset_folder() / "default.yaml"), *presets, *user])
+    merged = _merge([*base, *presets, *user])
     merged.size = size
     return _to_config(merged)
 
@@ -228,7 +229,7 @@ def _from_user(flat: Mapping[str, Any], source: str) -> DictConfig:
 def _check_keys(flat: Mapping[str, Any], source: str) -> None:
     """Raise a UserError, with suggestions, if a key is unknown or is a section."""
     defaults = _defaults()
-    sections = {field.name for field in fields(Config) if is_dataclass(field.default_factory)}
+    sections = schema_sections()
     for key in flat:
         if key in sections:
             raise UserError(f"{key} in {source} is a section: set its keys, {key}.<key>=<value>.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import yaml
 
 from latentplan.config.loading import preset_folder, unknown_key
 from latentplan.config.renamed import RENAMED
-from latentplan.config.schema import Bounds, Config
+from latentplan.config.schema import Bounds
 from latentplan.config.tasks import DMC_TASKS, DUMMY_TASKS
-from latentplan.config.validation import schema_fields
+from latentplan.config.validation import schema_fields, schema_sections
 from latentplan.types import UserError
 
 KINDS = {"tasks": "task", "sizes": "size", "ablations": "ablation", "studies": "study"}
@@ -42,20 +42,20 @@ def explain(names: Sequence[str]) -> str:
     paragraphs = []
     for key in chosen or known:
         field = known[key]
-        default, values = _value(field.default), describe_bounds(field.default, field.metadata)
+        default, values = _value(field.default), describe_bounds(field)
         meaning = field.metadata["meaning"]
         paragraphs.append(f"{key}\n  {meaning}\n  {field.type}, default {default}; {values}")
     return "\n\n".join(paragraphs)
 
 
-def describe_bounds(default: Any, metadata: Any) -> str:
+def describe_bounds(field: Field[Any]) -> str:
     """The accepted values of a key in words."""
-    bounds: Bounds = metadata["bounds"]
+    bounds: Bounds = field.metadata["bounds"]
     if bounds.choices:
         return f"one of {', '.join(bounds.choices)}"
-    if isinstance(default, bool):
+    if isinstance(field.default, bool):
         return "true or false"
-    if isinstance(default, str):
+    if isinstance(field.default, str):
         return "any text"
     parts = []
     if bounds.above is not None:
@@ -77,10 +77,7 @@ def _value(default: Any) -> str:
 
 def markdown() -> str:
     """The page ``docs/configuration.md``: a table of keys per section."""
-    sections = {"": Config.__doc__ or ""}
-    for top in fields(Config):
-        if is_dataclass(top.default_factory):
-            sections[top.name] = top.default_factory.__doc__ or ""
+    titles = {name: section.__doc__ for name, section in schema_sections().items()}
     lines = [
         "# Configuration reference",
         "",
@@ -92,16 +89,17 @@ def markdown() -> str:
         "`latentplan config key=value ...` prints the result, and "
         "`latentplan config --explain KEY` prints a row of this page.",
     ]
-    for section, title in sections.items():
+    for section, title in {"": None, **titles}.items():
         lines += ["", f"## `{section}`: {title}" if section else "## Top level", ""]
         lines += ["| key | type | default | accepts | meaning |", "|---|---|---|---|---|"]
         for key, field in schema_fields():
             if key.rpartition(".")[0] == section:
-                accepted = describe_bounds(field.default, field.metadata)
-                cells = (f"`{key}`", field.type, f"`{_value(field.default)}`", accepted)
+                cells = (
+                    *(f"`{key}`", field.type, f"`{_value(field.default)}`"),
+                    *(describe_bounds(field), field.metadata["meaning"]),
+                )
                 texts = [str(cell).replace("|", "\\|") for cell in cells]
-                meaning = field.metadata["meaning"].replace("|", "\\|")
-                lines.append(f"| {' | '.join(texts)} | {meaning} |")
+                lines.append(f"| {' | '.join(texts)} |")
     return "\n".join(lines) + "\n"
 
 

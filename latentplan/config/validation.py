@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from latentplan.config.schema import Bounds, Config, uncertainty_members_field
 from latentplan.types import UserError
@@ -14,11 +14,18 @@ from latentplan.types import UserError
 LARGEST = 2**64 - 1  # also the largest seed of torch's generators
 
 
+def schema_sections() -> dict[str, type[Any]]:
+    """Every section of the configuration with its dataclass, in the order of the schema."""
+    factories = {field.name: field.default_factory for field in fields(Config)}
+    return {name: cast(type[Any], x) for name, x in factories.items() if is_dataclass(x)}
+
+
 def schema_fields() -> Iterator[tuple[str, Field[Any]]]:
     """Every key of the configuration with its field, in the order of the schema."""
+    sections = schema_sections()
     for top_field in fields(Config):
-        if is_dataclass(top_field.default_factory):
-            for section_field in fields(top_field.default_factory):
+        if top_field.name in sections:
+            for section_field in fields(sections[top_field.name]):
                 yield f"{top_field.name}.{section_field.name}", section_field
         else:
             yield top_field.name, top_field

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import BOTH, agent_config, random_batch, world_config
+from tiny import BENCH_OVERRIDES, BOTH, agent_config, random_batch, world_config
 
 from latentplan.agent import Agent
 from latentplan.behavior.behavior import Behavior
@@ -18,13 +18,6 @@ from latentplan.cli import main as cli
 from latentplan.config.loading import load
 from latentplan.types import Latent, UserError
 
-TINY = [
-    *("task=dummy:pixels", "env.image_size=16", "env.workers=false", "train.precision=float32"),
-    *("train.batch=2", "train.length=3", "behavior.horizon=2", "behavior.units=8"),
-    *("behavior.bins=41", "world.bins=41", "world.deter=16", "world.stoch=3", "world.classes=4"),
-    *("world.hidden=8", "world.units=8", "world.depth=2", "world.members=3"),
-    *("world.member_hidden=8", "train.compile=off"),
-]
 PARTS = ["encoder", "observe", "decoder", "heads", "imagination", "actor-critic", "optimizer"]
 
 
@@ -122,7 +115,7 @@ def counted(
 def test_the_command_prints_every_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bench.json"
     flags = ["--size", "cpu", "--repeats", "2", "--seconds", "0.1", "--json", str(path)]
-    assert cli.main(["bench", *flags, *TINY]) == 0
+    assert cli.main(["bench", *flags, *BENCH_OVERRIDES]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in [*PARTS, "sum of parts", "full update", "frames/s"])
     (result,) = json.loads(path.read_text())
@@ -140,7 +133,7 @@ def test_results_are_compared_with_an_earlier_file(
 ) -> None:
     path = tmp_path / "bench.json"
     flags = ["--size", "cpu", "--repeats", "1", "--seconds", "0.05"]
-    assert cli.main(["bench", *flags, "--json", str(path), *TINY]) == 0
+    assert cli.main(["bench", *flags, "--json", str(path), *BENCH_OVERRIDES]) == 0
     capsys.readouterr()
     results = json.loads(path.read_text())
     twice = [{**x, "full": {"median": x["full"]["median"] / 2}} for x in results]
@@ -152,12 +145,12 @@ def test_results_are_compared_with_an_earlier_file(
         text = report.describe([{**x, "load_before": load_before} for x in results])
         assert ("busy before this began (load 1.9)" in text) == busy
     path.write_text("[1]")
-    assert cli.main(["bench", *flags, "--against", str(path), *TINY]) == 2
+    assert cli.main(["bench", *flags, "--against", str(path), *BENCH_OVERRIDES]) == 2
     assert str(path) in capsys.readouterr().err
 
 
 def test_the_training_loop_is_timed() -> None:
-    overrides = ["size=cpu", *TINY, "train.ratio=2", "train.threads=1", "device=cpu"]
+    overrides = ["size=cpu", *BENCH_OVERRIDES, "train.ratio=2", "train.threads=1", "device=cpu"]
     cost = loop.loop_cost(load(overrides=overrides), 4.0)
     assert cost["frames_per_second"] > 0 and cost["updates_per_second"] > 0
     assert 0 < cost["shares"]["update"] < 1 and sum(cost["shares"].values()) < 1.1
@@ -170,7 +163,7 @@ def test_ablations_are_compared_with_the_first_one(
     planned: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["dreamer", "coplanner_faithful"]
-    more = [*TINY, "behavior.horizon=8", "train.threads=1"]
+    more = [*BENCH_OVERRIDES, "behavior.horizon=8", "train.threads=1"]
     flags = ["--size", "cpu", "--repeats", "3", *more, "--ablations", *names]
     assert cli.main(["bench", *flags]) == 0
     first, second = capsys.readouterr().out.splitlines()[1:]
@@ -194,7 +187,7 @@ def test_planning_is_compared_with_the_same_update_without_it(
 ) -> None:
     monkeypatch.setattr(planning, "ACTIONS", 5)
     flags = ["--size", "cpu", "--repeats", "1", "--seconds", "0.05", "--planning"]
-    assert cli.main(["bench", *flags, *TINY]) == 0
+    assert cli.main(["bench", *flags, *BENCH_OVERRIDES]) == 0
     text = capsys.readouterr().out
     assert "update, faithful" in text and "action, planner" in text and "x 1.00" in text
 
@@ -205,7 +198,7 @@ def test_the_faithful_form_plans_at_every_step(
     counts: list[dict[str, int]] = []
     monkeypatch.setattr(planning, "time_parts", counted(planned, counts))
     monkeypatch.setattr(planning, "ACTIONS", 5)
-    config = load(overrides=["size=cpu", *TINY, "behavior.starts_fraction=1"])
+    config = load(overrides=["size=cpu", *BENCH_OVERRIDES, "behavior.starts_fraction=1"])
     planning.planning_cost(config, BOTH, torch.device("cpu"), 1)
     for rows in counts:
         assert rows["none"] == 0 < rows["as configured"] < rows["faithful"]

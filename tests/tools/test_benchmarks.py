@@ -12,18 +12,11 @@ import pytest
 import torch
 from against_reference import WIDTHS
 from peak_rate import FlopCount
+from tiny import BENCH_OVERRIDES
 
 from latentplan.bench.parts import FULL
 from latentplan.config.loading import load
 from latentplan.nn.convolution import DoublingConv, HalvingConv
-
-TINY = [
-    *("task=dummy:pixels", "env.image_size=16", "env.workers=false", "train.precision=float32"),
-    *("train.batch=2", "train.length=3", "behavior.horizon=2", "behavior.units=8"),
-    *("behavior.bins=41", "world.bins=41", "world.deter=16", "world.stoch=3", "world.classes=4"),
-    *("world.hidden=8", "world.units=8", "world.depth=2", "world.members=3"),
-    *("world.member_hidden=8", "train.compile=off"),
-]
 
 
 def test_an_update_is_compared_with_the_plain_one(
@@ -32,7 +25,7 @@ def test_an_update_is_compared_with_the_plain_one(
     monkeypatch.setattr(peak_rate, "SIDE", 64)  # bfloat16 may be emulated, which is slow
     path = tmp_path / "result.json"
     flags = ["--widths", "small", "--repeats", "2", "--json", str(path)]
-    assert against_reference.main([*flags, *TINY]) == 0
+    assert against_reference.main([*flags, *BENCH_OVERRIDES]) == 0
     text = capsys.readouterr().out
     assert "full update / plain reference" in text and "x peak" in text
     result = json.loads(path.read_text())
@@ -42,7 +35,7 @@ def test_an_update_is_compared_with_the_plain_one(
     assert set(result["floors"]) == set(seconds) - {"optimizer", against_reference.PLAIN}
     for name, floor in result["floors"].items():
         assert floor["times_floor"] == pytest.approx(seconds[name]["median"] / floor["floor"])
-    assert against_reference.main(["--widths", "cpu", "obs=state", *TINY]) == 2
+    assert against_reference.main(["--widths", "cpu", "obs=state", *BENCH_OVERRIDES]) == 2
     assert "obs=pixels" in capsys.readouterr().err
 
 
@@ -77,7 +70,7 @@ def test_growth_changes_one_key_at_a_time(
     monkeypatch.setattr(growth, "SHAPE", (1, 2))
     path = tmp_path / "growth.png"
     overrides = ["train.length=8", "train.threads=1"]
-    more = [x for x in TINY if not x.startswith(("train.batch", "train.length"))]
+    more = [x for x in BENCH_OVERRIDES if not x.startswith(("train.batch", "train.length"))]
     assert growth.main([str(path), "--repeats", "2", *more, *overrides]) == 0
     text = capsys.readouterr().out
     times = [float(x.split(":")[1]) for x in text.splitlines()[1].split("batch")[1].split(",")]
