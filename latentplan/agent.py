@@ -14,7 +14,7 @@ from latentplan.behavior.learner import Learner
 from latentplan.behavior.mpdp import PerStepMpdp, SharedMpdp
 from latentplan.behavior.networks import Actor, Critic, Temperature
 from latentplan.behavior.planner import Plan, plan_metrics
-from latentplan.behavior.returns import ReturnScale, UncertaintyScale
+from latentplan.behavior.returns import BonusScale, ReturnScale, UncertaintyScale
 from latentplan.config.schema import Config
 from latentplan.nn.optimizer import LaProp
 from latentplan.types import EnvSpec, Latent, Timestep
@@ -51,9 +51,10 @@ class Agent(nn.Module):
     """A Dreamer agent with an ensemble of dynamics heads.
 
     ``world`` may be any model with the following attributes and methods of :class:`WorldModel`:
-    ``spec``, ``feature_size``, initial, filter, features, step, step_unmeasured, draw_noise,
-    autocast, fit_image_normalizers, loss, count_update. ``config.world.members`` must be the number
-    of its ensemble members. ``tests/behavior/test_plug_and_play.py`` has another model.
+    ``spec``, ``feature_size``, initial, filter, observe, features, step, step_unmeasured,
+    step_expected, draw_noise, autocast, fit_normalizers, loss, count_update.
+    ``config.world.members`` must be the number of its ensemble members.
+    ``tests/behavior/test_plug_and_play.py`` has another model.
 
     The state of an environment (``carry``) is an argument and a return value, so that any number of
     environments and evaluations share one agent.
@@ -81,6 +82,7 @@ class Agent(nn.Module):
         self.uncertainty_scale = UncertaintyScale(
             config.behavior.scale_rate, 2 * config.optim.warmup
         )
+        self.bonus_scale = BonusScale(config.behavior.scale_rate)
         target = config.behavior.target_entropy
         self.temperature = Temperature(
             objective.entropy_bonus(config),
@@ -93,6 +95,7 @@ class Agent(nn.Module):
             self.critic,
             self.return_scale,
             self.uncertainty_scale,
+            self.bonus_scale,
             self.temperature,
             config,
         )
@@ -156,17 +159,27 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def explore(self, row: Timestep, carry: Latent) -> tuple[Tensor, Latent, dict[str, Tensor]]:
-        """Choose actions for training: plan optimistically, or sample the policy without a planner.
+        """Choose actions for training: plan optimistically, or follow the policy without a planner.
+
+        ``behavior.explore_noise`` is added to planned actions and to those of the policy's mean.
 
         Returns:
             Actions (N, A), the new carry, and metrics of the plan.
         """
-        c = self.config.plan
-        if not c.explore or c.candidates == 1:
-            return *self.act(row, carry), {}
-        latent = self.world.filter(row, carry)
-        action, plan = self._plan(latent, c.explore_rate)
-        return action, latent, plan_metrics("explore", [plan], c.explore_rate)
+        c, behavior, metrics = self.config.plan, self.config.behavior, {}
+        if c.explore and c.candidates > 1:
+            latent = self.world.filter(row, carry)
+            action, plan = self._plan(latent, c.explore_rate)
+            metrics = plan_metrics("explore", [plan], c.explore_rate)
+            if plan.refined is not None:
+                self.bonus_scale.update(plan.refined.spreads)
+        else:
+            action, latent = self.act(row, carry, behavior.explore)
+            if behavior.explore == "sample":
+                return action, latent, metrics
+        if behavior.explore_noise:
+            action = action + behavior.explore_noise * torch.randn_like(action)
+        return action.clamp(-1, 1), latent, metrics
 
     def _plan(
         self, latent: Latent, optimism: float, generator: torch.Generator | None = None
@@ -187,7 +200,8 @@ class Agent(nn.Module):
         """One gradient step of world model, actor and critic.
 
         Args:
-            batch: (B, T) rows on the agent's device. episode: (B, T) int64.
+            batch: (B, C + T) rows on the agent's device; the C of ``train.context`` come first,
+                and only give the states before the others. episode: (B, C + T) int64.
 
         Returns:
             Metrics as detached tensors, so that the device is not waited for here.
@@ -196,19 +210,42 @@ class Agent(nn.Module):
             NonFiniteLossError: it names the terms. The weights have not changed.
         """
         self.optimizer.zero_grad()
-        self.world.fit_image_normalizers(batch.obs)
-        terms, latent, high_uncertainty, seen = self.world.loss(batch, episode)
+        start, context = None, self.config.train.context
+        if context:
+            start = self._end_of(batch.map(lambda x: x[:, :context]))
+            batch, episode = batch.map(lambda x: x[:, context:]), episode[:, context:]
+        terms, latent, high_uncertainty, seen = self.world.loss(batch, episode, start)
         total(terms).backward()
-        start = latent.map(lambda x: x.detach())
-        behavior, metrics = self.learner.losses(start, batch)
-        total(behavior).backward()
+        behavior, metrics = self.learner.losses(latent.map(lambda x: x.detach()), batch)
+        distill = behavior.get("distill") if self.config.plan.search == "cross_entropy" else None
+        total({k: x for k, x in behavior.items() if x is not distill}).backward()
+        if distill is not None:
+            metrics |= self._add_fraction(distill)
         terms |= behavior
         self._require_finite(terms)
         self.optimizer.step()
+        self.world.fit_normalizers(batch.obs)
         self.world.count_update()
         self.critic.follow()
         self.uncertainty_scale.update(high_uncertainty)
         return {f"train/loss/{k}": v.detach() for k, v in terms.items()} | seen | metrics
+
+    def _add_fraction(self, distill: Tensor) -> dict[str, Tensor]:
+        """Add the gradient of the distillation to the actor's, in a fixed ratio of their norms."""
+        weights = [p for p in self.actor.parameters() if p.grad is not None]
+        grads = [p.grad for p in weights if p.grad is not None]
+        pulls = torch.autograd.grad(distill, weights)
+        own, pull = (torch.cat([x.flatten() for x in xs]) for xs in (grads, pulls))
+        length = own.norm() / pull.norm().clamp(min=1e-12)
+        for grad, x in zip(grads, pulls, strict=True):
+            grad.add_(self.config.distill.weight * length * x)
+        cosine = torch.nn.functional.cosine_similarity(own, pull, 0)
+        return {"train/plan/teach_cosine": cosine}
+
+    @torch.no_grad()
+    def _end_of(self, context: Timestep) -> Latent:
+        """The posterior states (B) after the last of the rows (B, C)."""
+        return self.world.observe(context)[0].map(lambda x: x[:, -1])
 
     def _require_finite(self, terms: dict[str, Tensor]) -> None:
         """Check losses and gradients: a finite loss can have an infinite gradient."""

@@ -19,7 +19,7 @@ from tiny import (
     select_rows,
     world_config,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from latentplan.agent import Agent, NonFiniteLossError
 from latentplan.config.schema import OptimConfig, PlanConfig
@@ -238,7 +238,8 @@ def test_half_precision_gives_nearly_the_same_output(monkeypatch: pytest.MonkeyP
     assert losses[0]["train/loss/image"] != losses[1]["train/loss/image"]
     torch.testing.assert_close(*losses, rtol=2**-7, atol=0)
     result = agent.behavior.plan(agent.initial(4), 0.5)
-    seen["plan"] = {x.dtype for _, x in leaves(result) if x.is_floating_point()}
+    tensors = [x for _, x in leaves(result) if x is not None]
+    seen["plan"] = {x.dtype for x in tensors if x.is_floating_point()}
     assert all(dtypes == {torch.float32} for dtypes in seen.values()), seen
 
 
@@ -353,3 +354,40 @@ def test_open_loop_sees_the_context_and_nothing_after_it() -> None:
     assert not any(seen(3, "obs"))
     assert seen(4, "action") == [False] * 4 + [True] * 2  # the action that led to row 4
     assert seen(1, "obs")[0] is False and any(seen(1, "obs"))
+
+
+def test_context_rows_carry_no_loss_and_give_the_first_state() -> None:
+    """Rewards and episodes of context rows have no effect; their observations have."""
+    config = agent_config()
+    config = replace(config, train=replace(config.train, context=2))
+    batch, episode = random_batch(4, 6)
+
+    def updated(batch: Timestep, episode: Tensor) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        agent = Agent(VECTOR, config)
+        agent.world.fit_normalizers = lambda obs: None  # statistics are those of all rows
+        torch.manual_seed(1)
+        agent.update(batch, episode)
+        return agent.state_dict()
+
+    unseen = batch._replace(reward=batch.reward.clone())
+    unseen.reward[:, :2] += 5.0
+    other = episode.clone()
+    other[:, :2] += 100
+    seen = batch._replace(obs={"vector": batch.obs["vector"].clone()})
+    seen.obs["vector"][:, 1] += 5.0
+    one = updated(batch, episode)
+    assert differing_paths(one, updated(unseen, other)) == []
+    assert differing_paths(one, updated(seen, episode)) != []
+
+
+def test_noise_is_added_to_the_mean_in_the_training_environments() -> None:
+    row = select_rows(random_batch(512, 1)[0], 0)
+
+    def spread(**behavior: Any) -> float:
+        agent = Agent(VECTOR, agent_config(std_min=0.02, std_max=0.02, **behavior))
+        return float(agent.explore(row, agent.initial(512))[0].std())
+
+    quiet = spread(explore="mean")
+    assert 0.19 < spread(explore="mean", explore_noise=0.2) < 0.21 + quiet
+    assert spread(explore="sample", explore_noise=0.2) < 0.05 + quiet

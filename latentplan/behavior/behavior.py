@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from latentplan.behavior.conservative import PlannedActing
 from latentplan.behavior.imagination import imagine, sampled
 from latentplan.behavior.networks import Actor, Critic, Temperature
-from latentplan.behavior.planner import Plan, Policy, plan
-from latentplan.behavior.returns import ReturnScale, UncertaintyScale
+from latentplan.behavior.planner import Plan, Policy, plan, refine
+from latentplan.behavior.returns import BonusScale, ReturnScale, UncertaintyScale
 from latentplan.config.schema import Config
 from latentplan.nn.distributions import ActionDist
 from latentplan.types import EnvSpec, Latent, Prediction, Rollout, StepNoise
@@ -30,6 +30,10 @@ class World(Protocol):
     ) -> Prediction: ...
 
     def step_unmeasured(
+        self, latent: Latent, action: Tensor, noise: StepNoise | None = None
+    ) -> Prediction: ...
+
+    def step_expected(
         self, latent: Latent, action: Tensor, noise: StepNoise | None = None
     ) -> Prediction: ...
 
@@ -57,11 +61,13 @@ class Behavior:
         critic: Critic,
         return_scale: ReturnScale,
         uncertainty_scale: UncertaintyScale,
+        bonus_scale: BonusScale,
         temperature: Temperature,
         config: Config,
     ):
         self.world, self.actor, self.critic, self.config = world, actor, critic, config
         self.return_scale, self.uncertainty_scale = return_scale, uncertainty_scale
+        self.bonus_scale = bonus_scale
         self.temperature = temperature
 
     def policy(self, latent: Latent, step: int = 0, attached: bool = False) -> ActionDist:
@@ -93,24 +99,40 @@ class Behavior:
             generator: of the policy's noise and the model's; default the global one.
             first: the policy at ``latent``, where the caller has it already.
         """
-        c, n = self.config.plan, latent.deter.shape[0]
-        device = latent.deter.device
-        shape = (n, c.candidates, c.horizon, self.world.spec.action_dim)
+        c, n, actions = self.config.plan, latent.deter.shape[0], self.world.spec.action_dim
+        normal = partial(torch.randn, device=latent.deter.device, generator=generator)
+        settings: dict[str, Any] = {
+            "first": first,
+            "candidates": c.candidates,
+            "horizon": c.horizon,
+            "optimism": optimism,
+            "discount": self.config.behavior.discount if c.discount else 1.0,
+            "value": self.value if c.value else None,
+            "reward_scale": self.return_scale.value if c.normalize_reward else 1.0,
+            "uncertainty_scale": self.uncertainty_scale.value if c.normalize_uncertainty else 1.0,
+        }
         with self.world.autocast():
+            if c.search == "cross_entropy":
+                # A bonus fades as the model learns. A penalty does not.
+                fading = self.uncertainty_scale.remaining if optimism > 0 else 1.0
+                settings["uncertainty_scale"] = self.bonus_scale.value / fading
+                return refine(
+                    self.world.step_expected,
+                    self.policy,
+                    latent,
+                    rounds=c.rounds,
+                    elites=c.elites,
+                    width=c.width,
+                    noise=normal((c.rounds, n, c.candidates, actions)),
+                    **settings,
+                )
             return plan(
                 self.world.step if optimism else self.world.step_unmeasured,
                 self.policy,
                 latent,
-                first=first,
-                candidates=c.candidates,
-                horizon=c.horizon,
-                optimism=optimism,
-                discount=self.config.behavior.discount if c.discount else 1.0,
-                value=self.value if c.value else None,
-                reward_scale=self.return_scale.value if c.normalize_reward else 1.0,
-                uncertainty_scale=self.uncertainty_scale.value if c.normalize_uncertainty else 1.0,
-                noise=torch.randn(shape, device=device, generator=generator),
+                noise=normal((n, c.candidates, c.horizon, actions)),
                 step_noise=self.world.draw_noise(n, c.horizon, generator),
+                **settings,
             )
 
     def imagine(

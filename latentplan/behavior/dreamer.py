@@ -32,7 +32,8 @@ class DreamerObjective:
         return config.behavior.entropy
 
     def imagine(self, start: Latent) -> tuple[Rollout, PlannedActing | None]:
-        return self.behavior.imagine(start, self.config.horizon)
+        measured = bool(self.config.caution)
+        return self.behavior.imagine(start, self.config.horizon, measured=measured)
 
     def actor_loss(self, dream: Dream, planned: Planned | None, baseline: Tensor) -> ActorLoss:
         scale, alpha = self.behavior.return_scale.value, self.behavior.temperature.value

@@ -13,10 +13,12 @@ from latentplan.behavior.losses import (
     critic_loss,
     distillation_loss,
     make_target,
+    plan_divergence,
     replay_returns,
 )
 from latentplan.behavior.objective import Dream, Objective
 from latentplan.behavior.planner import plan_metrics
+from latentplan.behavior.returns import trust
 from latentplan.nn.distributions import ActionDist
 from latentplan.types import Latent, Timestep
 
@@ -37,25 +39,33 @@ class Learner:
         chosen = self.choose_starts(alive.shape[0])
         start = flat.map(lambda x: x[chosen])
         dream = self._dream(start, alive[chosen])
-        target, slow = dream.target, dream.slow[:, :-1]
+        target, slow = dream.target, dream.slow[:, :, :-1]
         b.return_scale.update(target.returns.detach())
         with b.world.autocast():
             planned = self._learn_from_plans(dream)
             # A soft value is the policy's own: the critic learns nothing from planned rows.
-            valued = planned.own if planned and self.objective.soft else torch.ones_like(slow)
+            valued = (
+                planned.own if planned and self.objective.soft else torch.ones_like(target.returns)
+            )
             critic, baseline = self._value_loss(
                 dream.features.detach(), target.returns, target.weight * valued, slow
             )
         actor = self.objective.actor_loss(dream, planned, baseline)
         losses = {"value": critic, "policy": actor.loss}
         metrics = actor.metrics
-        if dream.acting or self.config.distill.weight:
+        if self.config.plan.search == "cross_entropy":
+            if self.replans_due():
+                losses["distill"], taught = self._teach(dream, start)
+                metrics = metrics | taught
+        elif dream.acting or self.config.distill.weight:
             distilled, metrics["train/plan/distance"] = self._distill(dream, start, actor.weight)
             losses |= distilled
         if c.target_entropy is not None:
             losses["temperature"] = b.temperature.loss(dream.dist.entropy())
         if c.replay_scale:
-            imagined = torch.where(valued[:, 0] > 0, target.returns[:, 0].detach(), slow[:, 0])
+            imagined = torch.where(
+                valued[:, 0] > 0, target.returns[:, 0].detach(), dream.value[:, 0]
+            )
             loss = self._replay_value_loss(latent, batch, chosen, imagined)
             losses["repval"] = c.replay_scale * loss
         return losses, metrics | self._metrics(dream, baseline)
@@ -75,15 +85,19 @@ class Learner:
             rollout, acting = self.objective.imagine(start)
             features = b.world.features(rollout.latent)
             with b.world.autocast():
-                slow = b.critic.slow_value(features)
+                slow = b.critic.slow_values(features)
         left = features[:, :-1]
         with b.world.autocast():
             dist = b.actor(left.detach())
         paid = rollout
         if self.objective.soft:
             paid = rollout._replace(reward=rollout.reward + self._entropy_reward(dist))
-        target = make_target(paid, slow[:, 1:], alive, c.discount, c.lam)
-        return Dream(rollout, acting, left, slow, dist, target)
+        value = slow.amin(0)
+        target = make_target(paid, value[:, 1:], alive, c.discount, c.lam)
+        if c.caution and rollout.uncertainty is not None:
+            certain = trust(rollout.uncertainty / b.uncertainty_scale.value, c.caution)
+            target = target._replace(weight=target.weight * certain)
+        return Dream(rollout, acting, left, slow, value, dist, target)
 
     def _entropy_reward(self, dist: ActionDist) -> Tensor:
         """(...) What the policy's entropy adds to rewards in a soft value."""
@@ -101,6 +115,34 @@ class Learner:
             self.config.behavior.discount,
             self.objective.candidate_lam,
         )
+
+    def replans_due(self) -> bool:
+        """Whether replayed states are planned for in this update."""
+        c = self.config.distill
+        # The scale counts updates, also over sessions, so that a resumed run plans when it would
+        # have planned.
+        return bool(c.weight) and int(self.behavior.return_scale.count) % c.every == 0
+
+    def _teach(self, dream: Dream, start: Latent) -> tuple[Tensor, dict[str, Tensor]]:
+        """Plan conservatively for some replayed states, and move the policy towards the plans.
+
+        The loss () is the divergence of the policy from the elites of a plan, where the plan's
+        score is above that of the policy's mean action.
+        """
+        c = self.config
+        rows = slice(self.config.distill.states)
+        # The policy is evaluated again, because its own loss frees the graph of the rollout.
+        dist = self.behavior.actor(dream.features[rows, 0].detach())
+        there = ActionDist.from_mean_std(dist.mean.detach(), dist.std.detach())
+        plan = self.behavior.plan(start.map(lambda x: x[rows]), -c.plan.imagine_rate, first=there)
+        assert plan.refined is not None
+        mean, std, gain, _ = plan.refined
+        useful = (gain > 0).float()
+        divergence = plan_divergence(dist, mean, std.clamp(min=c.behavior.std_min))
+        metrics = plan_metrics("teach", [plan], -c.plan.imagine_rate)
+        metrics["train/plan/teach_gain"] = gain.mean()
+        metrics["train/plan/distance"] = divergence.detach().mean()
+        return (useful * divergence).mean(), metrics
 
     def _distill(
         self, dream: Dream, start: Latent, weight: Tensor
@@ -143,13 +185,14 @@ class Learner:
         features = b.world.features(latent)
         reward = batch.reward
         with torch.no_grad():
-            slow = b.critic.slow_value(features)
-            bootstrap = slow.flatten().index_copy(0, chosen, imagined).view_as(slow)
+            slow = b.critic.slow_values(features)
+            value = slow.amin(0)
+            bootstrap = value.flatten().index_copy(0, chosen, imagined).view_as(value)
             if self.objective.soft:
                 reward = reward.clone()
                 reward[:, 1:] += self._entropy_reward(b.actor(features[:, :-1]))
         returns, weight = replay_returns(reward, bootstrap, batch.is_first, batch.is_terminal, c)
-        return self._value_loss(features[:, :-1], returns, weight, slow[:, :-1])[0]
+        return self._value_loss(features[:, :-1], returns, weight, slow[:, :, :-1])[0]
 
     def _value_loss(
         self, features: Tensor, returns: Tensor, weight: Tensor, slow: Tensor

@@ -94,15 +94,15 @@ def critic_loss(
 
     Args:
         features: (..., F) detached. returns, weight: (...).
-        slow: (...) the slow critic's values of the same states.
+        slow: (C, ...) the slow critics' values of the same states.
         slow_scale: weight of their likelihood.
 
     Returns:
-        The loss () and the critic's values (...).
+        The loss (), averaged over critics, and their mean values (...).
     """
     value = critic(features)
     likelihood = value.log_prob(returns.detach()) + slow_scale * value.log_prob(slow.detach())
-    return -(weight * likelihood).mean(), value.mean().detach()
+    return -(weight * likelihood).mean(), value.mean().mean(0).detach()
 
 
 def replay_returns(
@@ -120,6 +120,20 @@ def replay_returns(
     last = torch.cat([is_first[:, 2:], torch.ones_like(is_first[:, :1])], 1)
     returns = lambda_returns(reward[:, 1:], bootstrap[:, 1:], discount, config.lam, last)
     return returns, (~is_first[:, 1:]).float()
+
+
+def plan_divergence(dist: ActionDist, mean: Tensor, std: Tensor) -> Tensor:
+    """KL[N(mean, std) || policy] in nats, summed over action dimensions (BMPC, 2025).
+
+    Args:
+        dist: the policy, (..., A). mean, std: (..., A) of a plan.
+
+    Returns:
+        (...)
+    """
+    ratio = std / dist.std
+    shift = (mean - dist.mean) / dist.std
+    return (0.5 * (ratio.square() + shift.square() - 1) - ratio.log()).sum(-1)
 
 
 def distillation_loss(dist: ActionDist, action: Tensor, score: Tensor, tau: float) -> Tensor:

@@ -223,7 +223,7 @@ class SharedMpdp(_MpdpObjective):
             cont=windows(whole.cont),
             uncertainty=None if whole.uncertainty is None else windows(whole.uncertainty),
         )
-        value, features = windows(dream.slow[:, 1:]), windows(dream.features)
+        value, features = windows(dream.value[:, 1:]), windows(dream.features)
         # The rollout's gradient was cut at the start of each window.
         features = torch.cat([features[:, :1].detach(), features[:, 1:]], 1)
         with self.behavior.world.autocast():
@@ -262,7 +262,7 @@ class PerStepMpdp(_MpdpObjective):
         with frozen(b.world), b.world.autocast():
             policy = partial(b.policy, attached=True)
             rollout, entropy = roll_out(step, policy, start, steps, step_noise=noise)
-            value = b.critic.slow_value(b.world.features(rollout.latent)[:, 1:])
+            value = b.critic.slow_values(b.world.features(rollout.latent)[:, 1:]).amin(0)
         improvement = self._improve(rollout, entropy, value)
         loss = -(weight[:, 0] * improvement.objective).mean()
         return ActorLoss(loss, dream.target.weight, mpdp_metrics(improvement))

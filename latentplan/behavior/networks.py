@@ -42,23 +42,43 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """(..., F) -> a distribution over values, with a slow copy that makes targets."""
+    """(..., F) -> C distributions over values, with a slow copy that makes targets.
+
+    The critics see the same targets and differ by their random initialization, so their spread is
+    largest where they extrapolate. A planner climbs such errors of a single critic: plans use the
+    mean of the critics, and targets their minimum (TD3; TD-MPC2).
+    """
 
     bins: Tensor
 
     def __init__(self, features: int, config: BehaviorConfig, norm: str):
         super().__init__()
         self.rate = config.slow_rate
-        self.net = MLP(features, config.units, config.layers, config.bins, norm=norm, scale=0.0)
+        sizes = features, config.units, config.layers, config.bins
+        if config.critics == 1:
+            self.net: MLP | EnsembleMLP = MLP(*sizes, norm=norm, scale=0.0)
+        else:
+            self.net = EnsembleMLP(config.critics, *sizes, scale=0.0)
         self.slow_net = copy.deepcopy(self.net).requires_grad_(False)
         self.register_buffer("bins", symexp_bins(config.bins), persistent=False)
 
     def forward(self, features: Tensor) -> TwoHot:
-        return TwoHot(self.net(features), self.bins)
+        """Features (..., F) -> distributions over values (C, ...)."""
+        return self._values(self.net, features)
+
+    def slow_values(self, features: Tensor) -> Tensor:
+        """The expected values by the slow copies: (..., F) -> (C, ...)."""
+        return self._values(self.slow_net, features).mean()
 
     def slow_value(self, features: Tensor) -> Tensor:
-        """The expected value by the slow copy: (..., F) -> (...)."""
-        return TwoHot(self.slow_net(features), self.bins).mean()
+        """The mean of the slow copies: (..., F) -> (...)."""
+        return self.slow_values(features).mean(0)
+
+    def _values(self, net: MLP | EnsembleMLP, features: Tensor) -> TwoHot:
+        if isinstance(net, MLP):
+            return TwoHot(net(features)[None], self.bins)
+        logits = net(features.flatten(0, -2))
+        return TwoHot(logits.unflatten(1, features.shape[:-1]), self.bins)
 
     @torch.no_grad()
     def follow(self) -> None:

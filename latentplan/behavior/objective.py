@@ -23,7 +23,8 @@ class Dream(NamedTuple):
     rollout: Rollout  # (N, H)
     acting: PlannedActing | None  # the conservative planner, where one acted
     features: Tensor  # (N, H, F) of the states left
-    slow: Tensor  # (N, H+1) values of the slow critic
+    slow: Tensor  # (C, N, H+1) values of the slow critics
+    value: Tensor  # (N, H+1) the smallest of them
     dist: ActionDist  # (N, H) the policy at the states left, on detached features
     target: Target
 

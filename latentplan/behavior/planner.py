@@ -18,13 +18,22 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from latentplan.behavior.imagination import Step, imagine, sampled
+from latentplan.behavior.imagination import Act, Step, imagine, sampled
 from latentplan.behavior.returns import discounts
 from latentplan.nn.distributions import ActionDist
 from latentplan.types import Choice, Latent, Rollout, StepNoise
 
 Policy = Callable[[Latent], ActionDist]
 Value = Callable[[Latent], Tensor]
+
+
+class Refined(NamedTuple):
+    """What the cross-entropy method found."""
+
+    mean: Tensor  # (N, A) of the elites of the last round
+    std: Tensor  # (N, A) their standard deviation
+    gain: Tensor  # (N,) score of the chosen action minus that of the policy's mean action
+    spreads: Tensor  # (2,) of return and uncertainty over the first candidates, mean over states
 
 
 class Plan(NamedTuple):
@@ -38,6 +47,7 @@ class Plan(NamedTuple):
     value: Tensor  # (N, K) the part of ``ret`` that is the value of the last state
     novelty: Tensor  # (N, K) uncertainty divided by its scale; 0 where it was not measured
     candidates: Rollout  # leading axes (N, K)
+    refined: Refined | None = None  # of :func:`refine`
 
 
 @torch.no_grad()
@@ -93,6 +103,85 @@ def plan(
 
     act = sampled(lambda latent, h: policy(latent) if h else first, noise)
     rollout = _split(imagine(step, act, starts, horizon, step_noise), n)
+    return _choose(rollout, optimism, discount, value, reward_scale, uncertainty_scale)
+
+
+@torch.no_grad()
+def refine(
+    step: Step,
+    policy: Policy,
+    start: Latent,
+    *,
+    first: ActionDist | None = None,
+    candidates: int,
+    rounds: int,
+    elites: int,
+    width: float,
+    horizon: int,
+    optimism: float,
+    discount: float = 1.0,
+    value: Value | None = None,
+    reward_scale: Tensor | float = 1.0,
+    uncertainty_scale: Tensor | float = 1.0,
+    noise: Tensor | None = None,
+) -> Plan:
+    """Search for the first action by the cross-entropy method, from each of N states.
+
+    Candidates differ in their first action only, and follow the policy's mean from then on. With a
+    model that steps to expected states (``WorldModel.step_expected``) the score of an action is
+    then free of chance. The first candidate of the first round is the policy's mean action, and
+    that of a later round is the best action so far, so a plan is never scored below the policy's
+    mean.
+
+    Args:
+        candidates: K of every round. rounds: R. elites: candidates that the next round is centered
+            on. width: smallest standard deviation of the first round's actions.
+        noise: (R, N, K, A) standard normal; drawn when not given.
+
+    The other arguments are those of :func:`plan`.
+
+    Returns:
+        The plan of the last round, with :attr:`Plan.refined`.
+    """
+    n = start[0].shape[0]
+    first = first or policy(start)
+    starts = start.map(lambda x: repeat(x, "n ... -> (n k) ...", k=candidates))
+    center, spread, kept = first.mean, first.std.clamp(min=width), first.mean.clamp(-1, 1)
+    if noise is None:
+        noise = torch.randn(rounds, n, candidates, *center.shape[1:], device=center.device)
+    plans = []
+    for drawn in noise:
+        action = (center[:, None] + spread[:, None] * drawn).clamp(-1, 1)
+        action[:, 0] = kept
+        act = _first(action.flatten(0, 1), policy)
+        rollout = _split(imagine(step, act, starts, horizon), n)
+        plan = _choose(rollout, optimism, discount, value, reward_scale, uncertainty_scale)
+        plans.append(plan)
+        kept = plan.action
+        top = plan.score.topk(elites, 1).indices
+        chosen = action.take_along_dim(top[..., None], 1)
+        center, spread = chosen.mean(1), chosen.std(1, correction=0)
+    both = torch.stack([plans[0].ret, plans[0].novelty * uncertainty_scale])
+    gain = plans[-1].score.amax(1) - plans[0].score[:, 0]
+    spreads = both.std(2, correction=0).mean(1)
+    return plans[-1]._replace(refined=Refined(center, spread, gain, spreads))
+
+
+def _first(action: Tensor, policy: Policy) -> Act:
+    """An ``act`` that takes ``action`` (N, A) first, and follows the policy's mean from then on."""
+    nothing = torch.zeros_like(action)
+    return lambda latent, h: Choice(policy(latent).mean if h else action, nothing)
+
+
+def _choose(
+    rollout: Rollout,
+    optimism: float,
+    discount: float,
+    value: Value | None,
+    reward_scale: Tensor | float,
+    uncertainty_scale: Tensor | float,
+) -> Plan:
+    """Score the candidates of rollouts (N, K), and choose the best of every state."""
     weight, after = discounts(rollout.cont, discount)
     final = torch.zeros_like(after)
     if value is not None:
@@ -107,7 +196,7 @@ def plan(
     score = ret + optimism * novelty if optimism else ret
     score = score.masked_fill(~score.isfinite(), -torch.inf)
     best = score.argmax(1)
-    rows = torch.arange(n, device=best.device)
+    rows = torch.arange(best.shape[0], device=best.device)
     return Plan(
         rollout.choice.action[rows, best, 0],
         rollout.choice.noise[rows, best],

@@ -47,6 +47,21 @@ def discounts(cont: Tensor, discount: float) -> tuple[Tensor, Tensor]:
     return torch.cat([torch.ones_like(decay[..., :1]), decay[..., :-1]], -1), decay[..., -1]
 
 
+def trust(uncertainty: Tensor, caution: float) -> Tensor:
+    """Weights of the steps of a rollout, which fall where the model is uncertain.
+
+    A step weighs 1 / (1 + caution * u), multiplied along the rollout, since a step after an
+    uncertain one is uncertain too (WIMLE weighs single steps so).
+
+    Args:
+        uncertainty: (N, H) in units of its scale. caution: 0 gives 1 everywhere.
+
+    Returns:
+        (N, H) in (0, 1], without a gradient.
+    """
+    return (1 / (1 + caution * uncertainty.detach())).cumprod(1)
+
+
 class ReturnScale(nn.Module):
     """Running range between the 5th and 95th percentile of returns (DreamerV3, "Actor learning").
 
@@ -75,6 +90,42 @@ class ReturnScale(nn.Module):
         """() the scale S, corrected for its start at zero."""
         correction = 1 - (1 - self.rate) ** self.count.clamp(min=1)
         return (self.range / correction).clamp(min=1.0)
+
+
+class BonusScale(nn.Module):
+    """Running spreads of return and uncertainty over the candidates of a plan.
+
+    Divided by this scale, the uncertainty has the spread of the return. Its rate is then the share
+    of the return's spread that a bonus may outweigh. Where candidates hardly differ in return, as
+    before the first reward is found, ``FLOOR`` takes the place of the return's spread.
+    """
+
+    FLOOR = 0.01  # in return scales
+    spreads: Tensor
+    count: Tensor
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+        self.register_buffer("spreads", torch.zeros(2))
+        self.register_buffer("count", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, spreads: Tensor) -> None:
+        """Update with the spreads (2,) of return and uncertainty, averaged over states.
+
+        Spreads that are not finite, as those of a diverging rollout, change nothing.
+        """
+        finite = spreads.isfinite().all()
+        self.spreads.copy_(torch.where(finite, self.spreads.lerp(spreads, self.rate), self.spreads))
+        self.count.add_(finite)
+
+    @property
+    def value(self) -> Tensor:
+        """() the scale, in units of uncertainty per return scale."""
+        correction = 1 - (1 - self.rate) ** self.count.clamp(min=1)
+        ret, uncertainty = (self.spreads / correction).unbind()
+        return uncertainty.clamp(min=1e-8) / ret.clamp(min=self.FLOOR)
 
 
 class UncertaintyScale(nn.Module):
@@ -110,3 +161,10 @@ class UncertaintyScale(nn.Module):
     def value(self) -> Tensor:
         """() the scale U; 1 before the first batch."""
         return self.largest.clamp(min=1e-8)
+
+    @property
+    def remaining(self) -> Tensor:
+        """() the present uncertainty as a fraction of the scale, from 1 towards 0; 1 before the
+        first batch."""
+        fraction = (self.recent / self.value).clamp(min=1e-3)
+        return torch.where(self.count > 0, fraction, torch.ones_like(fraction))

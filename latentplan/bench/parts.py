@@ -57,7 +57,7 @@ class UpdateParts:
             self.start = flat.map(lambda x: x[chosen])
             imagined = self.objective.imagine(self.start)
             rollout = imagined[0]
-        self.rows = {name: x.flatten(0, 1) for name, x in world.patchify(batch.obs).items()}
+        self.rows = {name: x.flatten(0, 1) for name, x in world.prepare(batch.obs).items()}
         self.features = world.features(flat).requires_grad_()
         inputs = [embed, logits, *(x.clone() for x in latent)]
         self.leaves = [self.features, *(x.requires_grad_() for x in inputs)]
@@ -129,9 +129,11 @@ class UpdateParts:
 
 
 def end_first_updates(agent: Agent) -> None:
-    """Freeze the statistics of images, which only the first updates compute."""
-    for normalizer in agent.world.image_normalizers.values():
-        normalizer.freeze()
+    """Freeze the statistics of observations."""
+    for images in agent.world.image_normalizers.values():
+        images.freeze()
+    for vectors in agent.world.vector_normalizers.values():
+        vectors.freeze()
 
 
 def _outcome(rollout: Rollout) -> list[Tensor]:

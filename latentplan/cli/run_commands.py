@@ -27,6 +27,7 @@ def add(commands: Commands) -> None:
         _add_eval,
         _add_imagine,
         _add_calibrate,
+        _add_diagnose,
         _add_report,
         _add_export,
     ):
@@ -174,6 +175,30 @@ def _calibrate(args: argparse.Namespace) -> int:
         module=args.module,
     )
     print(to_json(report))
+    return 0
+
+
+def _add_diagnose(commands: Commands) -> None:
+    diagnose = commands.add_parser(
+        "diagnose", help="say in words which part of an agent may keep it from learning"
+    )
+    add_run_arguments(diagnose)
+    diagnose.add_argument(
+        "--episodes", type=int, default=4, help="for each way of acting; default: 4"
+    )
+    diagnose.add_argument("--json", action="store_true", help="print all numbers as JSON instead")
+    diagnose.set_defaults(run=_diagnose)
+
+
+def _diagnose(args: argparse.Namespace) -> int:
+    cores.limit_threads_to_idle_cores()
+    from latentplan.evaluation.evaluate import to_json
+    from latentplan.inspection.diagnosis_report import diagnose, to_text
+
+    report = diagnose(
+        args.run_folder, episodes=args.episodes, device=args.device, module=args.module
+    )
+    print(to_json(report) if args.json else to_text(report))
     return 0
 
 

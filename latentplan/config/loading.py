@@ -70,7 +70,7 @@ def _resolve(user: Sequence[DictConfig]) -> Config:
     presets = [] if task is None else [_read(task)]
     # The size comes after the task because published sizes set the published action repeat of 2.
     presets.append(_preset("size", size))
-    presets += _ablation(chosen.ablation)
+    presets += _optional("obs", chosen.obs) + _ablation(chosen.ablation)
     merged = _merge([*base, *presets, *user])
     merged.size = size
     return _to_config(merged)
@@ -141,12 +141,17 @@ def _default_size(device_name: str) -> str:
 
 
 def _preset(kind: str, name: str) -> DictConfig:
-    """Read a preset. ``kind`` is ``size`` or ``ablation``."""
+    """Read a preset. ``kind`` is the name of a folder of presets."""
     path = preset_folder() / kind / f"{name}.yaml"
     if not path.is_file():
         names = sorted(p.stem for p in path.parent.glob("*.yaml"))
         raise UserError(f"There is no {kind} {name!r}; choose one of: {', '.join(names)}.")
     return _read(path)
+
+
+def _optional(kind: str, name: str) -> list[DictConfig]:
+    """A preset that only some values of a key have."""
+    return [_preset(kind, name)] if (preset_folder() / kind / f"{name}.yaml").is_file() else []
 
 
 def _ablation(name: str) -> list[DictConfig]:

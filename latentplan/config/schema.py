@@ -188,9 +188,25 @@ class BehaviorConfig:
     )
     units: int = setting(256, "Width of actor and critic.", at_least=1)
     layers: int = setting(3, "Hidden layers of actor and critic.")
+    explore: str = setting(
+        "sample",
+        "What acts in the training environments without a planner: samples of the policy, or its "
+        "mean.",
+        choices=("sample", "mean"),
+    )
+    explore_noise: float = setting(
+        0.0,
+        "Standard deviation of the normal noise that is added to the actions of the policy's mean "
+        "and of the planner in the training environments.",
+    )
     std_min: float = setting(0.1, "Smallest standard deviation of an action in [-1, 1].", above=0)
     std_max: float = setting(1.0, "Largest standard deviation of an action in [-1, 1].")
     bins: int = setting(255, "Bins of the two-hot value; odd.", at_least=3)
+    critics: int = setting(
+        1,
+        "Number of critics; plans use their mean, and targets the smallest of their values.",
+        at_least=1,
+    )
     slow_rate: float = setting(
         0.02, "Rate, per update, at which the slow critic follows the critic.", at_most=1
     )
@@ -198,6 +214,11 @@ class BehaviorConfig:
     replay_scale: float = setting(0.3, "Weight of the value loss on replayed rows.")
     scale_rate: float = setting(
         0.01, "Rate, per update, of the running scales of returns and uncertainty.", at_most=1
+    )
+    caution: float = setting(
+        0.0,
+        "Imagined steps weigh 1 / (1 + caution * u), multiplied along the rollout, where u is the "
+        "uncertainty in units of its scale; 0: all weigh alike.",
     )
     starts_fraction: float = setting(
         1.0, "Fraction of the batch's rows that imagination starts from.", above=0, at_most=1
@@ -215,6 +236,20 @@ class PlanConfig:
 
     candidates: int = setting(
         1, "Number K of candidate rollouts of the policy; 1: no planner.", at_least=1
+    )
+    search: str = setting(
+        "samples",
+        "How candidates are made: samples of the policy that are followed (COPlanner), or a "
+        "cross-entropy search for the first action, whose candidates then follow the policy's mean "
+        "through expected states.",
+        choices=("samples", "cross_entropy"),
+    )
+    rounds: int = setting(3, "Rounds of the cross-entropy search.", at_least=1)
+    elites: int = setting(
+        6, "Best candidates of a round, which the next one is centered on.", at_least=1
+    )
+    width: float = setting(
+        0.3, "Smallest standard deviation of the first round's actions, in [-1, 1]."
     )
     horizon: int = setting(4, "Steps P of each candidate.", at_least=1)
     explore: bool = setting(True, "Plan optimistically in the training environments.")
@@ -275,10 +310,16 @@ class MpdpConfig:
 class DistillConfig:
     """Distillation of plans into the actor."""
 
-    weight: float = setting(0.0, "Weight of the loss towards the better candidates of a plan.")
+    weight: float = setting(
+        0.0,
+        "Weight of the loss towards plans: with plan.search=samples that of the better candidates, "
+        "with cross_entropy the norm of its gradient as a fraction of the policy gradient's.",
+    )
     temperature: float = setting(
         0.05, "Temperature of the weights over candidate scores, in return scales.", above=0
     )
+    states: int = setting(32, "Replayed states that are planned for again at once.", at_least=1)
+    every: int = setting(4, "Updates between plans for replayed states.", at_least=1)
 
 
 @dataclass(frozen=True)
@@ -310,6 +351,11 @@ class TrainConfig:
     ratio: float = setting(512.0, "Replayed rows per decision.", above=0)
     batch: int = setting(16, "Sequences B of an update.", at_least=1)
     length: int = setting(64, "Rows T of each sequence.", at_least=2)
+    context: int = setting(
+        0,
+        "Rows before each sequence from which its first latent state is filtered. They carry no "
+        "loss.",
+    )
     prefill: int = setting(1000, "Decisions of a random policy before the first update.")
     minutes: float = setting(
         0.0, "Minutes of wall clock after which this session stops; 0: no limit."

@@ -54,8 +54,11 @@ def check(flat: dict[str, Any]) -> None:
             raise UserError(f"{key} must be odd, not {flat[key]}: the middle bin is zero.")
     if flat["world.deter"] % flat["world.blocks"]:
         raise UserError("world.blocks must divide world.deter.")
-    if flat["train.length"] > flat["replay.capacity"] // flat["env.num_envs"]:
-        raise UserError("replay.capacity must hold train.length rows for each environment.")
+    window = flat["train.context"] + flat["train.length"]
+    if window > flat["replay.capacity"] // flat["env.num_envs"]:
+        raise UserError(
+            "replay.capacity must hold train.context + train.length rows for each environment."
+        )
     _check_plan(flat)
     if flat["behavior.improvement"] == "mpdp":
         _check_mpdp(flat)
@@ -92,6 +95,14 @@ def check_bounds(key: str, value: object) -> None:
 def _check_plan(flat: dict[str, Any]) -> None:
     if flat["plan.replan_every"] > flat["plan.horizon"]:
         raise UserError("plan.replan_every must not exceed plan.horizon, where a plan ends.")
+    if flat["plan.candidates"] > 1 and flat["plan.search"] == "cross_entropy":
+        if flat["plan.elites"] > flat["plan.candidates"]:
+            raise UserError("plan.elites must not exceed plan.candidates.")
+        if flat["plan.imagine_fraction"]:
+            raise UserError(
+                "plan.search=cross_entropy does not plan in imagined rollouts, whose actions must "
+                "be samples of the policy: set plan.imagine_fraction=0."
+            )
     if flat["distill.weight"] and flat["plan.candidates"] == 1:
         raise UserError("distill.weight needs candidates to distill: set plan.candidates.")
 

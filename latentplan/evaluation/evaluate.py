@@ -19,6 +19,7 @@ from latentplan.runtime.device import pick_device
 from latentplan.runtime.disk import require_writable
 from latentplan.types import EnvSpec, Timestep, UserError, join
 
+MOST_ENVS = 10  # environments without images that are evaluated at once in this process
 CANDIDATES = 4  # candidates of plans at evaluation, for a run that was trained without a planner
 
 
@@ -107,7 +108,9 @@ def score(
         episodes: the number of episodes per mode.
         seed: the seed of the episodes, as in :func:`make_eval_env`.
     """
-    count = min(episodes, 2 if config.env.workers else 1)
+    # Many vectors are filtered as fast as one. Images take memory, and time to draw.
+    in_process = 1 if renderer else MOST_ENVS
+    count = min(episodes, 2 if config.env.workers else in_process)
     for mode in modes:
         # An environment never repeats an episode, so every mode needs new environments.
         with make_eval_env(config, renderer, count, seed) as env:

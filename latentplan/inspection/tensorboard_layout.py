@@ -14,6 +14,7 @@ FIRST_PAGE = {  # {page: {chart title: metrics}}
         "1 Return: training, policy, planner": (
             "episode/score",
             "episode/eval_score",
+            "episode/sample_score",
             "episode/planner_score",
         ),
         "2 Does the model predict observations?": ("train/loss/image", "train/loss/vector"),
@@ -38,8 +39,9 @@ FIRST_PAGE = {  # {page: {chart title: metrics}}
 }
 METRIC_GROUPS = {
     "episode": "Undiscounted returns of whole episodes. `score` is from training episodes. "
-    "`eval_score` is from the policy's mean action and `planner_score` from the planner, both on "
-    "seeds that training never uses. `planner_gap` is planner - policy.",
+    "`eval_score` is from the policy's mean action, `sample_score` from samples of it, and "
+    "`planner_score` from the planner, all on seeds that training never uses. `planner_gap` is "
+    "planner - policy.",
     "train/loss": "The weighted terms of the loss. They are finite, because training stops if one "
     "is not. `image` and `vector` fall first, then `rew`.",
     "train/model": "The world model on replayed rows: KL divergence between the posterior and the "
@@ -75,7 +77,12 @@ HYPERPARAMETERS = (
     *("plan.candidates", "plan.explore_rate", "plan.horizon", "plan.imagine_rate"),
     *("plan.imagine_fraction", "plan.replan_every", "world.members", "world.uncertainty"),
 )
-SCORES = ("episode/eval_score", "episode/planner_score", "episode/score")
+SCORES = (
+    "episode/eval_score",
+    "episode/sample_score",
+    "episode/planner_score",
+    "episode/score",
+)
 
 
 def set_up_tensorboard(logger: Logger, config: Config) -> None:

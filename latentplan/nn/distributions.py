@@ -128,8 +128,11 @@ class TwoHot:
         return self._log_probs
 
     def log_prob(self, target: Tensor) -> Tensor:
-        """Log likelihood of the two-hot encoded ``target`` (...), clamped to the outermost bins."""
-        target = target.clamp(self.bins[0], self.bins[-1])
+        """Log likelihood of the two-hot encoded ``target``, clamped to the outermost bins.
+
+        Targets of a shape that broadcasts to that of the distributions are repeated.
+        """
+        target = target.expand(self.logits.shape[:-1]).clamp(self.bins[0], self.bins[-1])
         high = torch.searchsorted(self.bins, target.contiguous()).clamp(1, self.bins.shape[0] - 1)
         low = high - 1
         weight = (target - self.bins[low]) / (self.bins[high] - self.bins[low])

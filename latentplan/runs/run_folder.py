@@ -40,6 +40,8 @@ RENAMED_WEIGHTS = {
     "novelty_scale.": "uncertainty_scale.",
     "world.pictures.": "world.image_normalizers.",
 }
+# Prefixes of buffers that the checkpoints of earlier versions lack. They keep their first values.
+ADDED_WEIGHTS = ("world.vector_normalizers.", "bonus_scale.")
 
 
 def checkpoint_path(folder: Path) -> Path:
@@ -221,7 +223,8 @@ def _present_name(name: str) -> str:
 def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
     """Load a checkpoint's weights into an agent.
 
-    Names of weights that an earlier version saved are mapped to the present names.
+    Names of weights that an earlier version saved are mapped to the present names. An agent of a
+    version without statistics of vectors goes on without them.
 
     Args:
         agent: receives the weights.
@@ -233,6 +236,11 @@ def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
     """
     state = {_present_name(name): weight for name, weight in state.items()}
     own = agent.state_dict()
+    missing = [name for name in own if name not in state and name.startswith(ADDED_WEIGHTS)]
+    if any(name.startswith("world.vector_normalizers.") for name in missing):
+        for normalizer in agent.world.vector_normalizers.values():
+            normalizer.freeze()
+    state |= {name: own[name] for name in missing}
     for name in (*own, *state):
         saved_shape = tuple(state[name].shape) if name in state else "nothing"
         own_shape = tuple(own[name].shape) if name in own else "nothing"

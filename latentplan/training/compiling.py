@@ -50,12 +50,20 @@ def compile_agent(agent: Agent, mode: str) -> str:
     # If the compiler fails later, for example because Ctrl-C ends it, functions run uncompiled.
     torch._dynamo.config.suppress_errors = True
     world = agent.world
-    methods = ("_step", "patchify", "_encode", "_errors", "_divergence", "_outcome_losses")
+    methods = (
+        "_step",
+        "step_expected",
+        "prepare",
+        "_encode",
+        "_errors",
+        "_divergence",
+        "_outcome_losses",
+    )
     functions: list[tuple[Any, str]] = [
         *((world, name) for name in methods),
         (world.rssm, "_filter"),
         (agent.actor, "forward"),
-        (agent.critic, "slow_value"),
+        (agent.critic, "slow_values"),
         (agent.learner, "_value_loss"),
     ]
     for owner, name in functions:

@@ -147,7 +147,8 @@ class Trainer:
             capacity=config.replay.capacity,
             envs=config.env.num_envs,
         )
-        self.batches = BatchSampler(self.replay, train.batch, train.length, self.rng, self.device)
+        self.rows = train.context + train.length  # of a window
+        self.batches = BatchSampler(self.replay, train.batch, self.rows, self.rng, self.device)
         self.ratio = Ratio(train.ratio, train.batch * train.length)
         self.frames = self.decisions = self.updates = 0
         self.checkpoint_schedule = Every(
@@ -243,7 +244,7 @@ class Trainer:
     def _learn(self) -> None:
         """Make the updates that are due by the train ratio."""
         train, stopwatch = self.config.train, self.monitor.stopwatch
-        if self.decisions < train.prefill or not self.replay.ready(train.length):
+        if self.decisions < train.prefill or not self.replay.ready(self.rows):
             return
         for _ in range(self.ratio(self.decisions)):
             with stopwatch.section("replay"):

@@ -48,8 +48,12 @@ from latentplan.types import Timestep
 
 log = logging.getLogger("latentplan")
 CALIBRATION_WINDOWS = 10, 30  # smallest and largest number of windows that are evaluated
-METRIC_NAMES = {"mean": "eval", "planner": "planner"}  # by mode of evaluation
-LABELS = {"mean": "evaluation", "planner": "evaluation of the planner"}
+METRIC_NAMES = {"mean": "eval", "sample": "sample", "planner": "planner"}  # by way of acting
+LABELS = {
+    "mean": "evaluation",
+    "sample": "evaluation of the sampled policy",
+    "planner": "evaluation of the planner",
+}
 
 OnLog = Callable[[dict[str, float]], object]
 
@@ -147,7 +151,7 @@ class Monitor:
         self._bar.update(frames - self._bar.n)
         due = {name: schedule(frames) for name, schedule in self._schedules.items()}
         if updates and (due["eval"] or last):
-            self._evaluate(frames)
+            self._evaluate(frames, last)
         if updates and due["film"]:
             self._inspect(frames)
         if due["log"] or last:
@@ -191,11 +195,15 @@ class Monitor:
                 text += f", {seconds_left / 60:.0f} min left"
             log.info("frame %d/%d: %s", frames, self.config.steps, text)
 
-    def _evaluate(self, frames: int) -> None:
-        """Score the actor, and the planner if there is one, in evaluation episodes."""
+    def _evaluate(self, frames: int, last: bool) -> None:
+        """Score the policy's mean and its samples, and the planner at the last evaluation.
+
+        All act in the same evaluation episodes.
+        """
         config = self.config
         with self.stopwatch.section("eval"):
-            modes = ["mean", "planner"] if config.plan.candidates > 1 else ["mean"]
+            planning = last and config.plan.candidates > 1
+            modes = ["mean", "sample"] + ["planner"] * planning
             means = {}
             for mode, scores in score(
                 self.agent, config, self.renderer, modes, config.eval.episodes, config.seed

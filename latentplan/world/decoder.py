@@ -63,7 +63,7 @@ class ConvDecoder(nn.Module):
 class Decoder(nn.Module):
     """Features (N, F) -> {name: (N, ...)}.
 
-    Images are normalized patches in the precision of the convolutions, vectors in symlog units.
+    Images are normalized patches in the precision of the convolutions, vectors are standardized.
     """
 
     def __init__(self, spec: EnvSpec, features: int, config: WorldConfig):

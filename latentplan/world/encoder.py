@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from latentplan.config.schema import WorldConfig
 from latentplan.nn.convolution import HalvingConv
-from latentplan.nn.distributions import symlog
 from latentplan.nn.layers import MLP, ChannelNorm, init_weight
 from latentplan.types import EnvSpec, UserError
 from latentplan.world.image_normalizer import PATCH
@@ -65,8 +64,8 @@ class ConvEncoder(nn.Module):
 class Encoder(nn.Module):
     """All observations of a row -> one embedding: {name: (..., shape)} -> (..., X) float32.
 
-    Images come as normalized patches (:class:`ImageNormalizer`). Vectors are squashed by symlog
-    first, so that their units do not matter.
+    Images come as normalized patches (:class:`ImageNormalizer`), vectors are standardized
+    (:class:`VectorNormalizer`), so that their units do not matter.
     """
 
     def __init__(self, spec: EnvSpec, config: WorldConfig):
@@ -90,5 +89,5 @@ class Encoder(nn.Module):
         if self.vectors:
             vector = torch.cat([obs[name] for name in self.vectors], -1)
             # The constant keeps the vector's magnitude, which the first norm would remove.
-            parts.append(self.mlp(F.pad(symlog(vector), (0, 1), value=1.0)).float())
+            parts.append(self.mlp(F.pad(vector, (0, 1), value=1.0)).float())
         return torch.cat(parts, -1)

@@ -18,7 +18,6 @@ from latentplan.nn.distributions import (
     categorical_kl,
     mixed_probs,
     symexp_bins,
-    symlog,
 )
 from latentplan.nn.ensemble import bootstrap_mask
 from latentplan.nn.layers import MLP
@@ -29,6 +28,7 @@ from latentplan.world.encoder import Encoder
 from latentplan.world.image_normalizer import PATCH, ImageNormalizer
 from latentplan.world.rssm import RSSM, bound_action
 from latentplan.world.uncertainty import MEASURES, Probes
+from latentplan.world.vector_normalizer import VectorNormalizer
 
 
 class WorldModel(nn.Module):
@@ -50,6 +50,10 @@ class WorldModel(nn.Module):
         patch = PATCH[config.coder]
         normalizers = {name: ImageNormalizer(spec.obs[name][0], patch) for name in spec.images}
         self.image_normalizers = cast("Mapping[str, ImageNormalizer]", nn.ModuleDict(normalizers))
+        standardizers = {name: VectorNormalizer(spec.obs[name][0][0]) for name in spec.vectors}
+        self.vector_normalizers = cast(
+            "Mapping[str, VectorNormalizer]", nn.ModuleDict(standardizers)
+        )
         self.encoder = Encoder(spec, config)
         self.decoder = Decoder(spec, self.feature_size, config)
         self.rssm = RSSM(config, spec.action_dim, self.encoder.size)
@@ -86,16 +90,19 @@ class WorldModel(nn.Module):
         """The state of ``n`` environments before their first row."""
         return self.rssm.initial(n)
 
-    def patchify(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{name: (..., *shape)} with images cut into patches."""
-        return obs | {name: x.patchify(obs[name]) for name, x in self.image_normalizers.items()}
+    def prepare(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Observations {name: (..., *shape)} with images cut into patches, and vectors
+        standardized. Encoder and decoder use them in this form."""
+        images = {name: x.patchify(obs[name]) for name, x in self.image_normalizers.items()}
+        vectors = {name: x.normalize(obs[name]) for name, x in self.vector_normalizers.items()}
+        return obs | images | vectors
 
     def encode(self, obs: dict[str, Tensor]) -> Tensor:
         """The embedding of observations: {name: (..., *shape)} -> (..., X) float32."""
-        return self._encode(self.patchify(obs))
+        return self._encode(self.prepare(obs))
 
     def _encode(self, obs: dict[str, Tensor]) -> Tensor:
-        """The embedding of observations whose images are patches."""
+        """The embedding of prepared observations."""
         dtype = torch.bfloat16 if self.use_bfloat16 else torch.float32
         images = {name: x.normalize(obs[name], dtype) for name, x in self.image_normalizers.items()}
         with self.autocast():
@@ -121,18 +128,23 @@ class WorldModel(nn.Module):
         return self.rssm.filter(latent, embed, row.prev_action, row.is_first, uniform)
 
     def observe(
-        self, batch: Timestep, uniform: Tensor | None = None, embed: Tensor | None = None
+        self,
+        batch: Timestep,
+        uniform: Tensor | None = None,
+        embed: Tensor | None = None,
+        start: Latent | None = None,
     ) -> tuple[Latent, Tensor]:
         """Posterior latents (B, T, ...) and logits (B, T, S, C) of sequences (B, T).
 
         Args:
             uniform: (B, T, S) in [0, 1); drawn when not given.
             embed: (B, T, X) of the observations, where it is known.
+            start: (B) the states before the first rows; None: the initial state.
         """
         embed = self.encode(batch.obs) if embed is None else embed
         if uniform is None:
             uniform = torch.rand(*embed.shape[:2], self.config.stoch, device=embed.device)
-        return self.rssm.observe(embed, batch.prev_action, batch.is_first, uniform)
+        return self.rssm.observe(embed, batch.prev_action, batch.is_first, uniform, start)
 
     def draw_noise(
         self, n: int, horizon: int, generator: torch.Generator | None = None
@@ -181,6 +193,22 @@ class WorldModel(nn.Module):
         reward, cont = self.outcome(self.features(following))
         return Prediction(following, reward, cont, uncertainty)
 
+    def step_expected(
+        self, latent: Latent, action: Tensor, noise: StepNoise | None = None
+    ) -> Prediction:
+        """:meth:`step` to the expected state: class probabilities, averaged over members.
+
+        Samples of categorical states part at once, so that the returns of two actions differ mostly
+        by luck. Expected states have no luck, and ``noise`` has no effect.
+        """
+        following, probs = self.rssm.expected_step(latent, action)
+        if self.probes is None:
+            uncertainty = self.disagreement(probs)
+        else:
+            uncertainty = self.probes.uncertainty(self.features(latent), bound_action(action))
+        reward, cont = self.outcome(self.features(following))
+        return Prediction(following, reward, cont, uncertainty)
+
     def disagreement(self, probs: Tensor) -> Tensor:
         """The configured measure of the prior heads: (M, N, S, C) -> (N,)."""
         return MEASURES[self.config.uncertainty](probs)
@@ -197,25 +225,29 @@ class WorldModel(nn.Module):
             name: x.denormalize(decoded[name]).clamp(0, 1)
             for name, x in self.image_normalizers.items()
         }
-        return decoded | images
+        vectors = {
+            name: x.denormalize(decoded[name]) for name, x in self.vector_normalizers.items()
+        }
+        return decoded | images | vectors
 
     def _decode(self, features: Tensor) -> dict[str, Tensor]:
-        """Decode features; images are normalized patches in the precision of the convolutions."""
+        """Decode features; images and vectors are normalized as :meth:`prepare` does."""
         with self.autocast():
             return self.decoder(features)
 
     # --- learning ---------------------------------------------------------------------------
 
-    def loss(self, batch: Timestep, episode: Tensor) -> WorldLoss:
+    def loss(self, batch: Timestep, episode: Tensor, start: Latent | None = None) -> WorldLoss:
         """The losses of the model on a batch, its posterior states, and metrics.
 
         Args:
             batch: (B, T) rows.
             episode: (B, T) int64, which episode each row belongs to (for the bootstrap).
+            start: (B) the states before the first rows; None: the initial state.
         """
-        obs = self.patchify(batch.obs)
+        obs = self.prepare(batch.obs)
         embed = self._encode(obs)
-        latent, logits = self.observe(batch, embed=embed)
+        latent, logits = self.observe(batch, embed=embed, start=start)
         flat = latent.map(lambda x: rearrange(x, "b t ... -> (b t) ..."))
         owned = lambda members: bootstrap_mask(episode, members, self.config.bootstrap)  # noqa: E731
         mask = rearrange(owned(self.config.members), "m b t -> m (b t)")
@@ -241,10 +273,12 @@ class WorldModel(nn.Module):
         }
         return WorldLoss(terms, latent, high, metrics)
 
-    def fit_image_normalizers(self, obs: dict[str, Tensor]) -> None:
-        """Update the statistics of images, in the first batches."""
-        for name, normalizer in self.image_normalizers.items():
-            normalizer.fit(obs[name])
+    def fit_normalizers(self, obs: dict[str, Tensor]) -> None:
+        """Update the statistics of images, in the first batches, and of vectors, always."""
+        for name, images in self.image_normalizers.items():
+            images.fit(obs[name])
+        for name, vectors in self.vector_normalizers.items():
+            vectors.fit(obs[name])
 
     def count_update(self) -> None:
         """Count an update of the weights, for the annealing of samples."""
@@ -253,11 +287,11 @@ class WorldModel(nn.Module):
     def _reconstruction(self, features: Tensor, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The reconstruction losses () of rows (N), by name.
 
-        Errors are summed over pixels (in [0, 1]) or over entries (in symlog units). With another
+        Errors are summed over pixels (in [0, 1]) or over standardized entries. With another
         representation the decoder is a probe, which does not change the states.
 
         Args:
-            obs: observations whose images are patches.
+            obs: prepared observations.
         """
         fraction = self.config.decode_fraction
         if self.barlow is not None:
@@ -274,7 +308,7 @@ class WorldModel(nn.Module):
         return {
             name: self.image_normalizers[name].squared_error(prediction, obs[name])
             if name in self.image_normalizers
-            else (prediction - symlog(obs[name])).square().sum(-1)
+            else (prediction - obs[name]).square().sum(-1)
             for name, prediction in self._decode(features).items()
         }
 

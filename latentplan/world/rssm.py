@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from latentplan.config.schema import WorldConfig
-from latentplan.nn.distributions import sample_one_hot
+from latentplan.nn.distributions import mixed_probs, sample_one_hot
 from latentplan.nn.ensemble import EnsembleMLP
 from latentplan.nn.layers import BlockLinear, Linear, make_norm
 from latentplan.types import Latent, StepNoise
@@ -44,8 +44,18 @@ class RSSM(nn.Module):
         block = c.deter // c.blocks
         # The gates read [own block of h, stoch, action]. The action is known before the scan
         # starts, so its product has weights of its own and is computed outside of the loop.
-        self.gates_state = BlockLinear(c.blocks, block + hidden, 3 * block)
-        self.gates_action = Linear(hidden, 3 * c.deter)
+        # Several blocks also read a projection of the whole h, since they could not see each other
+        # otherwise, and have a hidden layer (as published).
+        self.deter_in = None
+        inputs, outputs = block + hidden, 3 * block
+        if c.blocks > 1:
+            self.deter_in = Linear(c.deter, hidden, bias=False)
+            self.deter_norm = make_norm(c.norm, hidden)
+            inputs, outputs = block + 2 * hidden, block
+            self.hidden_norm = make_norm(c.norm, block)
+            self.gates_hidden = BlockLinear(c.blocks, block, 3 * block)
+        self.gates_state = BlockLinear(c.blocks, inputs, outputs)
+        self.gates_action = Linear(hidden, c.blocks * outputs)
         self.gates_norm = make_norm(c.norm, 3 * block)
         self.posterior_deter = Linear(c.deter, hidden, bias=False)
         self.posterior_embed = Linear(embed_size, hidden, bias=False)
@@ -80,16 +90,21 @@ class RSSM(nn.Module):
         )
 
     def prepare_action(self, action: Tensor) -> Tensor:
-        """Actions (..., A) -> their part of the gates (..., 3 D)."""
+        """Actions (..., A) -> their part of the gates (..., 3 D), or of the hidden layer (..., D)
+        where the core has several blocks."""
         return self.gates_action(F.silu(self.action_in(bound_action(action))))
 
     def recur(self, latent: Latent, prepared_action: Tensor) -> Tensor:
-        """The deterministic transition: latent (N), prepared action (N, 3 D) -> (N, D)."""
+        """The deterministic transition: latent (N), prepared action (N, ...) -> (N, D)."""
         deter, stoch = latent
         x = F.silu(self.stoch_norm(self.stoch_in(stoch.flatten(-2))))
+        if self.deter_in is not None:
+            x = torch.cat([x, F.silu(self.deter_norm(self.deter_in(deter)))], -1)
         h = rearrange(deter, "n (g d) -> g n d", g=self.blocks)
         gates = self.gates_state(torch.cat([h, x.expand(self.blocks, *x.shape)], -1))
         gates = gates + rearrange(prepared_action, "n (g d) -> g n d", g=self.blocks)
+        if self.deter_in is not None:
+            gates = self.gates_hidden(F.silu(self.hidden_norm(gates)))
         # The state itself stays in float32 under autocast.
         reset, candidate, update = self.gates_norm(gates).float().chunk(3, -1)
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
@@ -125,6 +140,17 @@ class RSSM(nn.Module):
             own = logits[member, rows].float()
         return Latent(deter, self._sample(own, noise.uniform)), logits
 
+    def expected_step(self, latent: Latent, action: Tensor) -> tuple[Latent, Tensor]:
+        """One step to the expected state, without an observation and without randomness.
+
+        Returns:
+            The next latent (N), whose ``stoch`` are class probabilities, averaged over members, and
+            the probabilities of every member (M, N, S, C).
+        """
+        deter = self.recur(latent, self.prepare_action(action))
+        probs = mixed_probs(self.prior_logits(deter).float(), self.config.unimix)
+        return Latent(deter, probs.mean(0)), probs
+
     def filter(
         self, latent: Latent, embed: Tensor, action: Tensor, is_first: Tensor, uniform: Tensor
     ) -> Latent:
@@ -153,13 +179,19 @@ class RSSM(nn.Module):
         return Latent(deter, self._sample(logits, uniform)), logits
 
     def observe(
-        self, embed: Tensor, action: Tensor, is_first: Tensor, uniform: Tensor
+        self,
+        embed: Tensor,
+        action: Tensor,
+        is_first: Tensor,
+        uniform: Tensor,
+        start: Latent | None = None,
     ) -> tuple[Latent, Tensor]:
-        """Filter whole sequences from the initial state, as T calls of :meth:`filter` would.
+        """Filter whole sequences, as T calls of :meth:`filter` would.
 
         Args:
             embed: (B, T, X). action: (B, T, A), which led to each row. is_first: (B, T).
             uniform: (B, T, S) in [0, 1).
+            start: (B) the states before the first rows; None: the initial state.
 
         Returns:
             Posterior latents (B, T, ...) and logits (B, T, S, C).
@@ -169,7 +201,7 @@ class RSSM(nn.Module):
         embeds = self.posterior_embed(embed).unbind(1)
         keeps = (~is_first).to(embed.dtype).unbind(1)
         uniforms = uniform.unbind(1)
-        latent = self.initial(embed.shape[0])
+        latent = start or self.initial(embed.shape[0])
         deters, stochs, logits = [], [], []
         for inputs in zip(actions, embeds, keeps, uniforms, strict=True):
             latent, logit = self._filter(latent, *inputs)

@@ -73,7 +73,7 @@ def randomize_agent(agent: Agent) -> None:
     limit_two_hot_range(agent.world.reward, agent.critic.net, agent.critic.slow_net)
     agent.return_scale.range.fill_(3.0)
     agent.return_scale.count.fill_(10_000)
-    agent.uncertainty_scale.largest.fill_(0.097)
+    agent.uncertainty_scale.largest.fill_(0.113)
 
 
 class Scene(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from tiny import VECTOR, world_config
 from torch import Tensor
 
-from latentplan.behavior.planner import Plan, plan, plan_metrics
+from latentplan.behavior.planner import Plan, plan, plan_metrics, refine
 from latentplan.nn.distributions import ActionDist
 from latentplan.types import Latent, Prediction, StepNoise
 from latentplan.world.model import WorldModel
@@ -265,3 +265,76 @@ def test_a_given_policy_at_the_start_is_not_evaluated_again() -> None:
     assert asked == [3, 12]
     other = plan(toy(closeness), counting, start, first=policy(start), **options)
     assert asked == [3, 12, 12] and torch.equal(one.score, other.score)
+
+
+# --- the cross-entropy search ---------------------------------------------------------------
+
+
+def narrow(state: Latent) -> ActionDist:
+    """A policy that is sure of a wrong action, 0.5."""
+    mean = torch.full((state.deter.shape[0], 1), 0.5)
+    return ActionDist.from_mean_std(mean, torch.full_like(mean, 0.1))
+
+
+SEARCH = {"candidates": 24, "rounds": 3, "elites": 6, "width": 0.3, "horizon": 1, "optimism": 0.0}
+
+
+def test_the_search_finds_an_action_far_from_the_policy() -> None:
+    start = torch.tensor([[-0.8], [0.0], [0.5], [0.9]])
+    result = refine(toy(closeness), narrow, latent(start), **SEARCH | {"width": 1.0})
+    torch.testing.assert_close(result.action, -start, atol=0.1, rtol=0)
+    assert result.refined is not None
+    torch.testing.assert_close(result.refined.mean, -start, atol=0.1, rtol=0)
+    assert (result.refined.std < 0.5).all()
+
+
+def test_the_search_never_chooses_what_scores_below_the_policy_mean() -> None:
+    start = latent(gaussians(50, 1))
+    noise = 3 * gaussians(1, 50, 4, 1, seed=1)
+    result = refine(
+        toy(closeness),
+        narrow,
+        start,
+        **SEARCH | {"candidates": 4, "rounds": 1, "elites": 1},
+        noise=noise,
+    )
+    own = closeness(start.deter + 0.5, start.deter)
+    assert result.refined is not None and (result.refined.gain >= 0).all()
+    torch.testing.assert_close(result.score.amax(1) - result.refined.gain, own)
+
+
+def test_candidates_follow_the_mean_of_the_policy_after_their_first_action() -> None:
+    start = latent(torch.zeros(2, 1))
+    result = refine(toy(closeness), narrow, start, **SEARCH | {"horizon": 3})
+    actions = result.candidates.choice.action
+    assert (actions[:, :, 1:] == 0.5).all() and actions[:, :, 0].std() > 0
+
+
+@pytest.mark.parametrize("optimism", [1.0, -1.0])
+def test_the_sign_of_optimism_is_the_direction_of_the_search(optimism: float) -> None:
+    arms = toy(uncertainty=lambda x, a: (a[:, 0] > 0.5).float())
+    start = latent(torch.zeros(50, 1))
+    result = refine(arms, narrow, start, **SEARCH | {"optimism": optimism})
+    assert ((result.action > 0.5) == (optimism > 0)).all()
+
+
+def test_with_random_dynamics_the_search_earns_more_than_the_mean_of_the_policy() -> None:
+    """The search sees expected states; the gain is measured in random ones that it never saw."""
+    start = gaussians(400, 1, seed=3)
+
+    def expected(state: Latent, action: Tensor, noise: StepNoise | None = None) -> Prediction:
+        arrived = state.deter + action
+        return Prediction(
+            latent(arrived), closeness(arrived, action), torch.ones(len(arrived)), None
+        )
+
+    def earned(first: Tensor) -> Tensor:
+        x, total = start + first + 0.5 * gaussians(400, 1, seed=4), torch.zeros(400)
+        for h in range(2):
+            total = total + closeness(x, x)
+            x = x + 0.5 + 0.5 * gaussians(400, 1, seed=5 + h)
+        return total
+
+    result = refine(expected, narrow, latent(start), **SEARCH | {"horizon": 2})
+    gain = earned(result.action) - earned(torch.full((400, 1), 0.5))
+    assert float(gain.mean()) > 4 * float(gain.std()) / 20

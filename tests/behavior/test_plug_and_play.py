@@ -105,12 +105,12 @@ class Ensemble(nn.Module):
     def autocast(self) -> nullcontext:
         return nullcontext()
 
-    def fit_image_normalizers(self, obs: dict[str, Tensor]) -> None: ...
+    def fit_normalizers(self, obs: dict[str, Tensor]) -> None: ...
 
     def count_update(self) -> None: ...
 
     def loss(
-        self, batch: Timestep, episode: Tensor
+        self, batch: Timestep, episode: Tensor, start: Latent | None = None
     ) -> tuple[dict[str, Tensor], Latent, dict[str, Tensor]]:
         state = batch.obs["vector"]
         left, arrived = (x.flatten(0, 1) for x in (state[:, :-1], state[:, 1:]))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from latentplan.behavior.losses import make_target, replay_returns
-from latentplan.behavior.returns import ReturnScale, UncertaintyScale, lambda_returns
+from latentplan.behavior.returns import BonusScale, ReturnScale, UncertaintyScale, lambda_returns
 from latentplan.config.schema import BehaviorConfig
 from latentplan.types import Choice, Latent, Rollout
 
@@ -179,3 +179,35 @@ def test_the_uncertainty_scale_never_decreases() -> None:
     # Untrained members say nothing that should last.
     assert seen[:2] == [50, 2] and seen[2] == pytest.approx(2.2)
     assert seen[1:] == sorted(seen[1:]) and seen[-1] == seen[3] < 4.0
+
+
+def test_with_the_bonus_scale_uncertainty_has_the_spread_of_the_return() -> None:
+    scale = BonusScale(0.5)
+    for _ in range(20):
+        scale.update(torch.tensor([0.2, 3.0]))
+    assert float(3.0 / scale.value) == pytest.approx(0.2)
+
+
+def test_before_the_first_reward_the_bonus_is_larger_than_the_return() -> None:
+    """The return differs by 1e-5 of its scale: a tenth of the floor outweighs that."""
+    scale = BonusScale(0.5)
+    scale.update(torch.tensor([1e-5, 3.0]))
+    assert float(0.1 * 3.0 / scale.value) == pytest.approx(0.1 * BonusScale.FLOOR)
+
+
+def test_spreads_that_are_not_finite_change_no_bonus_scale() -> None:
+    scale = BonusScale(0.5)
+    scale.update(torch.tensor([0.2, 3.0]))
+    before = scale.value
+    scale.update(torch.tensor([0.2, torch.inf]))
+    assert torch.equal(scale.value, before)
+
+
+def test_the_remaining_uncertainty_falls_with_the_recent_one() -> None:
+    scale = UncertaintyScale(0.5, warmup=1)
+    assert float(scale.remaining) == 1.0
+    scale.update(torch.tensor(0.8))
+    assert float(scale.remaining) == pytest.approx(1.0)
+    for _ in range(30):
+        scale.update(torch.tensor(0.2))
+    assert float(scale.remaining) == pytest.approx(0.25, abs=1e-3)

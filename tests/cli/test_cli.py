@@ -17,7 +17,7 @@ from latentplan.cli.main import main
 from latentplan.config.loading import load, load_resolved
 
 COMMANDS = (
-    *("train", "config", "eval", "imagine", "calibrate", "report"),
+    *("train", "config", "eval", "imagine", "calibrate", "diagnose", "report"),
     *("export", "study", "tensorboard", "list", "doctor", "bench"),
 )
 

@@ -293,7 +293,7 @@ def test_bounds_allow_the_defaults_and_only_texts_have_choices() -> None:
         ("train.ratio=0", "train.ratio must be more than 0"),
         ("world.bins=40", "world.bins must be odd"),
         ("world.blocks=3", "world.blocks must divide world.deter"),
-        ("replay.capacity=10", "replay.capacity must hold train.length rows"),
+        ("replay.capacity=10", r"replay.capacity must hold train.context \+ train.length rows"),
         ("eval.episodes=0", "eval.episodes must be at least 1"),
         ("world.anneal_updates=-5", "world.anneal_updates must be at least 0, not -5"),
         ("behavior.layers=-1", "behavior.layers must be at least 0"),

@@ -32,7 +32,7 @@ def agent_on_meta(overrides: list[str]) -> Agent:
     agent = Agent(BOTH, config, DEVICE)
     agent.world.autocast = contextlib.nullcontext  # autocast does not support this device
     # These two read values, once at the start and once at the end of an update.
-    agent.world.fit_image_normalizers = lambda obs: None
+    agent.world.fit_normalizers = lambda obs: None
     agent._require_finite = lambda terms: None
     return agent
 

@@ -6,7 +6,6 @@ from tiny import BOTH, agent_config, random_batch, world_config
 
 from latentplan.agent import Agent
 from latentplan.nn import cache
-from latentplan.nn.distributions import symlog
 from latentplan.world.image_normalizer import FITTED, ImageNormalizer
 from latentplan.world.model import WorldModel
 
@@ -81,15 +80,14 @@ def test_reconstruction_loss_is_in_units_of_the_image(coder: str) -> None:
     torch.manual_seed(0)
     world = WorldModel(BOTH, world_config(recon_scale=2.0, coder=coder))
     obs = {name: x[:, 0] for name, x in random_batch(4, 1, BOTH)[0].obs.items()}
-    world.fit_image_normalizers(
-        {name: x[:, None] for name, x in random_batch(8, 1, BOTH)[0].obs.items()}
-    )
+    world.fit_normalizers({name: x[:, None] for name, x in random_batch(8, 1, BOTH)[0].obs.items()})
     features = torch.randn(4, world.feature_size)
     raw = world.decoder(features)
     restored = world.image_normalizers["image"].denormalize(raw["image"])
-    terms = world._reconstruction(features, world.patchify(obs))
+    terms = world._reconstruction(features, world.prepare(obs))
     image = (restored - obs["image"] / 255).square().sum((1, 2, 3)).mean()
-    vector = (raw["vector"] - symlog(obs["vector"])).square().sum(1).mean()
+    standardized = world.vector_normalizers["vector"].normalize(obs["vector"])
+    vector = (raw["vector"] - standardized).square().sum(1).mean()
     torch.testing.assert_close(terms["image"], 2 * image)
     torch.testing.assert_close(terms["vector"], 2 * vector)
 

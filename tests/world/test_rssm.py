@@ -5,6 +5,7 @@ import torch
 from tiny import BOTH, VECTOR, random_batch, select_rows, world_config
 from torch import Tensor
 
+from latentplan.nn.distributions import mixed_probs
 from latentplan.types import EnvSpec, Latent, StepNoise, Timestep
 from latentplan.world.model import WorldModel
 from latentplan.world.rssm import bound_action
@@ -48,6 +49,27 @@ def test_observing_is_filtering_row_by_row(spec: EnvSpec, norm: str) -> None:
     for t in range(7):
         latent = model.filter(select_rows(batch, t), latent, noise[:, t])
         assert_latents_close(latent, Latent(*(x[:, t] for x in observed)))
+
+
+def test_sequences_go_on_from_given_states() -> None:
+    model, noise = world(), uniform(4, 7)
+    batch = with_first(random_batch(4, 7)[0], [0])
+    whole, logits = model.observe(batch, noise)
+    start = whole.map(lambda x: x[:, 2])
+    rest, rest_logits = model.observe(select_rows(batch, slice(3, 7)), noise[:, 3:], start=start)
+    assert_latents_close(rest, whole.map(lambda x: x[:, 3:]))
+    torch.testing.assert_close(rest_logits, logits[:, 3:])
+
+
+def test_blocks_of_the_core_see_each_other() -> None:
+    """A change in the last block changes every block of the next state."""
+    model = world(blocks=4)
+    latent, action = some_latent(model, 5), torch.zeros(5, 2)
+    changed = latent._replace(deter=latent.deter.clone())
+    changed.deter[:, -4:] += 1
+    one, other = (model.rssm.recur(x, model.rssm.prepare_action(action)) for x in (latent, changed))
+    moved = (one - other).unflatten(-1, (4, 4)).abs().amax(-1)
+    assert (moved > 1e-4).all()
 
 
 def test_rows_depend_only_on_earlier_rows() -> None:
@@ -153,6 +175,21 @@ def test_a_step_without_uncertainty_predicts_the_same() -> None:
     assert quick.uncertainty is None and measured.uncertainty.shape == (6,)
     assert_latents_close(measured.latent, quick.latent)
     torch.testing.assert_close(measured.cont, quick.cont)
+
+
+@pytest.mark.parametrize("uncertainty", ["jsd", "probes"])
+def test_the_expected_step_is_the_mean_of_the_members(uncertainty: str) -> None:
+    model = world(uncertainty=uncertainty)
+    latent, action = some_latent(model, 6), torch.rand(6, 2)
+    expected, measured = model.step_expected(latent, action), model.step(latent, action)
+    torch.testing.assert_close(expected.latent.deter, measured.latent.deter)
+    probs = mixed_probs(model.rssm.prior_logits(measured.latent.deter), model.config.unimix)
+    torch.testing.assert_close(expected.latent.stoch, probs.mean(0))
+    assert expected.uncertainty is not None and measured.uncertainty is not None
+    torch.testing.assert_close(expected.uncertainty, measured.uncertainty)
+    reward, cont = model.outcome(model.features(expected.latent))
+    torch.testing.assert_close(expected.reward, reward)
+    torch.testing.assert_close(expected.cont, cont)
 
 
 @pytest.mark.parametrize("norm", ["rms", "layer"])
