@@ -2,8 +2,8 @@
 
 The sources are, in this order: the defaults of the dataclasses in ``schema.py``,
 ``configs/default.yaml``, ``configs/task/<task or domain>.yaml``, ``configs/size/<size>.yaml``,
-``configs/ablation/<ablation>.yaml``, files named on the command line, overrides. A later source
-replaces values of earlier ones. The result is frozen.
+``configs/obs/<obs>.yaml`` where there is one, ``configs/ablation/<ablation>.yaml``, files named on
+the command line, overrides. A later source replaces values of earlier ones. The result is frozen.
 """
 
 from __future__ import annotations
