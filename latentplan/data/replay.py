@@ -1,7 +1,7 @@
 """Replay on disk: one memory-mapped ring of rows per environment.
 
-Rows are numbered per environment from 0; row ``i`` lives in slot ``i % rows``. Two
-counters, which are mapped from a file in the folder, say which rows are valid::
+Rows are numbered per environment from 0; row ``i`` lives in slot ``i % rows``. Counters, which are
+mapped from a file in the folder, say which rows are valid::
 
     row       0 ........ touched - rows ........ cursor ........ touched
               overwritten           | can be sampled | dropped on resume |
@@ -10,22 +10,25 @@ counters, which are mapped from a file in the folder, say which rows are valid::
 is larger than ``cursor`` while a row is being written. It is also larger after a resume from a
 checkpoint that is older than the folder: the rows after the checkpoint are dropped, and the rows
 that they overwrote stay lost.
+
+``sealed`` is the end of the rows that have a checksum. :meth:`Replay.flush` computes them, so that
+adding a row takes no longer. :meth:`Replay.load_state_dict` compares them with the rows.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
-from latentplan.runtime import disk
+from latentplan.data.checksums import DamagedRows, row_checksums
+from latentplan.data.files import CURSOR, SEALED, TOUCHED, ReplayFiles, row_bytes, row_fields
 from latentplan.types import EnvSpec, Timestep, UserError
 
-FORMAT = 1
+log = logging.getLogger("latentplan")
+_CHUNK_ROWS = 64  # rows whose checksums are computed at once; their copies stay in the cache
 
 
 class Replay:
@@ -43,27 +46,23 @@ class Replay:
             raise UserError(f"replay.capacity={capacity} has no row for each of {envs} envs.")
         self._folder = Path(folder)
         self._envs, self._rows = envs, capacity // envs
-        self._fields = _fields(spec)
-        self._lock: FileLock | None = None
-        meta = self._folder / "replay.json"
-        if meta.exists():
-            self._check_meta(meta)
-            self._lock = disk.lock(self._folder)
-        else:
-            self._create(meta)
-        self._maps = {
-            name: np.memmap(self._path(name), dtype, "r+", shape=(envs * self._rows, *shape))
-            for name, (shape, dtype) in self._fields.items()
-        }
-        self._maps["counters"] = np.memmap(self._path("counters"), np.int64, "r+", shape=(2,))
-        # Plain views: indexing a memmap costs several times more than indexing an array.
-        self._flat = {name: np.asarray(self._maps[name]) for name in self._fields}
+        self._files = ReplayFiles(self._folder, row_fields(spec), envs, self._rows)
+        self._counters, self._flat = self._files.counters, self._files.fields
         self._rings = {
             name: flat.reshape(envs, self._rows, *flat.shape[1:])
             for name, flat in self._flat.items()
         }
-        self._counters = np.asarray(self._maps["counters"])
-        self._cursor, self._touched = (int(count) for count in self._counters)
+        self._shapes = {name: (envs, *ring.shape[2:]) for name, ring in self._rings.items()}
+        self._damaged = DamagedRows()
+        self._cursor = self._touched = self._sealed = 0
+        self._counters_intact = True
+        if self._files.earlier:
+            self._seal_earlier_rows()
+        elif self._counters.intact():
+            counts = (self._counters[index] for index in (CURSOR, TOUCHED, SEALED))
+            self._cursor, self._touched, self._sealed = counts
+        else:
+            self._counters_intact = False  # `load_state_dict` replaces them
 
     @staticmethod
     def exists(folder: Path) -> bool:
@@ -73,14 +72,11 @@ class Replay:
     @staticmethod
     def size_bytes(spec: EnvSpec, capacity: int) -> int:
         """Bytes on disk of ``capacity`` rows."""
-        return capacity * sum(
-            np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
-            for shape, dtype in _fields(spec).values()
-        )
+        return capacity * sum(row_bytes(row_fields(spec)).values())
 
     def __len__(self) -> int:
         """Rows that can be sampled, over all environments."""
-        return self._envs * (self._cursor - self._first)
+        return self._envs * (self._cursor - self._first) - self._damaged.count(self._first)
 
     @property
     def _first(self) -> int:
@@ -95,20 +91,22 @@ class Replay:
         """
         slot = self._cursor % self._rows
         values = _flatten(row, episode)
-        for name, ring in self._rings.items():
-            if np.shape(values[name]) != (self._envs, *ring.shape[2:]):
+        for name, shape in self._shapes.items():
+            if np.shape(values[name]) != shape:
                 raise ValueError(
-                    f"{name}: got {np.shape(values[name])} for {self._envs} x {ring.shape[2:]}"
+                    f"{name}: got {np.shape(values[name])} for {self._envs} x {shape[1:]}"
                 )
         # In this order an incomplete row is in neither counter if the process ends in between.
-        self._touched = self._counters[1] = max(self._touched, self._cursor + 1)
+        self._touched = self._counters[TOUCHED] = max(self._touched, self._cursor + 1)
         for name, ring in self._rings.items():
             ring[:, slot] = values[name]
-        self._cursor = self._counters[0] = self._cursor + 1
+        self._cursor = self._counters[CURSOR] = self._cursor + 1
 
     def ready(self, length: int) -> bool:
         """Whether a window of ``length`` rows can be sampled."""
-        return self._cursor - self._first >= length
+        if self._damaged.last < self._first:
+            return self._cursor - self._first >= length
+        return bool(self._damaged.windows(length, self._first, self._cursor)[2].any())
 
     def sample(
         self, batch: int, length: int, rng: np.random.Generator
@@ -116,7 +114,8 @@ class Replay:
         """Draw ``batch`` windows of ``length`` rows, uniformly over environments and starts.
 
         A window is ``length`` consecutive rows of one environment. It may contain the end of an
-        episode (``is_first`` marks the next one), but never the write head.
+        episode (``is_first`` marks the next one), but never the write head, and never a damaged
+        row.
 
         Returns:
             Copies of the rows ``(B, T, ...)``, and the number of each row's episode ``(B, T)``
@@ -127,8 +126,11 @@ class Replay:
         """
         if not self.ready(length):
             raise ValueError(f"no window of {length} rows among {len(self)}")
-        env = rng.integers(self._envs, size=(batch, 1))
-        start = rng.integers(self._first, self._cursor - length + 1, size=(batch, 1))
+        if self._damaged.last < self._first:
+            env = rng.integers(self._envs, size=(batch, 1))
+            start = rng.integers(self._first, self._cursor - length + 1, size=(batch, 1))
+        else:
+            env, start = self._damaged.draw(batch, length, self._first, self._cursor, rng)
         index = env * self._rows + (start + np.arange(length)) % self._rows
         values = {name: flat.take(index, axis=0) for name, flat in self._flat.items()}
         episode = values.pop("episode")
@@ -144,12 +146,17 @@ class Replay:
         """Copies of all rows ``(N, T, ...)``, oldest first.
 
         Raises:
-            UserError: the first rows were overwritten.
+            UserError: the first rows were overwritten, or a row is damaged.
         """
         if self._first:
             raise UserError(
                 f"The replay in {self._folder} no longer has the run's first {self._first} rows: "
                 "a larger replay.capacity would keep them."
+            )
+        if self._damaged.last >= 0:
+            raise UserError(
+                f"The replay in {self._folder} has damaged rows, so the run's history is "
+                f"incomplete ({self._damaged})."
             )
         rows = {name: ring[:, : self._cursor].copy() for name, ring in self._rings.items()}
         del rows["episode"]
@@ -157,13 +164,17 @@ class Replay:
 
     def clear(self) -> None:
         """Remove all rows; for a run that starts again in a folder without a checkpoint."""
-        self._set_counters(0, 0)
+        self._set_counters(0, 0, 0)
+        self._damaged = DamagedRows()
 
     def state_dict(self) -> dict[str, int]:
         return {"cursor": self._cursor, "rows": self._rows, "envs": self._envs}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Return to the rows at the time of ``state``, without those that were overwritten since.
+
+        Every row is compared with its checksum. A warning names the damaged ones, which are never
+        sampled. Damaged counters are replaced by those of ``state``, with a warning.
 
         Raises:
             UserError: the folder holds fewer rows than at the time of the checkpoint.
@@ -174,94 +185,86 @@ class Replay:
                 f"but {self._folder} holds {self._envs} x {self._rows}."
             )
         cursor = state["cursor"]
+        if not self._counters_intact:
+            log.warning(
+                "The counters of the replay in %s are damaged and are taken from the checkpoint.",
+                self._folder,
+            )
+            # Rows that were overwritten since are then found by their checksums.
+            self._cursor = self._touched = self._sealed = cursor
         if cursor > self._cursor:
             raise UserError(
                 f"The replay in {self._folder} has {self._cursor} rows per environment but the "
                 f"checkpoint was saved after {cursor}: bring the folder back, or choose another "
                 "run_dir."
             )
-        self._set_counters(cursor, min(self._touched, cursor + self._rows))
+        touched, sealed = min(self._touched, cursor + self._rows), min(self._sealed, cursor)
+        self._set_counters(cursor, touched, sealed)
+        self._damaged = self._find_damaged_rows()
+        if self._damaged.last >= 0:
+            log.warning(
+                "The replay in %s is damaged: the rows that differ from their checksums are left "
+                "out (%s; %d in all).",
+                *(self._folder, self._damaged, self._damaged.count(0)),
+            )
 
     def flush(self) -> None:
-        """Write everything to the disk, so that it survives a power cut."""
-        for data in self._maps.values():
-            data.flush()
+        """Give new rows their checksums and write everything to the disk.
+
+        The rows then survive a power cut.
+        """
+        if self._sealed < self._cursor:
+            for _, _, slots, sums in self._sums(max(self._sealed, self._first), self._cursor):
+                self._files.checksums[slots] = sums
+            self._set_counters(self._cursor, self._touched, self._cursor)
+        self._files.flush()
 
     def close(self) -> None:
         """Flush and unlock the folder. The object cannot be used afterwards."""
         self.flush()
-        self._rings, self._flat, self._maps = {}, {}, {}
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        self._rings, self._flat = {}, {}
+        self._files.close()
 
-    def _set_counters(self, cursor: int, touched: int) -> None:
-        self._cursor = self._counters[0] = cursor
-        self._touched = self._counters[1] = touched
+    def _set_counters(self, cursor: int, touched: int, sealed: int) -> None:
+        self._cursor, self._touched, self._sealed = cursor, touched, sealed
+        self._counters[CURSOR], self._counters[TOUCHED] = cursor, touched
+        self._counters[SEALED] = sealed
+        self._counters_intact = True
 
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.bin"
+    def _sums(
+        self, begin: int, end: int
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+        """Environment, numbers (K,), slots (K,) and checksums (K,) of rows, in small portions."""
+        for env in range(self._envs):
+            for start in range(begin, end, _CHUNK_ROWS):
+                rows = np.arange(start, min(start + _CHUNK_ROWS, end))
+                slots = env * self._rows + rows % self._rows
+                fields = [flat.take(slots, axis=0) for flat in self._flat.values()]
+                yield env, rows, slots, row_checksums(fields, rows)
 
-    def _meta(self) -> dict[str, Any]:
-        fields = {name: [list(shape), dtype] for name, (shape, dtype) in self._fields.items()}
-        return {"format": FORMAT, "envs": self._envs, "rows": self._rows, "fields": fields}
+    def _find_damaged_rows(self) -> DamagedRows:
+        """Compare all rows that have a checksum with it."""
+        damaged: list[list[np.ndarray]] = [[] for _ in range(self._envs)]
+        for env, rows, slots, sums in self._sums(self._first, self._sealed):
+            damaged[env].append(rows[sums != self._files.checksums[slots]])
+        return DamagedRows([np.concatenate([np.empty(0, np.int64), *x]) for x in damaged])
 
-    def _check_meta(self, path: Path) -> None:
-        try:
-            there, here = _described(json.loads(path.read_text())), _described(self._meta())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged and the replay cannot be read.") from error
-        for name in [*here, *(name for name in there if name not in here)]:
-            if there.get(name) != here.get(name):
-                raise UserError(
-                    f"The replay in {self._folder} has {name} {there.get(name, 'missing')} but "
-                    f"this run needs {here.get(name, 'none')}: choose another run_dir."
-                )
-        for name, size in self._file_sizes().items():
-            data = self._path(name)
-            if not data.exists() or data.stat().st_size != size:
-                raise UserError(f"{data} is missing or cut short and the replay cannot be read.")
+    def _seal_earlier_rows(self) -> None:
+        """Compute the checksums of rows that an earlier version wrote.
 
-    def _file_sizes(self) -> dict[str, int]:
-        sizes = {"counters": 2 * np.dtype(np.int64).itemsize}
-        for name, (shape, dtype) in self._fields.items():
-            row = np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
-            sizes[name] = self._envs * self._rows * row
-        return sizes
-
-    def _create(self, meta: Path) -> None:
-        """Create the files, then their description: a folder without one is incomplete."""
-        sizes = self._file_sizes()
-        disk.require_space(self._folder, sum(sizes.values()), self._envs * self._rows)
-        created: list[Path] = []
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._lock = disk.lock(self._folder)
-            for name, size in sizes.items():
-                created.append(self._path(name))
-                disk.allocate(self._path(name), size)
-            created.append(meta.with_suffix(".tmp"))
-            created[-1].write_text(json.dumps(self._meta(), indent=1))
-            os.replace(created[-1], meta)
-        except OSError as error:
-            for path in created:
-                path.unlink(missing_ok=True)
-            raise UserError(
-                f"The replay of {disk.gigabytes(sum(sizes.values()))} cannot be created in "
-                f"{self._folder}: {error.strerror}."
-            ) from error
-
-
-def _fields(spec: EnvSpec) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name, shape and dtype of the parts of a row."""
-    return {
-        **{f"obs.{name}": (tuple(shape), dtype) for name, (shape, dtype) in spec.obs.items()},
-        "prev_action": ((spec.action_dim,), "float32"),
-        "reward": ((), "float32"),
-        "is_first": ((), "bool"),
-        "is_terminal": ((), "bool"),
-        "episode": ((), "int64"),
-    }
+        Raises:
+            UserError: the counters are damaged.
+        """
+        cursor, touched = self._counters[CURSOR], self._counters[TOUCHED]
+        if not 0 <= cursor <= touched <= cursor + self._rows:
+            raise UserError(f"The counters of the replay in {self._folder} are damaged.")
+        log.info(
+            "The replay in %s is of an earlier version: its rows get their checksums now.",
+            self._folder,
+        )
+        self._set_counters(cursor, touched, 0)
+        self.flush()
+        self._files.describe()
 
 
 def _flatten(row: Timestep, episode: np.ndarray) -> dict[str, np.ndarray]:
@@ -274,13 +277,3 @@ def _flatten(row: Timestep, episode: np.ndarray) -> dict[str, np.ndarray]:
 def _gather(values: dict[str, np.ndarray]) -> Timestep:
     obs = {k.removeprefix("obs."): x for k, x in values.items() if k.startswith("obs.")}
     return Timestep(obs=obs, **{k: x for k, x in values.items() if not k.startswith("obs.")})
-
-
-def _described(meta: dict[str, Any]) -> dict[str, str]:
-    """The description of a replay as texts, for comparison and for error messages."""
-    fields = {
-        name: f"{dtype}{tuple(int(n) for n in shape)}"
-        for name, (shape, dtype) in meta["fields"].items()
-    }
-    rest = {"rows per environment": "rows", "environments": "envs", "format": "format"}
-    return {**fields, **{label: str(meta[key]) for label, key in rest.items()}}

@@ -2,7 +2,8 @@
 
 A run folder contains::
 
-    config.yaml  run.json  checkpoint.pt  metrics.jsonl  events.out.tfevents*  videos/  replay/
+    config.yaml  run.json  checkpoint.pt  checkpoint.1.pt  metrics.jsonl  events.out.tfevents*
+    videos/  replay/
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ ADDED_WEIGHTS = ("world.vector_normalizers.", "bonus_scale.")
 
 
 def checkpoint_path(folder: Path) -> Path:
-    """The checkpoint file of a run folder."""
+    """The newest checkpoint of a run folder. The former one is beside it."""
     return folder / "checkpoint.pt"
 
 
@@ -136,14 +137,15 @@ def check_resumable(folder: Path, config: Config) -> None:
         UserError: the folder contains another run, or a run without its checkpoint or replay.
     """
     path = checkpoint_path(folder)
-    if path.exists() or (folder / "config.yaml").exists():
+    saved = checkpoint.exists(path)
+    if saved or (folder / "config.yaml").exists():
         check_same(folder, config)
-    if not path.exists() and _record(folder)["saved"]:
+    if not saved and _record(folder)["saved"]:
         raise UserError(
             f"{folder} contains a run but its checkpoint is missing: put {path.name} back, or "
             "choose another run_dir."
         )
-    if path.exists() and not Replay.exists(folder / "replay"):
+    if saved and not Replay.exists(folder / "replay"):
         raise UserError(
             f"{folder} contains a run but its replay is missing: put the folder replay back, or "
             "choose another run_dir."
@@ -267,8 +269,8 @@ def load(
         The configuration, the observations and actions of the environment, and the checkpoint.
 
     Raises:
-        UserError: the folder contains no run, its checkpoint or run.json is damaged, or a key in
-            ``plan`` is unknown.
+        UserError: the folder contains no run, both its checkpoints or run.json are damaged, or a
+            key in ``plan`` is unknown.
     """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.yaml.")
@@ -279,7 +281,7 @@ def load(
     if module:
         config = _with_module(config, module)
     config = with_recorded_quality(folder, config)
-    payload = checkpoint.load(checkpoint_path(folder))
+    payload = checkpoint.load_newest(checkpoint_path(folder))
     return config, EnvSpec.from_dict(payload["spec"]), payload
 
 
@@ -325,7 +327,8 @@ def open_replay(folder: Path) -> Iterator[Replay]:
     if not (folder / "replay").is_dir():
         raise UserError(f"{folder} has no replay folder.")
     with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / "replay"
+        # Messages name the copy, so its path has the name of the run.
+        copy = Path(scratch) / folder.resolve().name / "replay"
         # Opening a replay locks it and moves its write position, so the run's own stays closed.
         shutil.copytree(folder / "replay", copy)
         replay = Replay(copy, spec, capacity=config.replay.capacity, envs=config.env.num_envs)

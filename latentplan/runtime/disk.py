@@ -68,10 +68,15 @@ def allocate(path: Path, size: int) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, former: Path | None = None) -> Iterator[IO[bytes]]:
     """Open a file that replaces ``path`` when it is complete, and only then.
 
     This also holds after a power cut, because the content is on the disk before the name is.
+
+    Args:
+        path: the file to replace.
+        former: the file that is at ``path`` is renamed to this name, in the same folder. If the
+            process ends between the two renames, there is no file at ``path``.
 
     Raises:
         OSError: the file cannot be written. The former file stays.
@@ -84,6 +89,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if former is not None:
+            os.replace(path, former)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException:

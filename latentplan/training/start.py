@@ -44,5 +44,5 @@ def resolve(config: Config) -> Start:
         # Logged memory and the recorded device name are those of the current device.
         torch.cuda.set_device(device)
     path = run_folder.checkpoint_path(folder)
-    saved = checkpoint.load(path) if path.exists() else None
+    saved = checkpoint.load_newest(path) if checkpoint.exists(path) else None
     return Start(folder, config, effective, device, pick_renderer(effective), saved)

@@ -274,7 +274,8 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 def test_the_size_equals_that_of_the_files_on_the_disk(tmp_path: Path) -> None:
     Replay(tmp_path, SPEC, capacity=1000, envs=2)
     sizes = sum(path.stat().st_size for path in tmp_path.glob("*.bin"))
-    assert sizes - 16 == Replay.size_bytes(SPEC, 1000) == 1000 * (48 + 8 + 12 + 4 + 1 + 1 + 8)
+    fields, checksum, counters = 48 + 8 + 12 + 4 + 1 + 1 + 8, 4, 48
+    assert sizes - counters == Replay.size_bytes(SPEC, 1000) == 1000 * (fields + checksum)
     blocks = sum(path.stat().st_blocks * 512 for path in tmp_path.glob("*.bin"))
     assert blocks >= sizes, "the blocks are reserved, not only promised"
 
@@ -282,7 +283,7 @@ def test_the_size_equals_that_of_the_files_on_the_disk(tmp_path: Path) -> None:
 def test_too_small_a_disk_is_refused_before_any_file_is_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = Usage(10**9, 0, 2**28 + 41_000)  # the headroom, and half of the replay's size
+    usage = Usage(10**9, 0, 2**28 + 43_000)  # the headroom, and half of the replay's size
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match=r"0\.1 MB .* 0\.0 MB to spare.*replay.capacity=449 "):
         Replay(tmp_path / "run" / "replay", SPEC, capacity=1000, envs=1)
@@ -364,4 +365,4 @@ def test_less_than_a_row_per_environment_is_refused(tmp_path: Path) -> None:
 
 def _crash(replay: Replay) -> None:
     """Do the same as the end of a process: release the lock and flush nothing."""
-    replay._lock.release()
+    replay._files._lock.release()
