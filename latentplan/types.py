@@ -39,6 +39,23 @@ class UserError(Exception):
     """A mistake that the user can correct. The command line shows its sentence and exits with 2."""
 
 
+def shown(value: object, length: int = 100, *, quoted: bool = True) -> str:
+    """A value for the sentence of a `UserError`: on one line, and cut after ``length`` characters.
+
+    Args:
+        value: any value, which may come from a stranger's file.
+        length: characters.
+        quoted: put a text into quotes.
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or a very deep list
+        return "a very large value"
+    if isinstance(value, str) and not quoted:
+        text = value if value.isprintable() else text[1:-1]
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
 class EnvSpec(NamedTuple):
     """The observations and actions of an environment, in plain values that can be saved as JSON.
 

@@ -136,7 +136,8 @@ class Learner:
         there = ActionDist.from_mean_std(dist.mean.detach(), dist.std.detach())
         plan = self.behavior.plan(start.map(lambda x: x[rows]), -c.plan.imagine_rate, first=there)
         assert plan.refined is not None
-        mean, std, gain, _ = plan.refined
+        mean, std, gain, spreads = plan.refined
+        self.behavior.bonus_scale.update(spreads)
         useful = (gain > 0).float()
         divergence = plan_divergence(dist, mean, std.clamp(min=c.behavior.std_min))
         metrics = plan_metrics("teach", [plan], -c.plan.imagine_rate)

@@ -122,10 +122,11 @@ class BonusScale(nn.Module):
 
     @property
     def value(self) -> Tensor:
-        """() the scale, in units of uncertainty per return scale."""
+        """() the scale, in units of uncertainty per return scale; 1 before the first plan."""
         correction = 1 - (1 - self.rate) ** self.count.clamp(min=1)
         ret, uncertainty = (self.spreads / correction).unbind()
-        return uncertainty.clamp(min=1e-8) / ret.clamp(min=self.FLOOR)
+        scale = uncertainty.clamp(min=1e-8) / ret.clamp(min=self.FLOOR)
+        return torch.where(self.count > 0, scale, torch.ones_like(scale))
 
 
 class UncertaintyScale(nn.Module):

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latentplan.config.schema import Config
 
+SIGNALED = 128  # plus the number of a signal: the exit code of a command that the signal stopped
 Commands = Any  # the result of `add_subparsers`, whose type has no public name
+
+
+def expanded(text: str) -> str:
+    """A path argument that may be empty. A leading ``~`` is the home folder.
+
+    A shell leaves ``~`` as it is in quotes and behind ``=``, as in ``--out=~/report``.
+    """
+    return os.path.expanduser(text)
+
+
+def path(text: str) -> Path:
+    """A path argument. A leading ``~`` is the home folder."""
+    return Path(expanded(text))
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +52,7 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the folder of a run, the device, and the module of its environment."""
-    parser.add_argument("run_folder", metavar="RUN", help="folder of a trained run")
+    parser.add_argument("run_folder", type=path, metavar="RUN", help="folder of a trained run")
     add_device_argument(parser)
     add_module_argument(parser)
 
@@ -50,6 +66,7 @@ def add_module_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``module``, the file of the user's environment."""
     parser.add_argument(
         "--module",
+        type=expanded,
         default="",
         metavar="FILE",
         help="the Python file of your own environment, if it has moved since training",

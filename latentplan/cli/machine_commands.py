@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
-from latentplan.cli.arguments import Commands
+from latentplan.cli.arguments import Commands, expanded, path
 from latentplan.types import UserError
 
 
@@ -27,16 +27,16 @@ def _add_study(commands: Commands) -> None:
         choices=("run", "status", "report"),
         help="run the unfinished runs; print their progress; write tables and curves",
     )
-    study.add_argument("file", type=Path, metavar="FILE", help="a study file (YAML)")
+    study.add_argument("file", type=path, metavar="FILE", help="a study file (YAML)")
     study.add_argument(
         "--out",
-        type=Path,
+        type=path,
         metavar="FOLDER/NAME",
         help="path of the report without a suffix; default: runs/<name of the study>",
     )
     study.add_argument(
         "--also",
-        type=Path,
+        type=path,
         action="append",
         default=[],
         metavar="NAME",
@@ -63,7 +63,7 @@ def _study(args: argparse.Namespace) -> int:
 def _add_tensorboard(commands: Commands) -> None:
     tensorboard = commands.add_parser("tensorboard", help="start TensorBoard for runs")
     tensorboard.add_argument(
-        "run_folder", metavar="RUN", nargs="+", help="run folders, or a folder of runs"
+        "run_folder", type=path, metavar="RUN", nargs="+", help="run folders, or a folder of runs"
     )
     tensorboard.add_argument(
         "--host", default="localhost", help="default: localhost; in a container: 0.0.0.0"
@@ -72,15 +72,18 @@ def _add_tensorboard(commands: Commands) -> None:
     tensorboard.set_defaults(run=_tensorboard)
 
 
-def _tensorboard(args: argparse.Namespace) -> int:
-    folders = [Path(name) for name in args.run_folder]
+def _tensorboard(args: argparse.Namespace) -> NoReturn:
+    folders: list[Path] = args.run_folder
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder.")
+        if len(folders) > 1 and "," in os.path.abspath(folder):  # TensorBoard has no quotes
+            raise UserError(f"{folder} has a comma in its path: show it alone, or its parent.")
     spec = ",".join(f"{name}:{folder}" for name, folder in _short_names(folders).items())
     logdir = ["--logdir", str(folders[0])] if len(folders) == 1 else ["--logdir_spec", spec]
     address = ["--host", args.host, "--port", str(args.port)]
-    return subprocess.call([sys.executable, "-m", "tensorboard.main", *logdir, *address])
+    # This process becomes the server. A signal then reaches the server, and none is left behind.
+    os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", *logdir, *address])
 
 
 def _short_names(folders: list[Path]) -> dict[str, Path]:
@@ -136,8 +139,12 @@ def _add_bench(commands: Commands) -> None:
         metavar="NAME",
         help="time only the updates of these ablations, and compare them with the first one",
     )
-    bench.add_argument("--json", metavar="FILE", help="also write the results to this file")
-    bench.add_argument("--against", metavar="FILE", help="compare with an earlier --json file")
+    bench.add_argument(
+        "--json", type=expanded, metavar="FILE", help="also write the results to this file"
+    )
+    bench.add_argument(
+        "--against", type=expanded, metavar="FILE", help="compare with an earlier --json file"
+    )
     bench.set_defaults(run=_bench)
 
 

@@ -6,13 +6,16 @@ import argparse
 from pathlib import Path
 
 from latentplan.cli.arguments import (
+    SIGNALED,
     Commands,
     add_config_arguments,
     add_device_argument,
     add_module_argument,
     add_plan_arguments,
     add_run_arguments,
+    expanded,
     load,
+    path,
 )
 from latentplan.runtime import cores
 
@@ -35,7 +38,12 @@ def add(commands: Commands) -> None:
 
 
 def _add_train(commands: Commands) -> None:
-    train = commands.add_parser("train", help="train an agent, or resume the run in a run folder")
+    train = commands.add_parser(
+        "train",
+        help="train an agent, or resume the run in a run folder",
+        epilog="Ctrl-C, SIGTERM and SIGHUP save a checkpoint and stop, with the exit codes 130, "
+        "143 and 129. The end of steps or train.minutes is exit code 0.",
+    )
     add_config_arguments(train)
     train.set_defaults(run=_train)
 
@@ -44,11 +52,11 @@ def _train(args: argparse.Namespace) -> int:
     config = load(args)
     import torch
 
-    from latentplan.training.loop import train
+    from latentplan.training.loop import train_session
 
     cores.warn_if_busy(config.train.threads or torch.get_num_threads())
-    train(config)
-    return 0
+    number = train_session(config).stopped_by
+    return SIGNALED + number if number else 0
 
 
 def _add_config(commands: Commands) -> None:
@@ -95,7 +103,7 @@ def _add_eval(commands: Commands) -> None:
     )
     add_plan_arguments(evaluate)
     evaluate.add_argument(
-        "--video", help="path of the .mp4 or .gif file; default: in the run folder"
+        "--video", type=expanded, help="path of the .mp4 or .gif file; default: in the run folder"
     )
     evaluate.set_defaults(run=_eval)
 
@@ -123,7 +131,7 @@ def _add_imagine(commands: Commands) -> None:
         "imagine", help="render imagined rollouts and plans of a run as films and figures"
     )
     add_run_arguments(imagine)
-    imagine.add_argument("--out", help="output folder; default: RUN/imagine")
+    imagine.add_argument("--out", type=expanded, help="output folder; default: RUN/imagine")
     imagine.add_argument("--seed", type=int, default=0, help=SEED_HELP)
     add_plan_arguments(imagine)
     imagine.set_defaults(run=_imagine)
@@ -207,11 +215,11 @@ def _add_report(commands: Commands) -> None:
         "report", help="write one HTML file with scores, curves and films of runs"
     )
     report.add_argument(
-        "run_folder", metavar="RUN", nargs="+", type=Path, help="folders of trained runs"
+        "run_folder", metavar="RUN", nargs="+", type=path, help="folders of trained runs"
     )
     report.add_argument(
         "--out",
-        type=Path,
+        type=path,
         default=Path("report.html"),
         metavar="FILE",
         help="the HTML file; default: report.html",
@@ -233,8 +241,10 @@ def _add_export(commands: Commands) -> None:
     export = commands.add_parser(
         "export", help="write the policy of a run to one file that works without latentplan"
     )
-    export.add_argument("run_folder", metavar="RUN", help="folder of a trained run")
-    export.add_argument("--out", help="a .pt2 or .onnx file; default: RUN/policy.pt2")
+    export.add_argument("run_folder", type=path, metavar="RUN", help="folder of a trained run")
+    export.add_argument(
+        "--out", type=expanded, help="a .pt2 or .onnx file; default: RUN/policy.pt2"
+    )
     export.set_defaults(run=_export)
 
 

@@ -4,33 +4,37 @@ The sources are, in this order: the defaults of the dataclasses in ``schema.py``
 ``configs/default.yaml``, ``configs/task/<task or domain>.yaml``, ``configs/size/<size>.yaml``,
 ``configs/obs/<obs>.yaml`` where there is one, ``configs/ablation/<ablation>.yaml``, files named on
 the command line, overrides. A later source replaces values of earlier ones. The result is frozen.
+
+Every source is a flat mapping of dotted keys to values. Values are texts until all sources are
+merged; then the schema gives each its type.
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from latentplan.config import yaml_text
 from latentplan.config.renamed import RENAMED, present_names
 from latentplan.config.schema import Config
 from latentplan.config.tasks import parse_task
-from latentplan.config.validation import bounds_of, check, schema_sections
+from latentplan.config.validation import check, schema_sections
+from latentplan.config.values import convert, expand_home, resolve_references
 from latentplan.runtime import device
-from latentplan.types import UserError
+from latentplan.types import UserError, shown
 
 log = logging.getLogger("latentplan")
-SWITCH_WORDS = {"false": "off", "true": "on"}  # other spellings of the choices off and on
+MAX_LEVELS = 20  # of nested mappings
+Flat = dict[str, Any]  # dotted keys and values
 
 
 def as_config(source: Config | Mapping[str, Any] | Sequence[str]) -> Config:
@@ -38,7 +42,8 @@ def as_config(source: Config | Mapping[str, Any] | Sequence[str]) -> Config:
 
     Args:
         source: a `Config`, which is returned unchanged; a mapping whose keys are dotted or nested;
-            or files and ``key=value`` items, as on the command line.
+            or files and ``key=value`` items, as on the command line. An item with ``=`` is a file
+            if there is a file of that name.
 
     Raises:
         UserError: as :func:`load`.
@@ -46,9 +51,10 @@ def as_config(source: Config | Mapping[str, Any] | Sequence[str]) -> Config:
     if isinstance(source, Config):
         return source
     if isinstance(source, Mapping):
-        return _resolve([_from_mapping(source)])
-    overrides = [item for item in source if "=" in item]
-    return load([item for item in source if "=" not in item], overrides)
+        return _resolve([_from_user(flatten(source), "the configuration")])
+    items = [str(item) for item in source]
+    overrides = [x for x in items if "=" in x and not os.path.isfile(os.path.expanduser(x))]
+    return load([x for x in items if x not in overrides], overrides)
 
 
 def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
@@ -58,26 +64,37 @@ def load(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Con
         UserError: a key is unknown (the message names the nearest one), a value has the wrong type
             or is outside its bounds, or a file cannot be read.
     """
-    return _resolve([*(_read(Path(name)) for name in files), *map(_parse, overrides)])
+    paths = [Path(os.path.expanduser(name)) for name in files]
+    return _resolve([*map(_read, paths), *map(_parse, overrides)])
 
 
-def _resolve(user: Sequence[DictConfig]) -> Config:
+def _resolve(user: Sequence[Flat]) -> Config:
     """Merge the user's settings with the presets that they choose."""
-    base = [_schema(), _read(preset_folder() / "default.yaml")]
+    base = [_read(preset_folder() / "default.yaml")]
     chosen = _merge([*base, *user])
-    size = chosen.size if chosen.size != "auto" else _default_size(chosen.device)
-    task = task_preset(chosen.task)
+    size = chosen["size"] if chosen["size"] != "auto" else _default_size(chosen["device"])
+    task = task_preset(chosen["task"])
     presets = [] if task is None else [_read(task)]
     # The size comes after the task because published sizes set the published action repeat of 2.
     presets.append(_preset("size", size))
-    presets += _optional("obs", chosen.obs) + _ablation(chosen.ablation)
-    merged = _merge([*base, *presets, *user])
-    merged.size = size
-    return _to_config(merged)
+    presets += _optional("obs", chosen["obs"]) + _ablation(chosen["ablation"])
+    return _to_config({**_merge([*base, *presets, *user]), "size": size})
+
+
+def _merge(sources: Sequence[Flat]) -> Flat:
+    """The values of all keys. Later sources win. References are replaced."""
+    merged: Flat = dict(_defaults())
+    for source in sources:
+        merged |= source
+    resolved = resolve_references(merged)
+    return {key: expand_home(key, convert(key, value)) for key, value in resolved.items()}
 
 
 def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read the ``config.yaml`` of a run folder. No presets are applied, since it has all values.
+    """Read the ``config.yaml`` of a run folder.
+
+    No presets are applied, since the file has all values. They are taken as they are, so that a
+    text such as ``${seed}`` or ``~`` means the same on every machine.
 
     Raises:
         UserError: as :func:`load`, or the file is empty.
@@ -85,31 +102,34 @@ def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
     saved = _read(path)
     if not saved:  # Runs of earlier versions may lack some keys, but no run lacks all.
         raise UserError(f"The configuration {path} is empty.")
-    return _to_config(_merge([_schema(), saved, *map(_parse, overrides)]))
+    merged: Flat = {**_defaults(), **saved}
+    for item in overrides:
+        merged |= _parse(item)
+    return _to_config({key: convert(key, value) for key, value in merged.items()})
 
 
 def to_yaml(config: Config) -> str:
     """All values of a configuration as YAML, which :func:`load_resolved` reads."""
-    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True, width=2**16)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Flat:
     """Nested keys as dotted keys: ``{"env": {"repeat": 2}}`` gives ``{"env.repeat": 2}``.
 
     If a key occurs both nested and dotted, the later value is kept.
+
+    Raises:
+        UserError: the mappings are nested more than ``MAX_LEVELS`` deep.
     """
-    flat: dict[str, Any] = {}
+    if prefix.count(".") > MAX_LEVELS:
+        raise UserError(f"The key {shown(prefix)} is nested more than {MAX_LEVELS} levels deep.")
+    flat: Flat = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _flat(node: DictConfig) -> dict[str, Any]:
-    """The dotted keys of a node and their values. References are not resolved."""
-    return flatten(cast("dict[str, Any]", OmegaConf.to_container(node, resolve=False)))
 
 
 def preset_folder() -> Path:
@@ -140,21 +160,26 @@ def _default_size(device_name: str) -> str:
     return "12m" if device.has_cuda() else "cpu"
 
 
-def _preset(kind: str, name: str) -> DictConfig:
+def _preset(kind: str, name: str) -> Flat:
     """Read a preset. ``kind`` is the name of a folder of presets."""
-    path = preset_folder() / kind / f"{name}.yaml"
-    if not path.is_file():
-        names = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise UserError(f"There is no {kind} {name!r}; choose one of: {', '.join(names)}.")
-    return _read(path)
+    known = _presets(kind)
+    if name not in known:
+        names = ", ".join(sorted(known))
+        raise UserError(f"There is no {kind} {shown(name)}; choose one of: {names}.")
+    return _read(known[name])
 
 
-def _optional(kind: str, name: str) -> list[DictConfig]:
+def _presets(kind: str) -> dict[str, Path]:
+    """The presets of a kind by name. A name from a user is looked up, never made into a path."""
+    return {path.stem: path for path in (preset_folder() / kind).glob("*.yaml")}
+
+
+def _optional(kind: str, name: str) -> list[Flat]:
     """A preset that only some values of a key have."""
-    return [_preset(kind, name)] if (preset_folder() / kind / f"{name}.yaml").is_file() else []
+    return [_preset(kind, name)] if name in _presets(kind) else []
 
 
-def _ablation(name: str) -> list[DictConfig]:
+def _ablation(name: str) -> list[Flat]:
     """The settings of an ablation, after those of the ablation that it builds on.
 
     The key ``ablation`` in the file of an ablation names the one that it builds on.
@@ -165,37 +190,13 @@ def _ablation(name: str) -> list[DictConfig]:
     return [*_ablation(preset.pop("ablation", "none")), preset]
 
 
-def _read(path: Path) -> DictConfig:
+def _read(path: Path) -> Flat:
     """Read a file. Its keys may be nested in sections, or dotted as on the command line."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        node, written = OmegaConf.create(text), yaml.load(text, yaml.BaseLoader) or {}
-    except OSError as error:
-        hint = "" if path.suffix else f" (overrides are written key=value, a task as task={path})"
-        raise UserError(
-            f"The configuration {path} cannot be read: {error.strerror}{hint}."
-        ) from error
-    except (YAMLError, ValueError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"The configuration {path} is not valid YAML: {reason}.") from error
-    if not isinstance(node, DictConfig):
-        raise UserError(f"The configuration {path} is not a mapping of keys to values.")
-    # References are not resolved yet, because they may name keys of other files.
-    flat = _flat(node)
-    flat, changes = present_names(_keep_texts_as_written(flat, flatten(written)))
+    flat, changes = present_names(flatten(yaml_text.read_mapping(path, "configuration")))
     _check_keys(flat, str(path))
     if changes:
         warn_about_renamed(path, "; ".join(changes))
-    return _nested(flat)
-
-
-def _nested(flat: Mapping[str, Any]) -> DictConfig:
-    """Dotted keys as nested keys: ``{"env.repeat": 2}`` gives ``{"env": {"repeat": 2}}``."""
-    nested = OmegaConf.create()
-    for key, value in flat.items():
-        OmegaConf.update(nested, key, value)
-    _correct_types(nested)
-    return nested
+    return flat
 
 
 @cache  # Each file gives one warning, even if it is read several times.
@@ -204,31 +205,24 @@ def warn_about_renamed(path: Path, changes: str) -> None:
     log.warning("%s uses names of an earlier version: %s.", path, changes)
 
 
-def _parse(item: str) -> DictConfig:
-    """Parse an override ``key.sub=value``."""
-    if "=" not in item:
-        raise UserError(f"{item!r} is neither a file nor an override of the form key=value.")
-    key, _, text = item.partition("=")
-    if _is_text(key):  # not YAML, which would change many texts
-        return _from_user({key: text}, item)
-    try:
-        node = OmegaConf.from_dotlist([item])
-    except (YAMLError, ValueError, OmegaConfBaseException) as error:
-        raise UserError(f"The override {item!r} cannot be parsed.") from error
-    return _from_user(_flat(node), item)
+def _parse(item: str) -> Flat:
+    """Parse an override ``key.sub=value``. The value of a section is YAML: ``env={repeat: 2}``."""
+    key, equals, value = item.partition("=")
+    source = shown(item, quoted=False)
+    if not equals:
+        raise UserError(f"{source!r} is neither a file nor an override of the form key=value.")
+    if key not in schema_sections():
+        return _from_user({key: value}, source)
+    return _from_user(flatten({key: yaml_text.parse(value, f"The override {source}")}), source)
 
 
-def _from_mapping(settings: Mapping[str, Any]) -> DictConfig:
-    return _from_user(flatten(settings), "the configuration")
-
-
-def _from_user(flat: Mapping[str, Any], source: str) -> DictConfig:
-    """Nested settings from keys that the user types now. Keys of earlier versions are errors."""
+def _from_user(flat: Flat, source: str) -> Flat:
+    """Settings that the user types now. Keys of earlier versions are errors."""
     for key in flat:
         if key in RENAMED:
             raise UserError(f"{key} in {source} has another name now: {RENAMED[key]}.")
     _check_keys(flat, source)
-    return _nested(flat)
+    return flat
 
 
 def _check_keys(flat: Mapping[str, Any], source: str) -> None:
@@ -251,74 +245,25 @@ def unknown_key(key: str, source: str) -> str:
     # A key without a section may be a key with this name in any section.
     suggestions = (similar or same_name) if "." in key else (same_name or similar)
     hint = f"; did you mean {' or '.join(map(repr, suggestions))}?" if suggestions else "."
-    return f"Unknown key {key!r} in {source}{hint}"
-
-
-def _is_text(key: str) -> bool:
-    """Whether the values of a key, which may have its earlier name, are texts."""
-    return isinstance(_defaults().get(RENAMED.get(key, key)), str)
-
-
-def _keep_texts_as_written(flat: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace the values of text keys in ``flat`` by the text that the user wrote.
-
-    YAML would read ``off`` as false, 1.10 as 1.1 and 12:30 as a number.
-    """
-    return {
-        key: written[key] if _is_text(key) and isinstance(written.get(key), str) else value
-        for key, value in flat.items()
-    }
-
-
-def _correct_types(node: DictConfig) -> None:
-    """Convert values that YAML reads as another type, such as 1e6 (a float) for an integer."""
-    defaults = _defaults()
-    for key, value in _flat(node).items():
-        if "off" in bounds_of(key).choices and str(value).lower() in SWITCH_WORDS:
-            OmegaConf.update(node, key, SWITCH_WORDS[str(value).lower()])
-        if isinstance(value, float) and value.is_integer() and type(defaults[key]) is int:
-            OmegaConf.update(node, key, int(value))
+    return f"Unknown key {shown(key)} in {source}{hint}"
 
 
 @cache
 def _defaults() -> Mapping[str, Any]:
     """Every dotted key and its default."""
-    return MappingProxyType(_flat(_schema()))
+    return MappingProxyType(flatten(asdict(Config())))
 
 
-@cache  # A merge copies the schema, so that the cached one does not change.
-def _schema() -> DictConfig:
-    schema: DictConfig = OmegaConf.structured(Config)
-    _make_writable(schema)
-    return schema
-
-
-def _make_writable(node: DictConfig) -> None:
-    """Allow merging. OmegaConf makes nodes of frozen dataclasses read-only."""
-    OmegaConf.set_readonly(node, False)
-    for key in node:
-        if isinstance(node[key], DictConfig):
-            _make_writable(node[key])
-
-
-def _merge(nodes: Sequence[DictConfig]) -> DictConfig:
-    """Merge nodes. Later values win. References are resolved."""
-    try:
-        merged = cast(DictConfig, OmegaConf.merge(*nodes))
-        OmegaConf.resolve(merged)  # Here an error can still name the key of a bad reference.
-        return merged
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        key = f" for {error.full_key!r}" if error.full_key else ""
-        raise UserError(f"Wrong value{key}: {reason}.") from error
-
-
-def _to_config(merged: DictConfig) -> Config:
+def _to_config(flat: Flat) -> Config:
     """Check all values, choose the run folder if none is set, and freeze the configuration."""
-    flat = _flat(merged)
     check(flat)
     if not flat["run_dir"]:
         task = _task_name(flat["task"])
         ablation = "" if flat["ablation"] == "none" else f"-{flat['ablation']}"
-        merged.run_dir = f"runs/{task}-{flat['obs']}-{flat['size']}{ablation}-s{flat['seed']}"
-    return cast(Config, OmegaConf.to_object(merged))
+        run_dir = f"runs/{task}-{flat['obs']}-{flat['size']}{ablation}-s{flat['seed']}"
+        flat = {**flat, "run_dir": run_dir}
+    top = {key: value for key, value in flat.items() if "." not in key}
+    for name, section in schema_sections().items():
+        names = [key for key in flat if key.startswith(f"{name}.")]
+        top[name] = section(**{key.removeprefix(f"{name}."): flat[key] for key in names})
+    return Config(**top)

@@ -17,6 +17,7 @@ class Bounds(NamedTuple):
     at_least: float = 0  # inclusive lower bound
     above: float | None = None  # exclusive lower bound
     at_most: float | None = None  # inclusive upper bound
+    path: bool = False  # a path, in which a leading ~ is the home folder
 
 
 def setting(default: Any, meaning: str, **bounds: Any) -> Any:
@@ -55,7 +56,9 @@ class EnvConfig:
         "fast on a CPU.",
         choices=("auto", "exact", "fast"),
     )
-    module: str = setting("", "Python file or module that registers Gymnasium environments.")
+    module: str = setting(
+        "", "Python file or module that registers Gymnasium environments.", path=True
+    )
 
 
 @dataclass(frozen=True)
@@ -408,7 +411,9 @@ class Config:
     seed: int = setting(0, "Seed of training; evaluation has its own.", at_most=2**64 - 1)
     steps: int = setting(1_000_000, "Environment frames to train for.", at_least=1)
     run_dir: str = setting(
-        "", "Folder of the run; empty: runs/<task>-<obs>-<size>[-<ablation>]-s<seed>."
+        "",
+        "Folder of the run; empty: runs/<task>-<obs>-<size>[-<ablation>]-s<seed>.",
+        path=True,
     )
     device: str = setting("auto", "Device of the agent: auto, cpu, cuda, or cuda:N.")
     env: EnvConfig = field(default_factory=EnvConfig)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 
-from latentplan.types import UserError
+from latentplan.types import UserError, shown
 
 # This list exists because a name must be checked without importing dm_control. A test compares it
 # with dm_control.
@@ -86,7 +86,7 @@ def parse_task(task: str) -> tuple[str, str]:
     if colon and suite == "dummy":
         if name not in DUMMY_TASKS:
             choices = " and ".join(f"dummy:{choice}" for choice in DUMMY_TASKS)
-            raise UserError(f"Unknown task {task!r}: the dummy tasks are {choices}.")
+            raise UserError(f"Unknown task {shown(task)}: the dummy tasks are {choices}.")
         return "dummy", name
     spellings = _spellings()
     spelling = _normalize(name if colon and suite == "dmc" else task).removeprefix("dmc_")
@@ -95,6 +95,6 @@ def parse_task(task: str) -> tuple[str, str]:
     nearest = difflib.get_close_matches(spelling, spellings, n=1, cutoff=0.0)[0]
     nearest = spellings[nearest].replace("/", "_")
     raise UserError(
-        f"Unknown task {task!r}; did you mean {nearest!r}? "
+        f"Unknown task {shown(task)}; did you mean {nearest!r}? "
         "(Gymnasium environments are written gym:ID, as in gym:Pendulum-v1.)"
     )

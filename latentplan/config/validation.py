@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, cast
 
 from latentplan.config.schema import Bounds, Config, uncertainty_members_field
-from latentplan.types import UserError
+from latentplan.types import UserError, shown
 
 LARGEST = 2**64 - 1  # also the largest seed of torch's generators
 
@@ -78,18 +78,19 @@ def check_bounds(key: str, value: object) -> None:
     """
     bounds = bounds_of(key)
     if bounds.choices and value not in bounds.choices:
-        raise UserError(f"{key} must be one of {', '.join(bounds.choices)}, not {value!r}.")
+        raise UserError(f"{key} must be one of {', '.join(bounds.choices)}, not {shown(value)}.")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
+    given = shown(value)
     # The condition is negated because every comparison with NaN is false.
     if not abs(value) <= LARGEST:
-        raise UserError(f"{key} must be a finite number that fits into 64 bits, not {value}.")
+        raise UserError(f"{key} must be a finite number that fits into 64 bits, not {given}.")
     if value < bounds.at_least:
-        raise UserError(f"{key} must be at least {bounds.at_least}, not {value}.")
+        raise UserError(f"{key} must be at least {bounds.at_least}, not {given}.")
     if bounds.above is not None and value <= bounds.above:
-        raise UserError(f"{key} must be more than {bounds.above}, not {value}.")
+        raise UserError(f"{key} must be more than {bounds.above}, not {given}.")
     if bounds.at_most is not None and value > bounds.at_most:
-        raise UserError(f"{key} must be at most {bounds.at_most}, not {value}.")
+        raise UserError(f"{key} must be at most {bounds.at_most}, not {given}.")
 
 
 def _check_plan(flat: dict[str, Any]) -> None:

@@ -13,12 +13,13 @@ from latentplan.config.tasks import parse_task
 from latentplan.config.validation import check_bounds
 from latentplan.envs.rendering import Renderer, choose_renderer
 from latentplan.envs.simulator import MODES
-from latentplan.envs.vector import VectorEnv
+from latentplan.envs.vector import StepInterruptedError, VectorEnv
 from latentplan.envs.workers import Recipe
 from latentplan.types import UserError
 
 __all__ = [
     "Renderer",
+    "StepInterruptedError",
     "VectorEnv",
     "choose_renderer",
     "make_env",

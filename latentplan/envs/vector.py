@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection
 from typing import Any
 
 import gymnasium
@@ -23,6 +25,12 @@ from latentplan.envs.workers import EnvMaker, Recipe, describe_in_process, main_
 from latentplan.types import EnvSpec, Timestep, UserError
 
 _CLOSE_SECONDS = 5.0  # after which workers that have not ended are killed
+_STOP_SECONDS = 3.0  # that a step may still take after a request to stop
+_POLL_SECONDS = 0.2  # between looks at that request
+
+
+class StepInterruptedError(Exception):
+    """A step was given up because of a request to stop. All workers are ended."""
 
 
 class VectorEnv:
@@ -107,18 +115,24 @@ class VectorEnv:
             with self._errors_explained():
                 self._env.step_async(self._pending)
 
-    def step_wait(self) -> tuple[Timestep, np.ndarray]:
+    def step_wait(
+        self, stopping: Callable[[], bool] = lambda: False
+    ) -> tuple[Timestep, np.ndarray]:
         """The rows after the actions that were sent, and the frames (N,) that were used.
+
+        Args:
+            stopping: whether a stop is requested. Then hanging workers are not waited for.
 
         Raises:
             RuntimeError: no actions were sent.
             UserError: an environment failed.
+            StepInterruptedError: a stop was requested, and a worker did not answer.
         """
         if self._pending is None:
             raise RuntimeError("step_wait without step_async")
         with self._errors_explained():
             if self._async:
-                result = self._env.step_wait(timeout=self._timeout)
+                result = self._env.step_wait(timeout=self._await_answers(stopping))
             else:
                 result = self._env.step(self._pending)
         observation, reward, terminated, truncated, info = result
@@ -133,6 +147,20 @@ class VectorEnv:
             truncated=truncated,
         )
         return row, np.asarray(info["frames"], np.int64)
+
+    def _await_answers(self, stopping: Callable[[], bool]) -> float:
+        """Wait until all workers have answered or the timeout has passed. Returns what is left."""
+        end, end_of_stop = time.monotonic() + self._timeout, float("inf")
+        waiting = list(self._env.parent_pipes)
+        while waiting and (now := time.monotonic()) < end:
+            if stopping():
+                end_of_stop = min(end_of_stop, now + _STOP_SECONDS)
+            if now >= end_of_stop:
+                self._kill()
+                raise StepInterruptedError
+            ready = connection.wait(waiting, timeout=_POLL_SECONDS)
+            waiting = [pipe for pipe in waiting if pipe not in ready]
+        return max(0.0, end - time.monotonic())
 
     def step(self, action: np.ndarray) -> tuple[Timestep, np.ndarray]:
         """:meth:`step_async` and :meth:`step_wait` together."""

@@ -12,13 +12,15 @@ import numpy as np
 
 from latentplan.config.loading import load_resolved
 from latentplan.inspection.plots import pyplot
-from latentplan.runs import run_folder
+from latentplan.runs import metrics_file, run_folder
 from latentplan.types import UserError
 
 COLUMNS = (
     *("run", "task", "obs", "size", "ablation", "seed"),
     *("frame", "seconds", "mean", "std", "planner"),
 )
+
+EVALUATION = ("time", "episode/eval_score", "episode/eval_std")  # what every evaluation logs
 
 
 class Curve(NamedTuple):
@@ -36,42 +38,33 @@ def read_curve(folder: Path) -> Curve:
     """
     config = load_resolved(folder / "config.yaml")
     settings = {key: getattr(config, key) for key in ("task", "obs", "size", "ablation", "seed")}
-    evaluated = [x for x in read_metrics(folder) if x.get("episode/eval_score") is not None]
-    try:
-        rows = [
-            {
-                "frame": metrics["step"],
-                "seconds": round(metrics["time"]),
-                "mean": round(metrics["episode/eval_score"], 1),
-                "std": round(metrics["episode/eval_std"], 1),
-                "planner": _rounded(metrics.get("episode/planner_score")),
-            }
-            for metrics in evaluated
-        ]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"An evaluation in {folder / 'metrics.jsonl'} is damaged.") from error
+    rows = [
+        {
+            "frame": metrics["step"],
+            "seconds": round(metrics["time"]),
+            "mean": round(metrics["episode/eval_score"], 1),
+            "std": round(metrics["episode/eval_std"], 1),
+            "planner": _rounded(metrics.get("episode/planner_score")),
+        }
+        for metrics in read_metrics(folder)
+        # Without one of these numbers, the row is no evaluation, or its values were not finite.
+        if all(metrics.get(name) is not None for name in EVALUATION)
+    ]
     repeat, sessions = config.env.repeat, run_folder.sessions(folder)
     description = {"run": folder.name, **settings, "repeat": repeat, "sessions": sessions}
     return Curve(description, rows)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Read the lines of ``metrics.jsonl``. An incomplete line, still being written, is left out.
+    """Read the lines of ``metrics.jsonl``. Damaged lines are left out, with a warning.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file cannot be read.
     """
-    path = folder / "metrics.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        return metrics_file.read(folder / "metrics.jsonl").rows
     except OSError as error:
         raise UserError(f"{folder} has no metrics.jsonl: {error.strerror}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
-    if not all("step" in row for row in rows):
-        raise UserError(f"{path} is damaged: a line has no step.")
-    return rows
 
 
 def report_path(out: Path, ending: str) -> Path:

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from latentplan.runs import metrics_file
 from latentplan.types import UserError
 
 MAX_GIF_FRAMES = 250  # frames of longer videos are skipped, so that an event file stays small
@@ -284,29 +285,15 @@ def _mean(scalars: list[Tensor | float]) -> float:
 
 
 def _drop_later_rows(path: Path, frame: int) -> float:
-    """Remove the rows after ``frame``, and incomplete lines, from a ``metrics.jsonl`` file.
+    """Remove the rows after ``frame``, and damaged lines, from a ``metrics.jsonl`` file.
 
     Returns:
         The seconds that the run has taken, including those of the removed rows. If no row is left,
         the run is new and the result is 0.
     """
-    seconds = 0.0
-    kept: list[str] = []
-    for row, line in _rows(path):
-        seconds = max(seconds, float(row["time"]))
-        if row["step"] <= frame:
-            kept.append(line)
+    rows, lines, _ = metrics_file.read(path)
+    kept = [line for row, line in zip(rows, lines, strict=True) if row["step"] <= frame]
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
-    return seconds if kept else 0.0
-
-
-def _rows(path: Path) -> Iterable[tuple[dict[str, Any], str]]:
-    """The complete rows of a ``metrics.jsonl`` file, each as values and as a line of text."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                yield json.loads(line), line.rstrip("\n") + "\n"
-            except ValueError:  # a crash left an incomplete line
-                continue
+    return max((row.get("time") or 0.0 for row in rows), default=0.0) if kept else 0.0

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from latentplan.config.loading import load, preset_folder, warn_about_renamed
+from latentplan.config.loading import flatten, load, preset_folder, warn_about_renamed
 from latentplan.config.renamed import present_names
-from latentplan.inspection.curves import read_metrics
-from latentplan.runs import checkpoint, run_folder
-from latentplan.types import UserError
+from latentplan.config.yaml_text import read_mapping
+from latentplan.runs import checkpoint, metrics_file, run_folder
+from latentplan.runs.metrics_file import Metrics
+from latentplan.types import UserError, shown
 
 SET_BY_STUDY = ("task", "ablation", "seed", "run_dir")
 
@@ -54,22 +53,31 @@ class Job(NamedTuple):
 
     def progress(self) -> Progress:
         """The progress of the run, from its metrics. A run without metrics has 0 frames."""
+        return _progress(self._metrics())
+
+    def _metrics(self) -> Metrics:
         try:
-            rows = read_metrics(self.folder)
-        except UserError:
-            return Progress(0, None)
-        scores = [row["episode/eval_score"] for row in rows if "episode/eval_score" in row]
-        return Progress(rows[-1]["step"] if rows else 0, scores[-1] if scores else None)
+            return metrics_file.read(self.folder / "metrics.jsonl")
+        except OSError:
+            return Metrics([], [], ())
 
     def done(self) -> bool:
         """Whether the run has all its frames, and a checkpoint of its last frame."""
-        if self.progress().frames < self.steps:
+        metrics = self._metrics()
+        # Where a line is damaged, which may be the last one, the checkpoint alone decides.
+        if _progress(metrics).frames < self.steps and not metrics.damaged:
             return False
         try:
             path = run_folder.checkpoint_path(self.folder)
             return checkpoint.load(path)["frames"] >= self.steps
         except UserError:
             return False
+
+
+def _progress(metrics: Metrics) -> Progress:
+    scores = [x for row in metrics.rows if (x := row.get("episode/eval_score")) is not None]
+    frames = metrics.rows[-1]["step"] if metrics.rows else 0
+    return Progress(frames, scores[-1] if scores else None)
 
 
 def read_study(path: Path) -> Study:
@@ -79,14 +87,7 @@ def read_study(path: Path) -> Study:
         UserError: the file cannot be read or is not YAML, a key is unknown, a value has the wrong
             type, or a variant has the name of an ablation.
     """
-    try:
-        node = OmegaConf.merge(OmegaConf.structured(Study), OmegaConf.load(path))
-        study = cast(Study, OmegaConf.to_object(node))
-    except OSError as error:
-        raise UserError(f"The study {path} cannot be read: {error.strerror}.") from error
-    except (YAMLError, ValueError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).splitlines()[0].split()).rstrip(".")
-        raise UserError(f"The study {path} is not valid: {reason}.") from error
+    study = _parsed(read_mapping(path, "study"), path)
     for name in ("tasks", "ablations", "seeds"):
         values = getattr(study, name)
         if not values:
@@ -98,6 +99,45 @@ def read_study(path: Path) -> Study:
     if study.parallel < 1:
         raise UserError(f"parallel must be at least 1, not {study.parallel}.")
     return study
+
+
+def _parsed(tree: dict[str, Any], path: Path) -> Study:
+    """A study from the texts of its file. A key without a value keeps its default."""
+    values = {}
+    for key, value in tree.items():
+        if key not in _READERS:
+            raise UserError(f"The study {path} is not valid: it cannot have the key {shown(key)}.")
+        try:
+            values[key] = _READERS[key](value) if value != "" else getattr(Study(), key)
+        except (TypeError, ValueError, AttributeError) as error:  # a value of another type
+            raise UserError(
+                f"The study {path} is not valid: {key} cannot be {shown(value)}."
+            ) from error
+    return Study(**values)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _list(value: Any) -> list[str]:
+    if not isinstance(value, list):
+        raise TypeError
+    return [_text(item) for item in value]
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "tasks": _list,
+    "ablations": _list,
+    "variants": lambda value: {name: flatten(settings) for name, settings in value.items()},
+    "seeds": lambda value: [int(seed) for seed in _list(value)],
+    "settings": flatten,
+    "per_task": lambda value: {task: flatten(settings) for task, settings in value.items()},
+    "parallel": lambda value: int(_text(value)),
+    "folder": lambda value: os.path.expanduser(_text(value)),
+}
 
 
 def _use_present_names(study: Study, path: Path) -> None:
@@ -152,7 +192,7 @@ def jobs(study: Study, path: Path) -> list[Job]:
                 settings = {"task": task, "seed": seed, **study.settings}
                 settings |= study.per_task.get(task, {})
                 settings |= study.variants.get(ablation, {"ablation": ablation})
-                overrides = [f"{k}={'null' if x is None else x}" for k, x in settings.items()]
+                overrides = [f"{key}={value}" for key, value in settings.items()]
                 overrides.append(f"run_dir={run}")
                 config = load([], overrides)
                 if (run / "config.yaml").is_file():

@@ -12,25 +12,31 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from latentplan.study.matrix import Job, jobs, read_study, table
 
 log = logging.getLogger("latentplan")
 POLL = 0.5  # seconds
 REPORT = 60.0  # seconds between tables if no state changes
+# Signals that stop a study or a run after it has saved.
+STOPS = [getattr(signal, x) for x in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, x)]
+SAVED = (0, *(128 + number for number in STOPS))  # exit codes of a run that has ended or stopped
 
 
 def run(path: Path) -> int:
     """Run the unfinished runs of a study, ``study.parallel`` at a time.
 
-    Ctrl-C or SIGTERM stops all runs after each has saved a checkpoint. The same command continues
-    them later.
+    Ctrl-C, SIGTERM or SIGHUP stops all runs after each has saved a checkpoint. The same command
+    continues them later.
 
     Returns:
         The exit code: 0 if all runs are done, 1 if one failed or was stopped.
 
     Raises:
         UserError: the study is not valid, or a run in its folder has other settings.
+        KeyboardInterrupt: a signal, whose number is the argument, has stopped the study.
     """
     study = read_study(path)
     matrix = jobs(study, path)
@@ -39,9 +45,7 @@ def run(path: Path) -> int:
     running: dict[Job, subprocess.Popen] = {}
     threads = max(1, (os.cpu_count() or 1) // study.parallel)
     reported = 0.0
-    # A shell may start a background program with SIGINT ignored, so both signals get a handler.
-    stops = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, signal.default_int_handler) for number in stops}
+    before = _handle_stops()
     try:
         while waiting or running:
             changed = False
@@ -51,9 +55,10 @@ def run(path: Path) -> int:
                 status[job.folder], changed = "running", True
             for job in [job for job, process in running.items() if process.poll() is not None]:
                 code = running.pop(job).returncode
+                failed = code not in SAVED
                 ended = "done" if job.done() else "stopped"
-                status[job.folder], changed = "failed" if code else ended, True
-                if code:
+                status[job.folder], changed = "failed" if failed else ended, True
+                if failed:
                     log.warning(
                         "%s ended with exit code %d; see %s", _name(job), code, _log_path(job)
                     )
@@ -66,6 +71,19 @@ def run(path: Path) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     return 0 if all(job.done() for job in matrix) else 1
+
+
+def _handle_stops() -> dict[int, Any]:
+    """Let the signals raise KeyboardInterrupt. Returns the former handlers by signal."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    # A shell may start a background program with SIGINT ignored, and it still gets a handler. But
+    # where SIGHUP is ignored, by nohup(1), the study shall survive its terminal.
+    kept = getattr(signal, "SIGHUP", None)
+    ignored = kept is not None and signal.getsignal(kept) is signal.SIG_IGN
+    return {x: signal.signal(x, interrupt) for x in STOPS if not (x == kept and ignored)}
 
 
 def show(path: Path) -> str:

@@ -7,13 +7,10 @@ due by seconds.
 from __future__ import annotations
 
 import logging
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +21,7 @@ from latentplan.config.loading import as_config
 from latentplan.config.schema import Config
 from latentplan.data.batches import BatchSampler
 from latentplan.data.replay import Replay
-from latentplan.envs import Renderer, make_train_env
+from latentplan.envs import Renderer, StepInterruptedError, make_train_env
 from latentplan.runs import checkpoint, run_folder
 from latentplan.runs.provenance import describe
 from latentplan.runtime.clock import Every, Ratio
@@ -32,6 +29,7 @@ from latentplan.runtime.disk import gigabytes
 from latentplan.training.compiling import is_compiler_failure, make_agent
 from latentplan.training.monitor import Monitor, OnLog
 from latentplan.training.start import Start, resolve
+from latentplan.training.stopping import Stop, start_resource_tracker, stop_on_signal
 from latentplan.types import Latent, Timestep, UserError
 
 log = logging.getLogger("latentplan")
@@ -57,11 +55,25 @@ def train(
         UserError: the configuration is wrong, or the session cannot start or continue. The message
             says why. An existing run loses nothing.
     """
-    start = resolve(as_config(config))
+    return train_session(as_config(config), on_log=on_log).folder
+
+
+class Session(NamedTuple):
+    """The outcome of a training session."""
+
+    folder: Path
+    stopped_by: int  # number of the signal; 0: the session has all its frames or its minutes
+
+
+def train_session(config: Config, *, on_log: OnLog | None = None) -> Session:
+    """As :func:`train`, and tell whether a signal stopped the session before its end."""
+    start = resolve(config)
+    if config.env.workers:
+        start_resource_tracker()
     trainer = Trainer(start, on_log)
     try:
         with stop_on_signal() as stop:
-            trainer.run(stop)
+            ended = trainer.run(stop)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"{start.device} has no memory left. Use a smaller train.batch, "
@@ -70,33 +82,7 @@ def train(
         ) from error
     finally:
         trainer.close()
-    return start.folder
-
-
-class Stop:
-    """A request to stop. The first signal sets it, and the loop reads it after every step."""
-
-    requested = False
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[Stop]:
-    """Let the first SIGINT or SIGTERM request a stop, and a second one raise KeyboardInterrupt."""
-    stop = Stop()
-
-    def request_stop(number: int, frame: FrameType | None) -> None:
-        if stop.requested:
-            raise KeyboardInterrupt
-        stop.requested = True
-        log.info("stopping: saving a checkpoint (press Ctrl-C again to stop without it)")
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    former_handlers = {number: signal.signal(number, request_stop) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in former_handlers.items():
-            signal.signal(number, handler)
+    return Session(start.folder, 0 if ended else stop.number)
 
 
 class Trainer:
@@ -179,12 +165,16 @@ class Trainer:
 
     # --- the loop ---------------------------------------------------------------------------
 
-    def run(self, stop: Stop) -> None:
-        """Collect and learn until ``config.steps`` frames, the time limit, or a stop request."""
+    def run(self, stop: Stop) -> bool:
+        """Collect and learn until ``config.steps`` frames, the time limit, or a stop request.
+
+        Returns:
+            Whether the frames or the time limit are reached.
+        """
         config, self.stop = self.config, stop
         if self.frames >= config.steps:
             log.info("%s is complete: set a larger steps=N to continue it", self.folder)
-            return
+            return True
         self.monitor.start(self.frames, self.updates)
         self._learn()  # the updates that the last decision before the checkpoint has earned
         row = self._reset()
@@ -194,7 +184,11 @@ class Trainer:
             action, carry = self._choose_action(row, carry)
             self.env.step_async(action)  # the environments step while the agent learns
             self._learn()
-            row = self._receive()
+            try:
+                row = self._receive()
+            except StepInterruptedError:
+                log.info("an environment does not answer: the run is saved without its last step")
+                break
             last = self._out_of_time() or self.frames >= config.steps
             self.monitor.report(self.frames, self.updates, last=last)
             self._save_if_due()
@@ -202,6 +196,7 @@ class Trainer:
             log.info("the time limit of %g minutes is reached", config.train.minutes)
         self.save()
         log.info("%s frames, %s updates, saved in %s", self.frames, self.updates, self.folder)
+        return last
 
     def _reset(self) -> Timestep:
         """Start an episode in every environment. Returns its first row (N)."""
@@ -229,7 +224,7 @@ class Trainer:
     def _receive(self) -> Timestep:
         """Wait for the environments, then store and count their row (N)."""
         with self.monitor.stopwatch.section("env"):
-            row, frames = self.env.step_wait()
+            row, frames = self.env.step_wait(lambda: self.stop.requested)
         self._store(row)
         self.frames += int(frames.sum())
         self.decisions += int((frames > 0).sum())  # a reset takes no frame and no decision
@@ -302,10 +297,10 @@ class Trainer:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint with the complete state of the run.
+        """Write a checkpoint with the complete state of the run. The last one is kept beside it.
 
         Raises:
-            UserError: the checkpoint cannot be written. The former one stays.
+            UserError: the checkpoint cannot be written. Those before it stay.
         """
         self.replay.flush()
         checkpoint.save(

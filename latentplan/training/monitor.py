@@ -218,7 +218,7 @@ class Monitor:
                 )
                 log.info("%s at frame %d: %.1f", LABELS[mode], frames, scores.mean)
                 film = scores.film(self.agent.world.spec)
-                if film is not None and config.eval.video:
+                if film is not None and config.eval.video and mode != "sample":
                     self.logger.video(f"episode/{name}_video", film, frames, fps=30)
                 if mode == "mean":
                     self._calibrate(scores.rows)

@@ -183,6 +183,7 @@ def test_the_uncertainty_scale_never_decreases() -> None:
 
 def test_with_the_bonus_scale_uncertainty_has_the_spread_of_the_return() -> None:
     scale = BonusScale(0.5)
+    assert float(scale.value) == 1.0
     for _ in range(20):
         scale.update(torch.tensor([0.2, 3.0]))
     assert float(3.0 / scale.value) == pytest.approx(0.2)

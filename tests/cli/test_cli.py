@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
-from environments import run_python
+from environments import ROOT, run_python
 
 from latentplan import __version__
 from latentplan.cli import machine_commands as machine
@@ -15,11 +16,17 @@ from latentplan.cli import main as cli
 from latentplan.cli import run_commands as runs
 from latentplan.cli.main import main
 from latentplan.config.loading import load, load_resolved
+from latentplan.types import UserError
 
 COMMANDS = (
     *("train", "config", "eval", "imagine", "calibrate", "diagnose", "report"),
     *("export", "study", "tensorboard", "list", "doctor", "bench"),
 )
+
+
+def wrapped(error: Exception, outer: Exception) -> Exception:
+    outer.__cause__ = error
+    return outer
 
 
 def test_help_names_every_command_without_importing_torch() -> None:
@@ -128,16 +135,50 @@ def test_tensorboard_is_reachable_only_from_this_machine_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], expected: list[str]
 ) -> None:
     called = []
-    monkeypatch.setattr(machine.subprocess, "call", lambda command: called.append(command) or 0)
+    monkeypatch.setattr(machine.os, "execv", lambda program, command: called.append(command))
     folders = [tmp_path / name for name in names]
     for folder in folders:
         folder.mkdir(parents=True)
-    assert main(["tensorboard", *map(str, folders)]) == 0
-    assert main(["tensorboard", *map(str, folders), "--host", "0.0.0.0", "--port", "7"]) == 0
+    main(["tensorboard", *map(str, folders)])
+    main(["tensorboard", *map(str, folders), "--host", "0.0.0.0", "--port", "7"])
     first, second = (command[3:] for command in called)
     assert first[:2] == [text.format(*folders) for text in expected]
     assert first[2:] == ["--host", "localhost", "--port", "6006"]
     assert second[2:] == ["--host", "0.0.0.0", "--port", "7"]
+
+
+def test_tensorboard_cannot_show_several_folders_with_a_comma(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [tmp_path / "lr=1,b=2", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+    assert main(["tensorboard", *map(str, folders)]) == 2
+    assert "comma" in capsys.readouterr().err
+
+
+def test_tensorboard_takes_the_place_of_this_process(tmp_path: Path) -> None:
+    """A signal to the command reaches the server, so that none is left when the command ends."""
+    command = [sys.executable, "-m", "latentplan", "tensorboard", str(tmp_path), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert any("http://" in line for line in process.stderr)
+        assert "tensorboard.main" in psutil.Process(process.pid).cmdline()
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        process.wait(60)
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+@pytest.mark.parametrize("option", ["--out", "--video", "--module", "--json", "--against"])
+def test_a_leading_tilde_of_a_path_is_the_home_folder(
+    monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    command = {"--out": "imagine", "--json": "bench", "--against": "bench"}.get(option, "eval")
+    folder = ["~/run"] if command != "bench" else []
+    args = cli._parse([command, *folder, f"{option}=~/x"])
+    assert str(vars(args)[option.removeprefix("--")]) == "/home/someone/x"
+    assert not folder or args.run_folder == Path("/home/someone/run")
 
 
 @pytest.mark.parametrize(
@@ -150,6 +191,11 @@ def test_tensorboard_is_reachable_only_from_this_machine_by_default(
         ),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), 2, "a/b: Not a directory."),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 2, "Disk quota exceeded"),
+        (
+            wrapped(OSError(errno.ENOSPC, "No space left on device", "x"), RuntimeError("torch")),
+            2,
+            "x: No space left on device.",
+        ),
         (KeyboardInterrupt(), 130, ""),
     ],
 )
@@ -166,6 +212,53 @@ def test_an_interrupted_command_prints_one_sentence(
     monkeypatch.setattr(runs, "_config", fail)
     assert main(["config"]) == code
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files", "x.bin"),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.ENFILE, "Too many open files in system"),
+        ImportError("libtorch.so: cannot open shared object file: Too many open files"),
+        UserError("The configuration x.yaml cannot be read: Too many open files."),
+        wrapped(OSError(errno.EMFILE, "Too many open files"), UserError("x cannot be built.")),
+        wrapped(OSError(errno.EMFILE, "Too many open files"), RuntimeError("no worker")),
+    ],
+    ids=repr,
+)
+def test_too_few_file_handles_are_named_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def fail(args: object) -> int:
+        raise error
+
+    monkeypatch.setattr(runs, "_config", fail)
+    assert main(["config"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("latentplan: Too many files are open") and "ulimit -n" in line
+
+
+@pytest.mark.parametrize("handles", [8, 14])
+def test_a_command_with_a_low_limit_of_file_handles_ends_with_one_sentence(
+    tmp_path: Path, handles: int
+) -> None:
+    program = (
+        "import resource, sys, os; from latentplan.cli.main import main;"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({handles}, {handles}));"
+        f"kept = [os.open(os.devnull, 0) for _ in range({handles - 5})];"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "train", "task=dummy:count", "size=tiny", "obs=state"]
+    done = subprocess.run(
+        [*command, "device=cpu", f"run_dir={tmp_path / 'run'}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "ulimit -n" in done.stderr.splitlines()[-1]
 
 
 def test_a_program_error_is_not_reported_as_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,12 +221,18 @@ def test_a_damaged_record_of_sessions_is_an_error(
         read_curve(home / "run")
 
 
-@pytest.mark.parametrize("line", ["{]}", '{"time": 1}', '{"step": 1, "episode/eval_score": 2}'])
-def test_damaged_metrics_are_an_error(home: Path, line: str) -> None:
+def test_damaged_metrics_do_not_stop_a_report_or_a_run(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = home / "run" / "metrics.jsonl"
-    path.write_text(f"{line}\n{path.read_text()}")
-    with pytest.raises(UserError, match=r"metrics\.jsonl.* is damaged"):
-        read_curve(home / "run")
+    whole = path.read_bytes()
+    scores = read_curve(home / "run").rows
+    path.write_bytes(b"\xff\n" + whole + b'{"step": "x"}\n')
+    assert read_curve(home / "run").rows == scores
+    check_resumes(home)
+    (warning,) = (text for text in caplog.messages if "metrics.jsonl" in text)
+    assert "lines 1, 4 are damaged" in warning
+    assert path.read_bytes().startswith(whole)  # all other rows are kept
 
 
 @pytest.mark.parametrize("missing", ["", "config.yaml", "checkpoint.pt"])

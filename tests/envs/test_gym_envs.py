@@ -13,6 +13,7 @@ import psutil
 import pytest
 from environments import make, run_python, walk
 
+from latentplan.envs import StepInterruptedError
 from latentplan.types import EnvSpec, UserError
 
 MODULE = """
@@ -212,6 +213,18 @@ def test_a_hung_environment_is_ended(module: str) -> None:
         walk(env, 4)
     assert time.monotonic() - start < 20
     assert not children()
+
+
+def test_a_stop_does_not_wait_for_a_hung_environment(module: str) -> None:
+    with make("gym:Hangs-v0", module=module, workers=True, timeout=100.0, num_envs=2) as env:
+        env.reset()
+        with pytest.raises(StepInterruptedError):
+            for _ in range(4):
+                env.step_async(np.zeros((2, env.spec.action_dim)))
+                start = time.monotonic()
+                env.step_wait(lambda: True)
+        assert time.monotonic() - start < 20
+        assert not children()
 
 
 def test_a_dead_worker_is_reported(module: str) -> None:

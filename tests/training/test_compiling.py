@@ -169,7 +169,7 @@ def test_ctrl_c_that_kills_the_compiler_saves_a_checkpoint(
     monkeypatch.setattr(Agent, "update", killed)
     config = tmp_path / "run.yaml"
     config.write_text(to_yaml(run_config(folder, "steps=1_000_000")))
-    assert main(["train", str(config)]) == 0
+    assert main(["train", str(config)]) == 128 + signal.SIGINT
     saved = checkpoint.load(folder / "checkpoint.pt")
     assert saved["updates"] == 3
     assert all(torch.equal(x, saved["agent"][name]) for name, x in weights[-1].items())

@@ -131,7 +131,9 @@ def test_the_time_limit_ends_a_session_with_a_checkpoint(tmp_path: Path) -> None
 
 
 def test_the_run_folder_is_complete(run: Path) -> None:
-    assert {path.name for path in run.iterdir() if not path.name.startswith("events.")} == {
+    files = {path.name for path in run.iterdir() if not path.name.startswith("events.")}
+    # On a slow machine the run saves more than once.
+    assert files - {"checkpoint.1.pt"} == {
         *("checkpoint.pt", "config.yaml", "metrics.jsonl", "replay", "run.json", "videos")
     }
     names = {path.name for path in (run / "videos").iterdir()}
@@ -313,8 +315,8 @@ def test_environments_step_while_the_agent_learns(
 # --- stopping -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_and_ends_all_workers(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_ends_all_workers(tmp_path: Path, number: signal.Signals) -> None:
     folder, file = tmp_path / "run", tmp_path / "run.yaml"
     config = run_config(folder, "env.workers=true", "env.num_envs=2", "steps=1_000_000")
     file.write_text(to_yaml(config))
@@ -336,7 +338,7 @@ def test_ctrl_c_saves_and_ends_all_workers(tmp_path: Path, number: signal.Signal
     os.killpg(process.pid, number)
     _, rest = process.communicate(timeout=60)
     text = "".join([*lines, rest])
-    assert process.returncode == 0, text
+    assert process.returncode == 128 + number, text
     assert "saving a checkpoint" in text and "Traceback" not in text
     assert checkpoint.load(folder / "checkpoint.pt")["frames"] > 0
     for _ in range(50):  # Python's resource tracker needs a moment to end
