@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from latentplan.nn.cache import cached_rows
+from latentplan.nn.moments import update_moments
 
 PATCH = {"strided": 1, "patch": 4}  # side of the patches, by ``world.coder``
 FITTED = 100  # batches that the statistics are taken from
@@ -51,10 +52,7 @@ class ImageNormalizer(nn.Module):
         x = self.patchify(image).flatten(0, -4).float() / 255.0
         self.batches += 1
         rate = 1 / self.batches.float()
-        # Batches are combined as in Chan et al., since E[x^2] - E[x]^2 would lose small variances.
-        within, shift = x.var(0, correction=0), x.mean(0) - self.mean
-        self.variance.lerp_(within + (1 - rate) * shift.square(), rate)
-        self.mean.lerp_(x.mean(0), rate)
+        update_moments(self.mean, self.variance, x, rate)
         pixels = self.variance.unflatten(-1, (-1, self.channels))
         spread = pixels.mean(-1, keepdim=True).sqrt()
         spread = spread + FLOOR * spread.square().mean().sqrt() + 1e-3

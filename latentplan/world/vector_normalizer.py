@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from latentplan.nn.distributions import symlog
+from latentplan.nn.moments import update_moments
 
 RATE = 1e-3  # smallest rate, per batch, at which the statistics follow the data
 FLOOR = 1e-3  # smallest spread, in symlog units: a constant entry may change later
@@ -17,8 +18,7 @@ class VectorNormalizer(nn.Module):
 
     Vectors are squashed by symlog first, which bounds the influence of outliers. Encoder and
     decoder see an entry of millimeters and an entry of meters alike. Without the statistics, the
-    summed squared error does not pay for small entries, and the latent state leaves them out
-    (measured in docs/lab_notes/planning.md).
+    summed squared error does not pay for small entries, and the latent state leaves them out.
 
     The statistics are those of all batches at first, and follow the data slowly from then on. They
     never stop, because an entry can be constant in random play: a touch sensor, for example.
@@ -42,10 +42,7 @@ class VectorNormalizer(nn.Module):
         x = symlog(vector).flatten(0, -2)
         self.batches += 1
         rate = torch.clamp(1 / self.batches.float(), min=RATE)
-        # Batches are combined as in Chan et al., since E[x^2] - E[x]^2 would lose small variances.
-        within, shift = x.var(0, correction=0), x.mean(0) - self.mean
-        self.variance.lerp_(within + (1 - rate) * shift.square(), rate)
-        self.mean.lerp_(x.mean(0), rate)
+        update_moments(self.mean, self.variance, x, rate)
 
     def freeze(self) -> None:
         """Keep the statistics as they are from now on."""
