@@ -31,13 +31,15 @@ COPY . .
 
 # The image also runs as any other user (docker run --user): all users may write to home, caches and
 # /runs, and USER gives a name to a user without an entry in the password file. Compiled code stays
-# with the runs, so that the next container does not spend its first minute on compiling again.
+# with the runs, so that the next container does not spend its first minute on compiling again. So
+# does the record of the Python files that training has run (docs/reliability.md).
 RUN useradd --create-home --uid 10001 latentplan \
     && install -d -m 1777 /runs && chmod 1777 /home/latentplan
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/home/latentplan \
     USER=latentplan \
-    TORCHINDUCTOR_CACHE_DIR=/runs/.torchinductor
+    TORCHINDUCTOR_CACHE_DIR=/runs/.torchinductor \
+    LATENTPLAN_STATE=/runs/.latentplan
 USER latentplan
 VOLUME /runs
 # From this working folder the default run folder, runs/..., is a folder of the volume.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
@@ -196,18 +197,46 @@ class Agent(nn.Module):
 
     # --- learning ---------------------------------------------------------------------------
 
-    def update(self, batch: Timestep, episode: Tensor) -> dict[str, Tensor]:
+    def update(
+        self,
+        batch: Timestep,
+        episode: Tensor,
+        interruptible: AbstractContextManager[None] | None = None,
+    ) -> dict[str, Tensor]:
         """One gradient step of world model, actor and critic.
 
         Args:
             batch: (B, C + T) rows on the agent's device; the C of ``train.context`` come first,
-                and only give the states before the others. episode: (B, C + T) int64.
+                and only give the states before the others.
+            episode: (B, C + T) int64.
+            interruptible: entered while losses and gradients are computed. No weight changes there,
+                and functions are compiled there.
 
         Returns:
             Metrics as detached tensors, so that the device is not waited for here.
 
         Raises:
             NonFiniteLossError: it names the terms. The weights have not changed.
+        """
+        with interruptible or nullcontext():
+            terms, high_uncertainty, metrics = self._differentiate(batch, episode)
+        self.optimizer.step()
+        self.world.fit_normalizers(batch.map(lambda x: x[:, self.config.train.context :]).obs)
+        self.world.count_update()
+        self.critic.follow()
+        self.uncertainty_scale.update(high_uncertainty)
+        return {f"train/loss/{k}": v.detach() for k, v in terms.items()} | metrics
+
+    def _differentiate(
+        self, batch: Timestep, episode: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
+        """Compute the losses, and the gradients of all weights.
+
+        Returns:
+            The losses by name, the high uncertainty () of the batch, and metrics.
+
+        Raises:
+            NonFiniteLossError: as :meth:`update`.
         """
         self.optimizer.zero_grad()
         start, context = None, self.config.train.context
@@ -223,12 +252,7 @@ class Agent(nn.Module):
             metrics |= self._add_fraction(distill)
         terms |= behavior
         self._require_finite(terms)
-        self.optimizer.step()
-        self.world.fit_normalizers(batch.obs)
-        self.world.count_update()
-        self.critic.follow()
-        self.uncertainty_scale.update(high_uncertainty)
-        return {f"train/loss/{k}": v.detach() for k, v in terms.items()} | seen | metrics
+        return terms, high_uncertainty, seen | metrics
 
     def _add_fraction(self, distill: Tensor) -> dict[str, Tensor]:
         """Add the gradient of the distillation to the actor's, in a fixed ratio of their norms."""

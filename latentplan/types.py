@@ -39,6 +39,9 @@ class UserError(Exception):
     """A mistake that the user can correct. The command line shows its sentence and exits with 2."""
 
 
+MOST_PARTS = 1000  # of a value that is shown in a message
+
+
 def shown(value: object, length: int = 100, *, quoted: bool = True) -> str:
     """A value for the sentence of a `UserError`: on one line, and cut after ``length`` characters.
 
@@ -47,6 +50,8 @@ def shown(value: object, length: int = 100, *, quoted: bool = True) -> str:
         length: characters.
         quoted: put a text into quotes.
     """
+    if _has_many_parts(value):
+        return "a very large value"
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits, or a very deep list
@@ -54,6 +59,24 @@ def shown(value: object, length: int = 100, *, quoted: bool = True) -> str:
     if isinstance(value, str) and not quoted:
         text = value if value.isprintable() else text[1:-1]
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def _has_many_parts(value: object) -> bool:
+    """Whether a value has more than ``MOST_PARTS`` parts, each counted as often as it occurs.
+
+    A small file can hold lists of lists that contain the same list twice, whose text is endless.
+    """
+    parts, count = [value], 0
+    while parts:
+        part = parts.pop()
+        count += 1
+        if isinstance(part, dict):
+            parts += [*part.keys(), *part.values()][:MOST_PARTS]
+        elif isinstance(part, list | tuple | set | frozenset):
+            parts += list(part)[:MOST_PARTS]
+        if count + len(parts) > MOST_PARTS:
+            return True
+    return False
 
 
 class EnvSpec(NamedTuple):

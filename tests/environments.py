@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from latentplan.config.schema import EnvConfig
 from latentplan.envs import VectorEnv, make_vector
@@ -54,6 +55,15 @@ def walk(env: VectorEnv, steps: int, seed: int = 0) -> tuple[list[Timestep], lis
         rows.append(row)
         counts.append(frames)
     return rows, counts
+
+
+def children() -> set[int]:
+    """The ids of worker processes, without the resource tracker of multiprocessing."""
+    return {
+        child.pid
+        for child in psutil.Process().children(recursive=True)
+        if "spawn_main" in " ".join(child.cmdline())
+    }
 
 
 def run_python(*arguments: str, **variables: str) -> str:

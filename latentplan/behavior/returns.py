@@ -81,9 +81,11 @@ class ReturnScale(nn.Module):
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> None:
+        """Update with returns of any shape. If one is not finite, nothing changes."""
         low, high = torch.quantile(returns.float().flatten(), self.levels)
-        self.range.lerp_(high - low, self.rate)
-        self.count.add_(1)
+        range_, finite = high - low, returns.isfinite().all()
+        self.range.copy_(torch.where(finite, self.range.lerp(range_, self.rate), self.range))
+        self.count.add_(finite)
 
     @property
     def value(self) -> Tensor:

@@ -51,10 +51,31 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the folder of a run, the device, and the module of its environment."""
+    """Add the folder of a run, a checkpoint, the device, and the code of its environment."""
     parser.add_argument("run_folder", type=path, metavar="RUN", help="folder of a trained run")
+    add_checkpoint_argument(parser)
     add_device_argument(parser)
-    add_module_argument(parser)
+    add_code_arguments(parser)
+
+
+def run_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of a Python function that :func:`add_run_arguments` has read."""
+    return {
+        "device": args.device,
+        "module": args.module,
+        "trust": args.trust,
+        "checkpoint": args.checkpoint,
+    }
+
+
+def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``checkpoint``, the name of a kept checkpoint."""
+    parser.add_argument(
+        "--checkpoint",
+        default="",
+        metavar="NAME",
+        help="a kept checkpoint: `best`, or a number of frames; default: the newest",
+    )
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
@@ -62,14 +83,20 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
 
 
-def add_module_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``module``, the file of the user's environment."""
+def add_code_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``module``, the file of the user's environment, and ``trust``."""
     parser.add_argument(
         "--module",
         type=expanded,
         default="",
         metavar="FILE",
         help="the Python file of your own environment, if it has moved since training",
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run the Python files that the run's configuration names, although no training run of "
+        "yours has recorded them",
     )
 
 

@@ -28,6 +28,7 @@ EPILOG = """\
 examples:
   latentplan train task=walker_walk run_dir=runs/walker seed=1
   latentplan train my.yaml env.repeat=2 world.members=7
+  latentplan resume runs/walker steps=2000000
   latentplan eval runs/walker --episodes 10 --video walker.mp4
   latentplan config task=cheetah_run size=12m
 
@@ -49,6 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = _parse(argv)
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    if hasattr(args, "run_folder"):
+        # A command may be run inside a stranger's run folder. Without this, the processes that it
+        # starts would import Python files of the working folder in the place of installed ones.
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
         code = args.run(args)

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latentplan.cli.arguments import (
     SIGNALED,
     Commands,
+    add_checkpoint_argument,
+    add_code_arguments,
     add_config_arguments,
     add_device_argument,
-    add_module_argument,
     add_plan_arguments,
     add_run_arguments,
     expanded,
     load,
     path,
+    run_options,
 )
 from latentplan.runtime import cores
 
+if TYPE_CHECKING:
+    from latentplan.config.schema import Config
+
+STOPPING = (
+    "Ctrl-C, SIGTERM and SIGHUP save a checkpoint and stop, with the exit codes 130, 143 and 129. "
+    "The end of steps or train.minutes is exit code 0."
+)
 SEED_HELP = "seed of the environment; always distinct from the seeds of training; default: 0"
 
 
@@ -26,6 +36,7 @@ def add(commands: Commands) -> None:
     """Add the commands. Each sets ``run``, a function from parsed arguments to the exit code."""
     for add_one in (
         _add_train,
+        _add_resume,
         _add_config,
         _add_eval,
         _add_imagine,
@@ -39,17 +50,41 @@ def add(commands: Commands) -> None:
 
 def _add_train(commands: Commands) -> None:
     train = commands.add_parser(
-        "train",
-        help="train an agent, or resume the run in a run folder",
-        epilog="Ctrl-C, SIGTERM and SIGHUP save a checkpoint and stop, with the exit codes 130, "
-        "143 and 129. The end of steps or train.minutes is exit code 0.",
+        "train", help="train an agent, or go on with the run in run_dir", epilog=STOPPING
     )
     add_config_arguments(train)
     train.set_defaults(run=_train)
 
 
 def _train(args: argparse.Namespace) -> int:
-    config = load(args)
+    return _train_session(load(args))
+
+
+def _add_resume(commands: Commands) -> None:
+    resume = commands.add_parser(
+        "resume", help="go on with a run by its own configuration", epilog=STOPPING
+    )
+    resume.add_argument("run_folder", type=path, metavar="RUN", help="folder of a trained run")
+    resume.add_argument(
+        "items",
+        nargs="*",
+        metavar="key=value",
+        help="keys that may change when a run goes on, for example steps or device",
+    )
+    add_code_arguments(resume)
+    resume.set_defaults(run=_resume)
+
+
+def _resume(args: argparse.Namespace) -> int:
+    from latentplan.runs.resuming import config_to_resume
+    from latentplan.runs.source import RunSource
+
+    source = RunSource(args.run_folder, args.module, args.trust)
+    return _train_session(config_to_resume(source, args.items))
+
+
+def _train_session(config: Config) -> int:
+    """Train until the end of the session. Returns the exit code."""
     import torch
 
     from latentplan.training.loop import train_session
@@ -119,8 +154,7 @@ def _eval(args: argparse.Namespace) -> int:
         policy=args.policy,
         plan=args.plan,
         video=args.video,
-        device=args.device,
-        module=args.module,
+        **run_options(args),
     )
     print(to_json(result))
     return 0
@@ -147,8 +181,7 @@ def _imagine(args: argparse.Namespace) -> int:
         out=args.out,
         seed=args.seed,
         plan=args.plan,
-        device=args.device,
-        module=args.module,
+        **run_options(args),
     )
     print(to_json(result))
     return 0
@@ -179,8 +212,7 @@ def _calibrate(args: argparse.Namespace) -> int:
         args.run_folder,
         episodes=args.episodes,
         unseen=args.unseen,
-        device=args.device,
-        module=args.module,
+        **run_options(args),
     )
     print(to_json(report))
     return 0
@@ -203,9 +235,7 @@ def _diagnose(args: argparse.Namespace) -> int:
     from latentplan.evaluation.evaluate import to_json
     from latentplan.inspection.diagnosis_report import diagnose, to_text
 
-    report = diagnose(
-        args.run_folder, episodes=args.episodes, device=args.device, module=args.module
-    )
+    report = diagnose(args.run_folder, episodes=args.episodes, **run_options(args))
     print(to_json(report) if args.json else to_text(report))
     return 0
 
@@ -225,7 +255,7 @@ def _add_report(commands: Commands) -> None:
         help="the HTML file; default: report.html",
     )
     add_device_argument(report)
-    add_module_argument(report)
+    add_code_arguments(report)
     report.set_defaults(run=_report)
 
 
@@ -233,7 +263,8 @@ def _report(args: argparse.Namespace) -> int:
     cores.limit_threads_to_idle_cores()
     from latentplan.study.html_report import write_report
 
-    print(write_report(args.run_folder, args.out, device=args.device, module=args.module))
+    options = {"device": args.device, "module": args.module, "trust": args.trust}
+    print(write_report(args.run_folder, args.out, **options))
     return 0
 
 
@@ -245,6 +276,7 @@ def _add_export(commands: Commands) -> None:
     export.add_argument(
         "--out", type=expanded, help="a .pt2 or .onnx file; default: RUN/policy.pt2"
     )
+    add_checkpoint_argument(export)
     export.set_defaults(run=_export)
 
 
@@ -253,5 +285,5 @@ def _export(args: argparse.Namespace) -> int:
     from latentplan.deploy.export import export
     from latentplan.evaluation.evaluate import to_json
 
-    print(to_json(export(args.run_folder, args.out)))
+    print(to_json(export(args.run_folder, args.out, checkpoint=args.checkpoint)))
     return 0

@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -33,6 +34,7 @@ from latentplan.runtime import device
 from latentplan.types import UserError, shown
 
 log = logging.getLogger("latentplan")
+SEAL = "# CRC32 of the lines below: "
 MAX_LEVELS = 20  # of nested mappings
 Flat = dict[str, Any]  # dotted keys and values
 
@@ -94,23 +96,56 @@ def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read the ``config.yaml`` of a run folder.
 
     No presets are applied, since the file has all values. They are taken as they are, so that a
-    text such as ``${seed}`` or ``~`` means the same on every machine.
+    text such as ``${seed}`` or ``~`` means the same on every machine. A warning says when the file
+    is not as :func:`to_sealed_yaml` made it, because a damaged digit is still a digit.
 
     Raises:
         UserError: as :func:`load`, or the file is empty.
     """
     saved = _read(path)
+    first, _, rest = path.read_bytes().partition(b"\n")
+    if first.startswith(SEAL.encode()) and first != _seal(rest):
+        _warn_about_change(path, zlib.crc32(rest))
     if not saved:  # Runs of earlier versions may lack some keys, but no run lacks all.
         raise UserError(f"The configuration {path} is empty.")
-    merged: Flat = {**_defaults(), **saved}
-    for item in overrides:
-        merged |= _parse(item)
-    return _to_config({key: convert(key, value) for key, value in merged.items()})
+    values = {key: convert(key, value) for key, value in {**_defaults(), **saved}.items()}
+    given = parse_overrides(overrides)
+    values |= {key: expand_home(key, convert(key, value)) for key, value in given.items()}
+    return _to_config(values)
+
+
+def parse_overrides(items: Sequence[str]) -> Flat:
+    """The dotted keys and the texts of ``key=value`` items; later ones win.
+
+    Raises:
+        UserError: an item has another form, or its key is unknown.
+    """
+    given: Flat = {}
+    for item in items:
+        given |= _parse(item)
+    return given
 
 
 def to_yaml(config: Config) -> str:
     """All values of a configuration as YAML, which :func:`load_resolved` reads."""
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True, width=2**16)
+
+
+def to_sealed_yaml(config: Config) -> str:
+    """:func:`to_yaml`, behind a line with its CRC32."""
+    text = to_yaml(config)
+    return f"{_seal(text.encode()).decode()}\n{text}"
+
+
+def _seal(content: bytes) -> bytes:
+    return f"{SEAL}{zlib.crc32(content):08x}".encode()
+
+
+@cache  # one warning for each content of a file
+def _warn_about_change(path: Path, crc32: int) -> None:
+    log.warning(
+        "%s has been edited or damaged since it was written. Its present values are used.", path
+    )
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Flat:

@@ -45,6 +45,9 @@ class EnvConfig:
     timeout: float = setting(
         180.0, "Seconds that one environment step may take.", above=0, at_most=1e7
     )
+    max_faults: int = setting(
+        10, "Faults of environments within 100 episodes that stop the run.", at_least=1
+    )
     renderer: str = setting(
         "auto",
         "OpenGL backend that draws images; auto takes the first that works.",
@@ -373,7 +376,7 @@ class TrainConfig:
         "Precision of large products; auto: bfloat16 if the hardware multiplies it natively.",
         choices=("auto", "float32", "bfloat16"),
     )
-    threads: int = setting(0, "Threads of torch; 0: one per core.")
+    threads: int = setting(0, "Threads of torch; 0: one per core.", at_most=1024)
 
 
 @dataclass(frozen=True)
@@ -393,6 +396,9 @@ class LogConfig:
     checkpoint_seconds: float = setting(
         300.0,
         "Seconds between checkpoints; a new run writes its first after 30; 0: only at the end.",
+    )
+    keep: int = setting(
+        0, "Frames between checkpoints that are kept beside the newest and the best; 0: none."
     )
     inspect_every: int = setting(20_000, "Frames between films of imagination; 0: never.")
     inspect_context: int = setting(

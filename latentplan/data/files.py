@@ -13,8 +13,9 @@ from filelock import FileLock
 from latentplan.runtime import disk
 from latentplan.types import EnvSpec, UserError
 
-FORMAT = 2
+FORMAT = 3
 EARLIER_FORMAT = 1  # has neither checksums nor complements of the counters
+WITHOUT_SPARE = (EARLIER_FORMAT, 2)  # formats without spare rows
 _EARLIER_COUNTERS_BYTES = 16
 CURSOR, TOUCHED, SEALED = range(3)
 _COUNTERS = 3
@@ -41,9 +42,14 @@ class Counters:
 
     def intact(self) -> bool:
         """Whether each counter agrees with its complement."""
-        differences = (self._values[i] - ~self._values[i + _COUNTERS] for i in range(_COUNTERS))
-        # A process that ended between the two writes of `__setitem__` left them one apart.
-        return all(difference in (0, 1) for difference in differences)
+        values = self._values[:_COUNTERS].tolist()
+        complemented = [~x for x in self._values[_COUNTERS:].tolist()]
+        # A process that ended between the two writes of `__setitem__` left them one apart. A page
+        # of zeros would also be one apart, from -1.
+        return all(
+            value - other in (0, 1) and other >= 0
+            for value, other in zip(values, complemented, strict=True)
+        )
 
 
 class ReplayFiles:
@@ -53,11 +59,14 @@ class ReplayFiles:
         folder: the folder of the replay.
         fields: name, shape and dtype of the parts of a row.
         envs: the number of environments.
-        rows: rows per environment.
+        rows: rows per environment that can be sampled.
+        spare: further rows per environment, in a folder that is created. A folder that exists keeps
+            the number it was created with.
 
     Attributes:
-        fields: the parts of all rows, each (envs * rows, ...), mapped from their files.
-        checksums: the checksums of all rows, (envs * rows,) uint32.
+        slots: rows per environment with the spare ones.
+        fields: the parts of all rows, each (envs * slots, ...), mapped from their files.
+        checksums: the checksums of all rows, (envs * slots,) uint32.
         counters: the counters.
         earlier: the folder was made by an earlier version, and its rows have no checksums yet.
 
@@ -66,8 +75,9 @@ class ReplayFiles:
             is too small. The folder stays as it was.
     """
 
-    def __init__(self, folder: Path, fields: Fields, envs: int, rows: int) -> None:
+    def __init__(self, folder: Path, fields: Fields, envs: int, rows: int, spare: int) -> None:
         self._folder, self._fields, self._envs, self._rows = folder, fields, envs, rows
+        self._spare = spare
         self._lock: FileLock | None = None
         self._description = folder / "replay.json"
         self.earlier = False
@@ -79,7 +89,7 @@ class ReplayFiles:
         else:
             self._create()
         maps = {
-            name: np.memmap(self._path(name), dtype, "r+", shape=(envs * rows, *shape))
+            name: np.memmap(self._path(name), dtype, "r+", shape=(envs * self.slots, *shape))
             for name, (shape, dtype) in {**fields, "checksums": ((), "uint32")}.items()
         }
         maps["counters"] = np.memmap(self._path("counters"), np.int64, "r+", shape=(2 * _COUNTERS,))
@@ -88,6 +98,10 @@ class ReplayFiles:
         self.fields = {name: np.asarray(maps[name]) for name in fields}
         self.checksums = np.asarray(maps["checksums"])
         self.counters = Counters(np.asarray(maps["counters"]))
+
+    @property
+    def slots(self) -> int:
+        return self._rows + self._spare
 
     def flush(self) -> None:
         """Write everything to the disk, so that it survives a power cut."""
@@ -112,23 +126,34 @@ class ReplayFiles:
 
     def _meta(self) -> dict[str, Any]:
         fields = {name: [list(shape), dtype] for name, (shape, dtype) in self._fields.items()}
-        return {"format": FORMAT, "envs": self._envs, "rows": self._rows, "fields": fields}
+        sizes = {"envs": self._envs, "rows": self._rows, "spare": self._spare}
+        return {"format": FORMAT, **sizes, "fields": fields}
 
     def _sizes(self) -> dict[str, int]:
         """Bytes of each file."""
-        rows = self._envs * self._rows
+        rows = self._envs * self.slots
         sizes = {name: rows * size for name, size in row_bytes(self._fields).items()}
         return {"counters": 2 * _COUNTERS * np.dtype(np.int64).itemsize, **sizes}
 
     def _check(self) -> bool:
-        """Check that the folder fits this run. Returns whether an earlier version made it."""
+        """Check that the folder fits this run, and read how many spare rows it has.
+
+        Returns:
+            Whether the rows have no checksums yet.
+        """
         path = self._description
         try:
             meta = json.loads(path.read_text())
             earlier = meta["format"] == EARLIER_FORMAT
-            there = _described({**meta, "format": FORMAT} if earlier else meta)
+            if meta["format"] in WITHOUT_SPARE:
+                meta |= {"format": FORMAT, "spare": 0}
+            self._spare = int(meta["spare"])
+            there = _described(meta)
             here = _described(self._meta())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            *(ValueError, KeyError, TypeError, AttributeError),
+            *(OverflowError, RecursionError, OSError),
+        ) as error:
             raise UserError(f"{path} is damaged and the replay cannot be read.") from error
         for name in [*here, *(name for name in there if name not in here)]:
             if there.get(name) != here.get(name):
@@ -158,6 +183,7 @@ class ReplayFiles:
             for name, size in sizes.items():
                 created.append(self._path(name))
                 disk.allocate(self._path(name), size)
+            np.repeat(np.array([0, ~0], np.int64), _COUNTERS).tofile(self._path("counters"))
             self.describe()
         except OSError as error:
             for path in created:

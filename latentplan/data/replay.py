@@ -1,15 +1,17 @@
 """Replay on disk: one memory-mapped ring of rows per environment.
 
-Rows are numbered per environment from 0; row ``i`` lives in slot ``i % rows``. Counters, which are
-mapped from a file in the folder, say which rows are valid::
+Rows are numbered per environment from 0; row ``i`` lives in slot ``i % slots``. The last ``rows``
+of them can be sampled, and the others are spare. Counters, which are mapped from a file in the
+folder, say which rows are valid::
 
-    row       0 ........ touched - rows ........ cursor ........ touched
-              overwritten           | can be sampled | dropped on resume |
+    row    0 .......... touched - slots ... cursor - rows ......... cursor ........ touched
+           overwritten           | spare            | can be sampled | dropped on resume |
 
 ``cursor`` is the next row to write. ``touched`` is the end of the slots that were ever written. It
 is larger than ``cursor`` while a row is being written. It is also larger after a resume from a
-checkpoint that is older than the folder: the rows after the checkpoint are dropped, and the rows
-that they overwrote stay lost.
+checkpoint that is older than the folder, since the rows after the checkpoint are dropped. They
+overwrote spare rows, so that a run whose replay is full goes on bit for bit too. Only where they
+are more than the spare rows, some rows that could be sampled at the checkpoint are lost.
 
 ``sealed`` is the end of the rows that have a checksum. :meth:`Replay.flush` computes them, so that
 adding a row takes no longer. :meth:`Replay.load_state_dict` compares them with the rows.
@@ -28,6 +30,8 @@ from latentplan.data.files import CURSOR, SEALED, TOUCHED, ReplayFiles, row_byte
 from latentplan.types import EnvSpec, Timestep, UserError
 
 log = logging.getLogger("latentplan")
+SPARE_FRACTION = 1 / 16  # of the rows that can be sampled
+SPARE_ROWS_MIN = 1000  # per environment; an episode of dm_control has 1001 rows at most
 _CHUNK_ROWS = 64  # rows whose checksums are computed at once; their copies stay in the cache
 
 
@@ -46,10 +50,13 @@ class Replay:
             raise UserError(f"replay.capacity={capacity} has no row for each of {envs} envs.")
         self._folder = Path(folder)
         self._envs, self._rows = envs, capacity // envs
-        self._files = ReplayFiles(self._folder, row_fields(spec), envs, self._rows)
+        self._files = ReplayFiles(
+            self._folder, row_fields(spec), envs, self._rows, _spare_rows(self._rows)
+        )
+        self._slots = self._files.slots
         self._counters, self._flat = self._files.counters, self._files.fields
         self._rings = {
-            name: flat.reshape(envs, self._rows, *flat.shape[1:])
+            name: flat.reshape(envs, self._slots, *flat.shape[1:])
             for name, flat in self._flat.items()
         }
         self._shapes = {name: (envs, *ring.shape[2:]) for name, ring in self._rings.items()}
@@ -70,9 +77,10 @@ class Replay:
         return (folder / "replay.json").exists()
 
     @staticmethod
-    def size_bytes(spec: EnvSpec, capacity: int) -> int:
-        """Bytes on disk of ``capacity`` rows."""
-        return capacity * sum(row_bytes(row_fields(spec)).values())
+    def size_bytes(spec: EnvSpec, capacity: int, envs: int) -> int:
+        """Bytes on disk of a new replay, with its spare rows."""
+        rows = capacity // envs
+        return envs * (rows + _spare_rows(rows)) * sum(row_bytes(row_fields(spec)).values())
 
     def __len__(self) -> int:
         """Rows that can be sampled, over all environments."""
@@ -80,8 +88,21 @@ class Replay:
 
     @property
     def _first(self) -> int:
-        """The oldest complete row."""
-        return max(self._touched, self._cursor, self._rows) - self._rows
+        """The oldest row that can be sampled."""
+        return max(self._cursor - self._rows, self._touched - self._slots, 0)
+
+    @property
+    def spare_used(self) -> float:
+        """The fraction of the spare rows that rows since the last flush have overwritten.
+
+        At 1, further rows overwrite those that a run would sample if it went on from a checkpoint
+        of that flush. The value is 0 while the replay is not full, and in a folder of an earlier
+        version, which has no spare rows.
+        """
+        spare = self._slots - self._rows
+        if self._cursor <= self._slots or not spare:
+            return 0.0
+        return (self._cursor - self._sealed) / spare
 
     def add(self, row: Timestep, episode: np.ndarray) -> None:
         """Append one row ``(N, ...)`` per environment, and the numbers of their episodes (N,).
@@ -89,7 +110,7 @@ class Replay:
         Raises:
             ValueError: a field has another shape than the replay's.
         """
-        slot = self._cursor % self._rows
+        slot = self._cursor % self._slots
         values = _flatten(row, episode)
         for name, shape in self._shapes.items():
             if np.shape(values[name]) != shape:
@@ -131,7 +152,7 @@ class Replay:
             start = rng.integers(self._first, self._cursor - length + 1, size=(batch, 1))
         else:
             env, start = self._damaged.draw(batch, length, self._first, self._cursor, rng)
-        index = env * self._rows + (start + np.arange(length)) % self._rows
+        index = env * self._slots + (start + np.arange(length)) % self._slots
         values = {name: flat.take(index, axis=0) for name, flat in self._flat.items()}
         episode = values.pop("episode")
         return _gather(values), episode
@@ -173,8 +194,9 @@ class Replay:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Return to the rows at the time of ``state``, without those that were overwritten since.
 
-        Every row is compared with its checksum. A warning names the damaged ones, which are never
-        sampled. Damaged counters are replaced by those of ``state``, with a warning.
+        Every row is compared with its checksum, and its numbers must be finite. A warning names the
+        damaged ones, which are never sampled. Damaged counters are replaced by those of ``state``,
+        with a warning.
 
         Raises:
             UserError: the folder holds fewer rows than at the time of the checkpoint.
@@ -198,13 +220,13 @@ class Replay:
                 f"checkpoint was saved after {cursor}: bring the folder back, or choose another "
                 "run_dir."
             )
-        touched, sealed = min(self._touched, cursor + self._rows), min(self._sealed, cursor)
+        touched, sealed = min(self._touched, cursor + self._slots), min(self._sealed, cursor)
         self._set_counters(cursor, touched, sealed)
         self._damaged = self._find_damaged_rows()
         if self._damaged.last >= 0:
             log.warning(
-                "The replay in %s is damaged: the rows that differ from their checksums are left "
-                "out (%s; %d in all).",
+                "The replay in %s is damaged: the rows that differ from their checksums, or whose "
+                "numbers are not finite, are left out (%s; %d in all).",
                 *(self._folder, self._damaged, self._damaged.count(0)),
             )
 
@@ -238,15 +260,23 @@ class Replay:
         for env in range(self._envs):
             for start in range(begin, end, _CHUNK_ROWS):
                 rows = np.arange(start, min(start + _CHUNK_ROWS, end))
-                slots = env * self._rows + rows % self._rows
+                slots = env * self._slots + rows % self._slots
                 fields = [flat.take(slots, axis=0) for flat in self._flat.values()]
                 yield env, rows, slots, row_checksums(fields, rows)
 
     def _find_damaged_rows(self) -> DamagedRows:
-        """Compare all rows that have a checksum with it."""
+        """The rows that differ from their checksums, or hold a number that is not finite.
+
+        Earlier versions stored what an environment returned, and one NaN in a batch makes its loss
+        NaN.
+        """
         damaged: list[list[np.ndarray]] = [[] for _ in range(self._envs)]
         for env, rows, slots, sums in self._sums(self._first, self._sealed):
-            damaged[env].append(rows[sums != self._files.checksums[slots]])
+            bad = sums != self._files.checksums[slots]
+            for flat in self._flat.values():
+                if flat.dtype == np.float32:
+                    bad |= ~np.isfinite(flat[slots]).reshape(len(slots), -1).all(1)
+            damaged[env].append(rows[bad])
         return DamagedRows([np.concatenate([np.empty(0, np.int64), *x]) for x in damaged])
 
     def _seal_earlier_rows(self) -> None:
@@ -256,7 +286,7 @@ class Replay:
             UserError: the counters are damaged.
         """
         cursor, touched = self._counters[CURSOR], self._counters[TOUCHED]
-        if not 0 <= cursor <= touched <= cursor + self._rows:
+        if not 0 <= cursor <= touched <= cursor + self._slots:
             raise UserError(f"The counters of the replay in {self._folder} are damaged.")
         log.info(
             "The replay in %s is of an earlier version: its rows get their checksums now.",
@@ -265,6 +295,11 @@ class Replay:
         self._set_counters(cursor, touched, 0)
         self.flush()
         self._files.describe()
+
+
+def _spare_rows(rows: int) -> int:
+    """Spare rows per environment of a new replay. A small replay is not more than doubled."""
+    return min(rows, max(int(rows * SPARE_FRACTION), SPARE_ROWS_MIN))
 
 
 def _flatten(row: Timestep, episode: np.ndarray) -> dict[str, np.ndarray]:

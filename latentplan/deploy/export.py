@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from latentplan.agent import Agent
 from latentplan.runs import run_folder
+from latentplan.runs.source import RunSource
 from latentplan.types import EnvSpec, Latent, Timestep, UserError
 
 STATE = ("prev_action", "deter", "stoch")
@@ -67,7 +68,9 @@ class Decision(nn.Module):
         return action, latent.deter, latent.stoch
 
 
-def export(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
+def export(
+    run: str | Path, out: str | Path | None = None, *, checkpoint: str = ""
+) -> dict[str, Any]:
     """Write the policy of a run folder to a file.
 
     The file is compared with the agent, and is only kept if both act alike. Weights and arithmetic
@@ -77,6 +80,7 @@ def export(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
     Args:
         run: the run folder.
         out: ``*.pt2`` for :func:`torch.export.load`, or ``*.onnx``. Default RUN/policy.pt2.
+        checkpoint: a kept checkpoint, ``best`` or a number of frames, instead of the newest.
 
     Returns:
         The path, the content of ``latentplan.json``, and the result of the comparison:
@@ -92,7 +96,9 @@ def export(run: str | Path, out: str | Path | None = None) -> dict[str, Any]:
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} must end in {' or '.join(SUFFIXES)}.")
     write, open_file = (_write_onnx, _open_onnx) if path.suffix == ".onnx" else (_write, _open)
-    agent, config, spec, payload = run_folder.load_agent(folder)
+    # No environment is built, so its code need not be trusted.
+    source = RunSource(folder, trust=True, checkpoint=checkpoint)
+    agent, config, spec, payload = run_folder.load_agent(source)
     agent.world.use_bfloat16 = False  # the machine that runs the policy may not support it
     decision = Decision(agent).eval().requires_grad_(False)
     inputs = _random_inputs(agent, spec)

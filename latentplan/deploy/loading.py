@@ -13,6 +13,7 @@ from latentplan.agent import Agent
 from latentplan.config.schema import Config
 from latentplan.envs.simulator import flatten_state, is_image, to_bounds
 from latentplan.runs import run_folder
+from latentplan.runs.source import RunSource
 from latentplan.runtime.device import pick_device
 from latentplan.runtime.torchvision_compat import resize_frames
 from latentplan.types import EnvSpec, Timestep
@@ -51,8 +52,9 @@ class LoadedAgent:
 
         Args:
             obs: the observation in the form that training received: an image (height, width, 3)
-                uint8 of any size, a state vector, ``{"image": ..., "vector": ...}``, or the Dict of
-                the environment. The numbers of a Dict are concatenated in the order of their names.
+                uint8 of any size, an array of numbers, ``{"image": ..., "vector": ...}``, or the
+                Dict of the environment. The numbers of a Dict are concatenated in the order of
+                their names.
             executed: (A,) in [-1, 1], the action that was executed since the last call. Only needed
                 if it differs from the action that the last call returned, for example because a
                 limiter changed it or a person took over.
@@ -114,6 +116,8 @@ class LoadedAgent:
             if x is not None and name in self.spec.images and is_image(x.shape, x.dtype):
                 x = resize_frames(x[None], shape[0])[0]
             received = "nothing" if x is None else f"{x.shape} {x.dtype}"
+            if x is not None and name in self.spec.vectors:
+                x = x.reshape(-1)  # as in training: an observation may have any number of axes
             numeric = x is not None and dtype == "float32" and x.dtype.kind in "fiub"
             if x is None or x.shape != shape or not (numeric or x.dtype == dtype):
                 raise ValueError(f"the agent needs {name} of shape {shape} {dtype}, got {received}")
@@ -136,12 +140,29 @@ class LoadedAgent:
         return {**entries, "vector": flatten_state(states)} if states else entries
 
 
-def load(run: str | Path, device: str = "cpu") -> LoadedAgent:
-    """Load the agent of a run folder. Only ``config.yaml`` and ``checkpoint.pt`` are needed.
+def load(
+    run: str | Path,
+    device: str = "cpu",
+    *,
+    module: str = "",
+    trust: bool = False,
+    checkpoint: str = "",
+) -> LoadedAgent:
+    """Load the agent of a run folder. Only ``config.yaml`` and a checkpoint are needed.
+
+    Nothing is imported here. The configuration of the result may be given to
+    :func:`latentplan.make_env`, which imports the environment's code, so that this code must be
+    trusted if it exists on this machine.
+
+    Args:
+        run: the run folder.
+        device: the device of the agent.
+        module, trust, checkpoint: as in :func:`latentplan.evaluation.evaluate.evaluate`.
 
     Raises:
-        UserError: the folder contains no run, or the checkpoint is damaged or belongs to another
-            architecture.
+        UserError: the folder contains no run, the environment's code is not trusted, or the
+            checkpoint is damaged or belongs to another architecture.
     """
-    agent, config, spec, _ = run_folder.load_agent(Path(run), pick_device(device))
+    source = RunSource(Path(run), module, trust, checkpoint)
+    agent, config, spec, _ = run_folder.load_agent(source, pick_device(device))
     return LoadedAgent(agent, spec, config)

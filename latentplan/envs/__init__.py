@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from latentplan.config.schema import Config, EnvConfig
 from latentplan.config.tasks import parse_task
 from latentplan.config.validation import check_bounds
+from latentplan.envs.faults import TooManyFaultsError
 from latentplan.envs.rendering import Renderer, choose_renderer
 from latentplan.envs.simulator import MODES
 from latentplan.envs.vector import StepInterruptedError, VectorEnv
@@ -20,6 +21,7 @@ from latentplan.types import UserError
 __all__ = [
     "Renderer",
     "StepInterruptedError",
+    "TooManyFaultsError",
     "VectorEnv",
     "choose_renderer",
     "make_env",
@@ -77,6 +79,7 @@ def make_vector(
         ("env.image_size", env.image_size),
         ("env.num_envs", num_envs),
         ("env.timeout", env.timeout),
+        ("env.max_faults", env.max_faults),
     ):
         check_bounds(key, value)
     if first_episodes is not None and len(first_episodes) != num_envs:

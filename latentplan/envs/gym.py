@@ -7,7 +7,10 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import gymnasium
@@ -15,7 +18,12 @@ import numpy as np
 from gymnasium import spaces
 
 from latentplan.envs.simulator import flatten_state, image_space, is_image, vector_space
-from latentplan.types import UserError
+from latentplan.types import UserError, shown
+
+_VALUES = {  # of Gymnasium's methods
+    "reset": ("observation", "info"),
+    "step": ("observation", "reward", "terminated", "truncated", "info"),
+}
 
 
 def build(name: str, obs: str, module: str) -> GymEnvironment:
@@ -44,13 +52,14 @@ def import_module(module: str) -> None:
         name = f"{path.stem}_{hashlib.sha1(str(path).encode()).hexdigest()[:8]}"
         if name in sys.modules:
             return
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
+        loader = _FromSource(name, str(path))
+        spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+        if spec is None:
             raise ImportError(f"{path} cannot be imported")
         loaded = importlib.util.module_from_spec(spec)
         sys.modules[name] = loaded  # pickle looks up the classes of the module there
         try:
-            spec.loader.exec_module(loaded)
+            loader.exec_module(loaded)
         except BaseException:
             del sys.modules[name]
             raise
@@ -60,8 +69,30 @@ def import_module(module: str) -> None:
         ) from error
 
 
+class _FromSource(SourceFileLoader):
+    """Compiles a file each time it is imported.
+
+    Compiled code in ``__pycache__`` beside the file may say anything, and only the file is compared
+    with the record of trusted files.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def _is_image_space(space: spaces.Space) -> bool:
     return isinstance(space, spaces.Box) and is_image(space.shape, space.dtype)
+
+
+def _number(name: str, value: Any) -> float:
+    """A number, which an environment may return as an array of one element."""
+    try:
+        return float(np.asarray(value).reshape(()))
+    except (TypeError, ValueError):
+        raise UserError(
+            f"The environment returned a {name} that is not one number, but {shown(value)}."
+        ) from None
 
 
 class GymEnvironment:
@@ -82,6 +113,7 @@ class GymEnvironment:
                 f"gym:{name} observes several images ({', '.join(images)}): wrap it so that one "
                 "is left."
             )
+        self._entry_keys = list(entries)
         self._state_keys = [key for key in entries if key not in images]
         self._image_key = images[0] if images else None
         self._draws = obs in ("pixels", "both") and self._image_key is None
@@ -102,23 +134,27 @@ class GymEnvironment:
         self._observation: dict[str, Any] = {}
 
     def reset(self, seed: int, episode: int) -> None:
-        observation, _ = self._env.reset(seed=seed)
+        observation, _ = self._values("reset", self._env.reset(seed=seed))
         self._observation = self._entries(observation)
 
     def advance(self, action: np.ndarray) -> tuple[float, bool, bool]:
         space = self._env.action_space
         action = action.reshape(space.shape).astype(space.dtype)
-        observation, reward, terminated, truncated, _ = self._env.step(action)
+        values = self._values("step", self._env.step(action))
+        observation, reward, terminated, truncated, _ = values
         self._observation = self._entries(observation)
-        return float(reward), bool(terminated), bool(truncated)
+        return (
+            _number("reward", reward),
+            bool(_number("terminated", terminated)),
+            bool(_number("truncated", truncated)),
+        )
 
     def observe(self) -> dict[str, np.ndarray]:
         observation = {}
         if "image" in self.observation_space.spaces:
             observation["image"] = self._render() if self._draws else self._own_image()
         if "vector" in self.observation_space.spaces:
-            states = {key: self._observation[key] for key in self._state_keys}
-            observation["vector"] = flatten_state(states)
+            observation["vector"] = self._flat_state()
         return observation
 
     def close(self) -> None:
@@ -153,8 +189,32 @@ class GymEnvironment:
                 )
         return entries
 
+    def _values(self, method: str, result: Any) -> Sequence[Any]:
+        """The values that ``method`` returned, if their number is that of Gymnasium."""
+        names = _VALUES[method]
+        count = len(result) if isinstance(result, tuple | list) else 1
+        if count != len(names):
+            raise UserError(
+                f"The environment's {method} returned {count} value{'s' * (count > 1)}, and "
+                f"Gymnasium's {method} returns {len(names)}: {', '.join(names)}."
+            )
+        return result
+
     def _entries(self, observation: Any) -> dict[str, Any]:
-        return observation if isinstance(observation, dict) else {"": observation}
+        entries = observation if isinstance(observation, Mapping) else {"": observation}
+        for key in self._entry_keys:
+            if key not in entries:
+                raise UserError(f"The environment returned an observation without {key!r}.")
+        return dict(entries)
+
+    def _flat_state(self) -> np.ndarray:
+        states = {key: self._observation[key] for key in self._state_keys}
+        try:
+            return flatten_state(states)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"The environment returned an observation that is not numbers: {error}."
+            ) from error
 
     def _action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
         space = self._env.action_space

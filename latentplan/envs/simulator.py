@@ -6,17 +6,17 @@ scaling, action repeat, the cut of an episode, and its seed.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from latentplan.envs.faults import BadValueError
 from latentplan.types import UserError
 
 MODES = ("train", "eval")
+_LARGEST_REWARD = float(np.finfo(np.float32).max)
 
 
 class Simulator(Protocol):
@@ -86,18 +86,24 @@ def episode_seed(seed: int, mode: str, index: int, episode: int) -> int:
     return (hashed & ~1) | MODES.index(mode)
 
 
-class EpisodeEnv(gymnasium.Env):
-    """Episodes of decisions over a `Simulator`, for Gymnasium's vector environments.
+class Outcome(NamedTuple):
+    """What a reset or a decision leads to. It consists of plain values that a worker can send."""
 
-    Actions are (A,) in [-1, 1]; they are clipped and scaled to the simulator's bounds. A decision
-    repeats its action for ``repeat`` frames, sums the rewards and stops at the end of the episode.
-    ``info`` holds the number of ``frames`` that it used. An episode is truncated after
-    ``episode_frames``. The first ``reset`` builds the simulator, so that a failure in it occurs
-    inside a call that has a timeout and reports errors. ``reset`` ignores its argument ``seed``:
-    seeds come from `episode_seed`, counted from ``first_episode``.
+    observation: dict[str, np.ndarray]
+    reward: float = 0.0  # summed over the frames
+    terminated: bool = False
+    truncated: bool = False
+    frames: int = 0  # that were used; 0: a reset
+
+
+class EpisodeEnv:
+    """Episodes of decisions over a `Simulator`.
+
+    A decision repeats its action for ``repeat`` frames, sums the rewards and stops at the end of
+    the episode. An episode is truncated after ``episode_frames``. The first `reset` builds the
+    simulator, so that a failure in it occurs inside a call that has a timeout and reports errors.
+    Simulators, drivers and users' environments may raise any exception, and it passes through.
     """
-
-    metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own convention)
 
     def __init__(
         self,
@@ -109,46 +115,36 @@ class EpisodeEnv(gymnasium.Env):
         seed: int,
         mode: str,
         index: int,
-        first_episode: int = 0,
     ) -> None:
-        self.observation_space: spaces.Dict = known.observation
-        self.action_space = spaces.Box(-1.0, 1.0, (known.action_dim,), np.float32)
-        self._build = build
+        self._build, self._spaces = build, known.observation.spaces
         self._simulator: Simulator | None = None
         self._repeat, self._limit = repeat, episode_frames
         self._identity = (seed, mode, index)
-        self._episode = first_episode  # number of the next episode
         self._frame = 0
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Begin the next episode; return its first observation and ``{"frames": 0}``."""
-        return self._guard(self._reset)
+    def reset(self, episode: int) -> Outcome:
+        """Begin the episode of this number, whose seed is that of `episode_seed`.
 
-    def step(
-        self, action: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Make one decision; return observation, summed reward, terminated, truncated, info."""
-        return self._guard(lambda: self._step(action))
-
-    def close(self) -> None:
-        if self._simulator is not None:
-            self._simulator.close()
-            self._simulator = None
-
-    def _reset(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        Raises:
+            UserError: the environment cannot be built, or returned a wrong type or shape.
+            BadValueError: the observation is not finite.
+        """
         if self._simulator is None:
             self._simulator = self._build()
-        episode = self._episode
-        self._episode += 1
         self._frame = 0
         self._simulator.reset(episode_seed(*self._identity, episode), episode)
-        return self._observe(), {"frames": 0}
+        return Outcome(self._observe())
 
-    def _step(
-        self, action: np.ndarray
-    ) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> Outcome:
+        """Make one decision.
+
+        Args:
+            action: (A,) in [-1, 1]; it is clipped, and scaled to the simulator's bounds.
+
+        Raises:
+            UserError: the environment returned a wrong type or shape.
+            BadValueError: the reward or the observation is not finite in float32.
+        """
         if self._simulator is None:
             raise RuntimeError("step before reset")
         low, high = self._simulator.action_low, self._simulator.action_high
@@ -160,36 +156,27 @@ class EpisodeEnv(gymnasium.Env):
             frames += 1
             self._frame += 1
             truncated = not terminated and (truncated or self._frame >= self._limit)
-        if not np.isfinite(total):
-            raise UserError(f"The environment returned a reward of {total}.")
-        return self._observe(), total, bool(terminated), bool(truncated), {"frames": frames}
+        if not abs(total) <= _LARGEST_REWARD:  # NaN is not either
+            raise BadValueError(
+                f"The environment returned a reward of {total}, which is not finite in float32."
+            )
+        return Outcome(self._observe(), total, bool(terminated), bool(truncated), frames)
+
+    def close(self) -> None:
+        if self._simulator is not None:
+            self._simulator.close()
+            self._simulator = None
 
     def _observe(self) -> dict[str, np.ndarray]:
         assert self._simulator is not None  # the first reset has built it
         observation = self._simulator.observe()
-        for name, space in self.observation_space.spaces.items():
+        for name, space in self._spaces.items():
             x = observation[name]
-            # Gymnasium would broadcast one number to many, and cast an image in [0, 1] to black.
             if x.shape != space.shape or x.dtype != space.dtype:
                 raise UserError(
                     f"The environment returned a {name} of shape {x.shape} {x.dtype}, but declared "
                     f"{space.shape} {space.dtype}."
                 )
         if "vector" in observation and not np.isfinite(observation["vector"]).all():
-            raise UserError("The environment returned an observation that is not finite.")
-        return observation
-
-    @staticmethod
-    def _guard(call: Callable[[], Any]) -> Any:
-        # Simulators, drivers and users' environments may raise any exception. It must reach the
-        # parent process, which may not be able to import the exception's class.
-        try:
-            return call()
-        except UserError:
-            raise
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            raise UserError(
-                f"The environment failed: {type(error).__name__}: {error} "
-                f"({where.filename}, line {where.lineno})."
-            ) from error
+            raise BadValueError("The environment returned an observation that is not finite.")
+        return {name: observation[name] for name in self._spaces}

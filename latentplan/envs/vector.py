@@ -1,36 +1,42 @@
 """Several environments that step together, in worker processes or in this process.
 
-This module builds on Gymnasium's vector environments, which reset on the next step, so that the
-last observation of an episode is an ordinary row. It adds rows that are aligned as in
-`latentplan.types`, clear errors when a worker hangs or ends, and workers that end with their owner.
+An environment that has ended is reset on the next step, so that the last observation of an episode
+is an ordinary row. Rows are aligned as in `latentplan.types`. An environment that fails loses its
+episode and is built anew, while the others go on.
 """
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import connection
-from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from latentplan.config.schema import EnvConfig
-from latentplan.envs.simulator import Spaces
-from latentplan.envs.workers import EnvMaker, Recipe, describe_in_process, main_hidden
-from latentplan.types import EnvSpec, Timestep, UserError
+from latentplan.envs.faults import Fault, FaultPolicy
+from latentplan.envs.processes import Answer, InProcessEnv, WorkerEnv
+from latentplan.envs.simulator import Outcome, Spaces
+from latentplan.envs.workers import (
+    CLOSE_SECONDS,
+    EnvMaker,
+    Recipe,
+    describe_here,
+    describe_in_process,
+)
+from latentplan.types import EnvSpec, Timestep
 
-_CLOSE_SECONDS = 5.0  # after which workers that have not ended are killed
 _STOP_SECONDS = 3.0  # that a step may still take after a request to stop
+_FAULT_SECONDS = 0.5  # in which environments may close after a fault
 _POLL_SECONDS = 0.2  # between looks at that request
 
 
 class StepInterruptedError(Exception):
     """A step was given up because of a request to stop. All workers are ended."""
+
+
+def _never() -> bool:
+    return False
 
 
 class VectorEnv:
@@ -39,7 +45,19 @@ class VectorEnv:
     `step` returns ``(row, frames)``: a numpy `Timestep` (N, ...), aligned as in `latentplan.types`,
     and the frames (N,) that each decision used. The row after the end of an episode begins the next
     episode: its action is ignored, and its frames are 0. Use the object as a context manager, or
-    `close` it. If a worker hangs, ends or fails, all workers are ended and `UserError` is raised.
+    `close` it.
+
+    An environment that raises, dies, hangs or returns wrong values is built anew, and its row
+    begins the next episode. The row before it is then the last one of an episode that was cut.
+    `reset` and the methods that step raise `UserError` if the environments cannot be used, and
+    `TooManyFaultsError` after ``env.max_faults`` faults; all environments are ended then.
+
+    Attributes:
+        num_envs: N.
+        spec: the observations and actions.
+        episodes: (N,) int64 episodes that were begun so far, with those of earlier sessions.
+        is_last: (N,) bool, whether the last row ended its episode. It is False for an episode that
+            was cut by a fault.
     """
 
     def __init__(
@@ -53,52 +71,41 @@ class VectorEnv:
         first_episodes: Sequence[int] | None = None,
     ) -> None:
         self.num_envs = num_envs
-        self.episodes = np.array(first_episodes or [0] * num_envs, np.int64)  # begun so far
-        self.is_last = np.zeros(num_envs, bool)  # whether the last row ended its episode
-        self._task, self._timeout, self._size = recipe.task, env.timeout, env.image_size
+        self.episodes = np.array(first_episodes or [0] * num_envs, np.int64)
+        self.is_last = np.zeros(num_envs, bool)
+        self._timeout, self._size = env.timeout, env.image_size
         in_process = env.workers and not recipe.task.startswith("dummy:")
-        known = describe_in_process(recipe, env.timeout) if in_process else recipe.describe()
+        known = describe_in_process(recipe, env.timeout) if in_process else describe_here(recipe)
         self.spec = _spec_of(known, env)
-        makers = [
-            EnvMaker(recipe, known, env, seed, mode, i, int(self.episodes[i]), os.getpid())
-            for i in range(num_envs)
-        ]
+        # A second episode of an earlier session, or a trained agent, tells that the task works.
+        worked = mode == "eval" or bool((self.episodes > 1).any())
+        self._policy = FaultPolicy(recipe.task, num_envs, env.max_faults, worked=worked)
+        self._makers = [EnvMaker(recipe, known, env, seed, mode, i) for i in range(num_envs)]
+        self._kind: type[InProcessEnv | WorkerEnv] = WorkerEnv if env.workers else InProcessEnv
         self._pending: np.ndarray | None = None
-        self._async = env.workers
-        if env.workers:
-            self._env: Any = self._start(makers)  # Gymnasium's two classes have different methods
-        else:
-            self._env = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
-
-    def _start(self, makers: Sequence[EnvMaker]) -> AsyncVectorEnv:
+        self._envs: list[InProcessEnv | WorkerEnv] = []
         try:
-            with main_hidden():
-                return AsyncVectorEnv(
-                    makers, context="spawn", autoreset_mode=AutoresetMode.NEXT_STEP
-                )
-        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            raise UserError(
-                f"A worker process of {self._task} ended while it started; the program may have "
-                "been changed during the run."
-            ) from error
+            for make in self._makers:
+                self._envs.append(self._kind(make))
+        except BaseException:
+            self._end(_FAULT_SECONDS)
+            raise
 
-    def reset(self) -> tuple[Timestep, np.ndarray]:
-        """Begin an episode in every environment; return its rows and zero frames (N,)."""
-        with self._errors_explained():
-            if self._async:
-                self._env.reset_async()
-                observation, _ = self._env.reset_wait(timeout=self._timeout)
-            else:
-                observation, _ = self._env.reset()
-        self._pending = None
-        return self._row(
-            observation,
-            action=np.zeros((self.num_envs, self.spec.action_dim), np.float32),
-            reward=np.zeros(self.num_envs),
-            first=np.ones(self.num_envs, bool),
-            terminated=np.zeros(self.num_envs, bool),
-            truncated=np.zeros(self.num_envs, bool),
-        ), np.zeros(self.num_envs, np.int64)
+    @property
+    def faults(self) -> int:
+        """The number of faults so far."""
+        return self._policy.count
+
+    def reset(self, stopping: Callable[[], bool] = _never) -> tuple[Timestep, np.ndarray]:
+        """Begin an episode in every environment; return its rows and zero frames (N,).
+
+        ``stopping`` and the errors are those of `step_wait`.
+        """
+        self._check_open()
+        for i in range(self.num_envs):
+            self._begin(i)
+        action = np.zeros((self.num_envs, self.spec.action_dim), np.float32)
+        return self._receive(action, np.ones(self.num_envs, bool), stopping)
 
     def step_async(self, action: np.ndarray) -> None:
         """Send actions (N, A) in [-1, 1] to the workers, and return before they have finished.
@@ -106,18 +113,19 @@ class VectorEnv:
         Raises:
             ValueError: the actions are not finite or have another shape.
         """
+        self._check_open()
         action = np.asarray(action, np.float32)
         shape = (self.num_envs, self.spec.action_dim)
         if action.shape != shape or not np.isfinite(action).all():
             raise ValueError(f"actions must be finite and of shape {shape}, got {action!r}")
         self._pending = np.clip(action, -1.0, 1.0)
-        if self._async:
-            with self._errors_explained():
-                self._env.step_async(self._pending)
+        for i, env in enumerate(self._envs):
+            if self.is_last[i]:
+                self._begin(i)
+            else:
+                env.send(self._pending[i])
 
-    def step_wait(
-        self, stopping: Callable[[], bool] = lambda: False
-    ) -> tuple[Timestep, np.ndarray]:
+    def step_wait(self, stopping: Callable[[], bool] = _never) -> tuple[Timestep, np.ndarray]:
         """The rows after the actions that were sent, and the frames (N,) that were used.
 
         Args:
@@ -125,42 +133,13 @@ class VectorEnv:
 
         Raises:
             RuntimeError: no actions were sent.
-            UserError: an environment failed.
+            UserError: the environments cannot be used, or had too many faults.
             StepInterruptedError: a stop was requested, and a worker did not answer.
         """
         if self._pending is None:
             raise RuntimeError("step_wait without step_async")
-        with self._errors_explained():
-            if self._async:
-                result = self._env.step_wait(timeout=self._await_answers(stopping))
-            else:
-                result = self._env.step(self._pending)
-        observation, reward, terminated, truncated, info = result
-        first = self.is_last.copy()  # an episode begins where the last row ended one
-        action, self._pending = np.where(first[:, None], np.float32(0), self._pending), None
-        row = self._row(
-            observation,
-            action=action,
-            reward=reward,
-            first=first,
-            terminated=terminated,
-            truncated=truncated,
-        )
-        return row, np.asarray(info["frames"], np.int64)
-
-    def _await_answers(self, stopping: Callable[[], bool]) -> float:
-        """Wait until all workers have answered or the timeout has passed. Returns what is left."""
-        end, end_of_stop = time.monotonic() + self._timeout, float("inf")
-        waiting = list(self._env.parent_pipes)
-        while waiting and (now := time.monotonic()) < end:
-            if stopping():
-                end_of_stop = min(end_of_stop, now + _STOP_SECONDS)
-            if now >= end_of_stop:
-                self._kill()
-                raise StepInterruptedError
-            ready = connection.wait(waiting, timeout=_POLL_SECONDS)
-            waiting = [pipe for pipe in waiting if pipe not in ready]
-        return max(0.0, end - time.monotonic())
+        action, self._pending = self._pending, None
+        return self._receive(action, self.is_last.copy(), stopping)
 
     def step(self, action: np.ndarray) -> tuple[Timestep, np.ndarray]:
         """:meth:`step_async` and :meth:`step_wait` together."""
@@ -168,19 +147,8 @@ class VectorEnv:
         return self.step_wait()
 
     def close(self) -> None:
-        """End the workers; those that have not ended after a few seconds are killed."""
-        if self._env.closed:
-            return
-        if not self._async:
-            self._env.close()
-            return
-        waiting = self._pending is not None
-        try:
-            if waiting:  # the answer of a step must be received before "close" is sent
-                self._env.step_wait(timeout=_CLOSE_SECONDS)
-            self._env.close(timeout=_CLOSE_SECONDS)
-        except (multiprocessing.TimeoutError, OSError, EOFError, UserError, gymnasium.error.Error):
-            self._kill()
+        """End the environments; workers that have not ended after a few seconds are killed."""
+        self._end(CLOSE_SECONDS)
 
     def __enter__(self) -> VectorEnv:
         return self
@@ -188,75 +156,108 @@ class VectorEnv:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if not self._envs:
+            raise RuntimeError("the environments are closed")
+        if self._pending is not None:
+            raise RuntimeError("step_wait must receive the actions that were sent")
+
+    def _begin(self, i: int) -> None:
+        """Let environment i begin its next episode."""
+        self._envs[i].send(int(self.episodes[i]))
+        self.episodes[i] += 1
+
+    def _receive(
+        self, action: np.ndarray, first: np.ndarray, stopping: Callable[[], bool]
+    ) -> tuple[Timestep, np.ndarray]:
+        """The row and the frames (N,) after the commands that were sent.
+
+        Args:
+            action: (N, A) the actions that were sent.
+            first: (N,) the environments that begin an episode. Those that fail are added.
+            stopping: as in `step_wait`.
+        """
+        outcomes: dict[int, Outcome] = {}
+        try:
+            while len(outcomes) < self.num_envs:
+                waiting = [i for i in range(self.num_envs) if i not in outcomes]
+                for i, answer in self._answers(waiting, stopping).items():
+                    if isinstance(answer, Outcome):
+                        outcomes[i] = answer
+                    else:
+                        first[i] = True
+                        self._rebuild(i, answer)
+        except BaseException:
+            self._end(_FAULT_SECONDS)
+            raise
+        return self._row([outcomes[i] for i in range(self.num_envs)], action, first)
+
+    def _answers(self, waiting: Iterable[int], stopping: Callable[[], bool]) -> dict[int, Answer]:
+        """The answers of the environments in ``waiting``; one that hangs gives a fault."""
+        answers: dict[int, Answer] = {}
+        if self._kind is InProcessEnv:
+            return {i: self._envs[i].receive() for i in waiting}
+        sources = {source: i for i in waiting for source in self._envs[i].sources}
+        end, end_of_stop = time.monotonic() + self._timeout, float("inf")
+        while sources and (now := time.monotonic()) < end:
+            if stopping():
+                end_of_stop = min(end_of_stop, now + _STOP_SECONDS)
+            if now >= end_of_stop:
+                raise StepInterruptedError
+            for source in connection.wait(list(sources), timeout=_POLL_SECONDS):
+                if (i := sources[source]) not in answers:
+                    answers[i] = self._envs[i].receive()
+            sources = {source: i for source, i in sources.items() if i not in answers}
+        hang = Fault(
+            f"The environment did not answer for {self._timeout:g} s (env.timeout) and was ended. "
+            "If it draws images, env.renderer=osmesa may help.",
+            "hang",
+        )
+        return answers | dict.fromkeys(sources.values(), hang)
+
+    def _rebuild(self, i: int, fault: Fault) -> None:
+        """Build environment i anew after a fault, and let it begin its next episode.
+
+        Raises:
+            UserError: the environments cannot be used, or had too many faults.
+        """
+        self._policy.add(fault, i, int(self.episodes.sum()))
+        self._envs[i].end(_FAULT_SECONDS)
+        self._envs[i] = self._kind(self._makers[i])
+        self._begin(i)
+
     def _row(
-        self,
-        observation: dict[str, np.ndarray],
-        *,
-        action: np.ndarray,
-        reward: np.ndarray,
-        first: np.ndarray,
-        terminated: np.ndarray,
-        truncated: np.ndarray,
-    ) -> Timestep:
-        self.episodes += first
-        self.is_last = np.asarray(terminated | truncated, bool)
-        image = observation.get("image")
+        self, outcomes: Sequence[Outcome], action: np.ndarray, first: np.ndarray
+    ) -> tuple[Timestep, np.ndarray]:
+        terminated = np.array([x.terminated for x in outcomes])
+        self.is_last = terminated | np.array([x.truncated for x in outcomes])
+        if self.is_last.any():
+            self._policy.episode_ended()
+        obs = {name: np.stack([x.observation[name] for x in outcomes]) for name in self.spec.obs}
+        image = obs.get("image")
         if image is not None and image.shape[1:3] != (self._size, self._size):
             # Only images of another size need this, and it imports torch.
             from latentplan.runtime.torchvision_compat import resize_frames
 
-            observation = {**observation, "image": resize_frames(image, self._size)}
-        return Timestep(
-            obs={name: observation[name] for name in self.spec.obs},
-            prev_action=action,
-            reward=np.asarray(reward, np.float32),
+            obs["image"] = resize_frames(image, self._size)
+        row = Timestep(
+            obs=obs,
+            prev_action=np.where(first[:, None], np.float32(0), action),
+            reward=np.array([x.reward for x in outcomes], np.float32),
             is_first=first,
-            is_terminal=np.asarray(terminated, bool).copy(),
+            is_terminal=terminated,
         )
+        return row, np.array([x.frames for x in outcomes], np.int64)
 
-    @contextlib.contextmanager
-    def _errors_explained(self) -> Iterator[None]:
-        """Turn Gymnasium's errors about workers into one sentence, and end all workers."""
-        level = gymnasium.logger.min_level
-        # Gymnasium would also log the worker's traceback, and fail at a "%" in it.
-        gymnasium.logger.min_level = gymnasium.logger.ERROR + 1
-        try:
-            yield
-        except UserError as error:
-            self._kill()
-            raise UserError(f"{self._task}: {error}") from error
-        except multiprocessing.TimeoutError:
-            self._kill()
-            raise UserError(
-                f"An environment of {self._task} did not answer for {self._timeout:g} s "
-                "(env.timeout) and was ended. If it draws images, env.renderer=osmesa may help."
-            ) from None
-        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            codes = self._kill()
-            raise UserError(
-                f"A worker process of {self._task} died (exit codes {codes}). A negative code is a "
-                "signal; -9 usually means that the machine had no memory left."
-            ) from error
-        finally:
-            gymnasium.logger.min_level = level
-
-    def _kill(self) -> list[Any]:
-        """End the workers at once; return the exit codes of those that had ended before."""
-        if not self._async:
-            self._env.close()
-            return []
-        for process in self._env.processes:
-            process.join(timeout=0.2)
-        codes = [p.exitcode for p in self._env.processes if p.exitcode is not None]
-        for process in self._env.processes:
-            process.kill()
-        for process in self._env.processes:
-            process.join()
-        for pipe in self._env.parent_pipes:
-            if pipe is not None:
-                pipe.close()
-        self._env.closed = True  # so that Gymnasium sends nothing to workers that have ended
-        return codes
+    def _end(self, seconds: float) -> None:
+        """End all environments; workers are killed after ``seconds``."""
+        deadline = time.monotonic() + seconds
+        for env in self._envs:
+            env.disconnect()
+        for env in self._envs:
+            env.end(max(0.0, deadline - time.monotonic()))
+        self._envs = []
+        self._pending = None
 
 
 def _spec_of(known: Spaces, env: EnvConfig) -> EnvSpec:

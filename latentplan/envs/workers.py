@@ -1,4 +1,7 @@
-"""The start of worker processes, which import neither torch nor the main module."""
+"""How environments are made, and the start of processes for them.
+
+The processes import neither torch nor the main module.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 
 from latentplan.config.schema import EnvConfig
@@ -18,6 +24,8 @@ from latentplan.envs import dmc, dummy, gym
 from latentplan.envs.rendering import Renderer
 from latentplan.envs.simulator import EpisodeEnv, Simulator, Spaces
 from latentplan.types import UserError
+
+CLOSE_SECONDS = 5.0  # after which environments that have not closed are killed
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class EnvMaker:
-    """Makes one environment. Gymnasium calls it in the worker, and once in the parent."""
+    """Makes one environment, in a worker or in this process."""
 
     recipe: Recipe
     known: Spaces
@@ -68,16 +76,8 @@ class EnvMaker:
     seed: int
     mode: str
     index: int
-    first_episode: int
-    parent: int  # process id
 
     def __call__(self) -> EpisodeEnv:
-        if os.getpid() != self.parent:
-            # Ctrl-C, timeout(1) and batch systems signal the whole process group. The parent
-            # decides what to do, so the worker leaves the group.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            if hasattr(os, "setpgrp"):
-                os.setpgrp()
         return EpisodeEnv(
             self.recipe.build,
             self.known,
@@ -86,7 +86,6 @@ class EnvMaker:
             seed=self.seed,
             mode=self.mode,
             index=self.index,
-            first_episode=self.first_episode,
         )
 
 
@@ -107,11 +106,40 @@ def main_hidden() -> Iterator[None]:
         main.__spec__ = spec
 
 
+def follow_parent() -> None:
+    """Let this worker process ignore the signals of its parent's group, and end with the parent.
+
+    Ctrl-C, timeout(1) and batch systems signal the whole process group. The parent decides what to
+    do, so the worker leaves the group. It is ended with its own children when the parent has ended
+    in any way, even if it hangs by then.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        time.sleep(CLOSE_SECONDS)  # in which a worker that does not hang closes its environment
+        if hasattr(os, "killpg"):
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _describe_worker(recipe: Recipe, pipe: Connection) -> None:
+    follow_parent()
     try:
         pipe.send((recipe.describe(), ""))
     except UserError as error:
         pipe.send((None, str(error)))
+
+
+# Evaluations build environments again and again. The spaces stay, and a fault while they are looked
+# up would end the run.
+describe_here = functools.cache(Recipe.describe)
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from latentplan.config.schema import Config
 from latentplan.envs import Renderer, VectorEnv, make_eval_env, pick_renderer
 from latentplan.runs import run_folder
 from latentplan.runs.logger import write_video
+from latentplan.runs.source import RunSource
 from latentplan.runtime.device import pick_device
 from latentplan.runtime.disk import require_writable
 from latentplan.types import EnvSpec, Timestep, UserError, join
@@ -29,6 +30,8 @@ class Scores(NamedTuple):
     returns: list[float]  # per episode, undiscounted
     lengths: list[int]  # frames per episode
     rows: Timestep  # (T, N) all rows of the N environments, one episode after the other
+    faults: int  # of the environments; each has cut an episode, which is not counted
+    start: int  # index in ``rows`` at which the first counted episode of environment 0 begins
 
     @property
     def mean(self) -> float:
@@ -41,15 +44,15 @@ class Scores(NamedTuple):
         return float(np.std(self.returns))
 
     def film(self, spec: EnvSpec) -> np.ndarray | None:
-        """The images (T, H, W, 3) uint8 of the first environment's first episode.
+        """The images (T, H, W, 3) uint8 of the first environment's first counted episode.
 
         None if the agent sees no images.
         """
         if not spec.images:
             return None
-        ends = np.flatnonzero(self.rows.is_first[1:, 0])
-        length = ends[0] + 1 if len(ends) else None
-        frames: np.ndarray = self.rows.obs[spec.images[0]][:length, 0]
+        ends = np.flatnonzero(self.rows.is_first[self.start + 1 :, 0])
+        end = self.start + ends[0] + 1 if len(ends) else None
+        frames: np.ndarray = self.rows.obs[spec.images[0]][self.start : end, 0]
         return frames
 
 
@@ -58,12 +61,16 @@ def run_episodes(agent: Agent, env: VectorEnv, episodes: int, mode: str = "mean"
 
     Each environment plays ``ceil(episodes / env.num_envs)`` episodes, and the first ones of each
     environment are counted. Otherwise short episodes would be counted more often than long ones.
+    An episode that a fault of the environment has cut is not counted, and another one is played.
 
     Args:
         agent: the agent.
         env: N environments.
         episodes: the number of episodes that are counted.
         mode: ``mean``, ``sample`` or ``planner``, as in :meth:`Agent.act`.
+
+    Raises:
+        TooManyFaultsError: the environments had ``env.max_faults`` faults.
     """
     device = agent.device
     episodes_per_env = -(-episodes // env.num_envs)
@@ -72,7 +79,7 @@ def run_episodes(agent: Agent, env: VectorEnv, episodes: int, mode: str = "mean"
     index = np.zeros(env.num_envs, dtype=int)  # number of the episode in each environment
     generator = torch.Generator(device).manual_seed(0)
     row, _ = env.reset()
-    rows = [row]
+    rows, start = [row], 0
     carry = agent.initial(env.num_envs)
     while (index < episodes_per_env).any():
         action, carry = agent.act(row.to(device), carry, mode, generator)
@@ -80,13 +87,20 @@ def run_episodes(agent: Agent, env: VectorEnv, episodes: int, mode: str = "mean"
         rows.append(row)
         playing = index < episodes_per_env
         current = np.minimum(index, episodes_per_env - 1), np.arange(env.num_envs)
+        # A first row begins the count: the episode before it has ended or was cut.
+        returns[current] = np.where(playing & row.is_first, 0.0, returns[current])
+        lengths[current] = np.where(playing & row.is_first, 0, lengths[current])
         returns[current] += row.reward * playing
         lengths[current] += frames * playing
+        if row.is_first[0] and index[0] == 0:
+            start = len(rows) - 1
         index = np.minimum(index + env.is_last, episodes_per_env)
     return Scores(
         [float(x) for x in returns.flatten()[:episodes]],
         [int(x) for x in lengths.flatten()[:episodes]],
         join(rows, np.stack),
+        env.faults,
+        start,
     )
 
 
@@ -127,6 +141,8 @@ def evaluate(
     video: str | Path | None = None,
     device: str = "auto",
     module: str = "",
+    trust: bool = False,
+    checkpoint: str = "",
 ) -> dict[str, Any]:
     """Score the agent of a run folder.
 
@@ -145,21 +161,23 @@ def evaluate(
         device: the device of the agent.
         module: the module that registers the user's environment, if it is not the module of
             training.
+        trust: import the environment's code wherever the run folder comes from. Without it, code
+            that no training run of this user has recorded is refused.
+        checkpoint: a kept checkpoint, ``best`` or a number of frames, instead of the newest.
 
     Returns:
         Plain values, ready for JSON.
 
     Raises:
-        UserError: the folder contains no run, the checkpoint is damaged, no renderer works, a video
-            is wanted although the agent sees no images, or the video cannot be written. These
-            errors are raised before an episode is played.
+        UserError: the folder contains no run, the environment's code is not trusted, the checkpoint
+            is damaged, no renderer works, a video is wanted although the agent sees no images, or
+            the video cannot be written. These errors are raised before an episode is played.
     """
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}.")
     folder = Path(run)
-    agent, config, _, payload = run_folder.load_agent(
-        folder, pick_device(device), plan, CANDIDATES, module
-    )
+    source = RunSource(folder, module, trust, checkpoint)
+    agent, config, _, payload = run_folder.load_agent(source, pick_device(device), plan, CANDIDATES)
     path = Path(video) if video else folder / "videos" / f"eval-{payload['frames']}.mp4"
     if agent.world.spec.images:
         require_writable(path)
@@ -201,6 +219,7 @@ def summary(policy: str, scores: Scores) -> dict[str, Any]:
         "lengths": scores.lengths,
         "mean": scores.mean,
         "std": scores.std,
+        "faults": scores.faults,
     }
 
 

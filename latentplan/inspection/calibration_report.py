@@ -28,6 +28,7 @@ from latentplan.inspection.calibration import (
 from latentplan.inspection.plots import pyplot
 from latentplan.runs import run_folder
 from latentplan.runs.logger import Logger
+from latentplan.runs.source import RunSource
 from latentplan.runtime.device import pick_device
 from latentplan.types import Timestep, UserError
 
@@ -42,6 +43,8 @@ def calibrate(
     unseen: str = "",
     device: str = "auto",
     module: str = "",
+    trust: bool = False,
+    checkpoint: str = "",
 ) -> dict[str, Any]:
     """Measure how well the uncertainty of a run predicts the errors of its model.
 
@@ -55,7 +58,7 @@ def calibrate(
             comparison, ``auroc_same_task`` is the AUROC of the held-out episodes, which are not in
             the replay either. Without an unseen task there is no AUROC.
         device: the device of the agent.
-        module: as in :func:`latentplan.evaluation.evaluate.evaluate`.
+        module, trust, checkpoint: as in :func:`latentplan.evaluation.evaluate.evaluate`.
 
     Returns:
         The content of ``calibration.json``, and the path of the plot.
@@ -65,7 +68,8 @@ def calibrate(
             task has other observations or actions, or matplotlib is not installed.
     """
     folder = Path(run)
-    agent, config, _, payload = run_folder.load_agent(folder, pick_device(device), module=module)
+    source = RunSource(folder, module, trust, checkpoint)
+    agent, config, _, payload = run_folder.load_agent(source, pick_device(device))
     return calibrate_agent(agent, config, payload, folder, folder, episodes, unseen)
 
 

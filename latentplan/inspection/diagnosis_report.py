@@ -25,6 +25,7 @@ from latentplan.inspection.model_quality import (
     visit,
 )
 from latentplan.runs import run_folder
+from latentplan.runs.source import RunSource
 from latentplan.runtime import disk
 from latentplan.runtime.device import pick_device
 from latentplan.types import UserError
@@ -33,7 +34,13 @@ COLUMNS = 100  # of the text
 
 
 def diagnose(
-    run: str | Path, *, episodes: int = 4, device: str = "auto", module: str = ""
+    run: str | Path,
+    *,
+    episodes: int = 4,
+    device: str = "auto",
+    module: str = "",
+    trust: bool = False,
+    checkpoint: str = "",
 ) -> dict[str, Any]:
     """Measure the parts of a run's agent in held-out episodes, and write RUN/diagnosis.json.
 
@@ -45,7 +52,7 @@ def diagnose(
         run: the run folder.
         episodes: held-out episodes for each way of acting.
         device: the device of the agent.
-        module: as in :func:`latentplan.evaluation.evaluate.evaluate`.
+        module, trust, checkpoint: as in :func:`latentplan.evaluation.evaluate.evaluate`.
 
     Returns:
         The content of ``diagnosis.json``: the measured numbers by part, and ``verdicts``.
@@ -57,7 +64,8 @@ def diagnose(
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}.")
     folder, place = Path(run), pick_device(device)
-    agent, config, _, payload = run_folder.load_agent(folder, place, (), CANDIDATES, module)
+    source = RunSource(folder, module, trust, checkpoint)
+    agent, config, _, payload = run_folder.load_agent(source, place, (), CANDIDATES)
     path = folder / "diagnosis.json"
     disk.require_writable(path)
     with torch.random.fork_rng([agent.device] if place.type == "cuda" else []):

@@ -62,7 +62,10 @@ def make_dream_against_reality_film(
     for action in dream.choice.action.clamp(-1, 1).unbind(1):
         if env.is_last.any():
             break
-        rows.append(env.step(action.cpu().numpy())[0])
+        row, _ = env.step(action.cpu().numpy())
+        if row.is_first.any():  # an environment failed, and its episode was cut
+            break
+        rows.append(row)
     real = join(rows, lambda x: np.stack(x, 1))
     length = len(rows)
     name = next(iter(agent.world.spec.obs))

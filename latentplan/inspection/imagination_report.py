@@ -29,6 +29,7 @@ from latentplan.inspection.visualizations import (
 )
 from latentplan.runs import run_folder
 from latentplan.runs.logger import Logger, write_video
+from latentplan.runs.source import RunSource
 from latentplan.runtime.device import pick_device
 from latentplan.types import Timestep, UserError
 
@@ -46,6 +47,8 @@ def imagine(
     plan: Sequence[str] = (),
     device: str = "auto",
     module: str = "",
+    trust: bool = False,
+    checkpoint: str = "",
 ) -> dict[str, Any]:
     """Show how an agent predicts, imagines and plans in episodes that training never sees.
 
@@ -59,20 +62,19 @@ def imagine(
         seed: the seed of episodes and imagination.
         plan: as in :func:`latentplan.evaluation.evaluate.evaluate`.
         device: the device of the agent.
-        module: as in :func:`latentplan.evaluation.evaluate.evaluate`.
+        module, trust, checkpoint: as in :func:`latentplan.evaluation.evaluate.evaluate`.
 
     Returns:
         Plain values, ready for JSON: ``run``, ``frames`` of training, ``files`` by name, and notes
         about visualizations that this run cannot have.
 
     Raises:
-        UserError: the folder contains no run, the checkpoint is damaged, no renderer works, or the
-            seed is not valid.
+        UserError: the folder contains no run, the environment's code is not trusted, the checkpoint
+            is damaged, no renderer works, or the seed is not valid.
     """
     folder = Path(run)
-    agent, config, _, payload = run_folder.load_agent(
-        folder, pick_device(device), plan, module=module
-    )
+    source = RunSource(folder, module, trust, checkpoint)
+    agent, config, _, payload = run_folder.load_agent(source, pick_device(device), plan)
     target = Path(out) if out else folder / "imagine"
     frame, files = payload["frames"], {}
     renderer = pick_renderer(config)

@@ -42,8 +42,9 @@ METRIC_GROUPS = {
     "`eval_score` is from the policy's mean action, `sample_score` from samples of it, and "
     "`planner_score` from the planner, all on seeds that training never uses. `planner_gap` is "
     "planner - policy.",
-    "train/loss": "The weighted terms of the loss. They are finite, because training stops if one "
-    "is not. `image` and `vector` fall first, then `rew`.",
+    "train/loss": "The weighted terms of the loss. They are finite, because a batch with a loss "
+    "that is not is skipped (`train/skipped_batches` counts them). `image` and `vector` fall "
+    "first, then `rew`.",
     "train/model": "The world model on replayed rows: KL divergence between the posterior and the "
     "priors, disagreement of the ensemble (`uncertainty`), and its 95th percentile "
     "(`uncertainty_high`).",
@@ -64,6 +65,8 @@ METRIC_GROUPS = {
     "rollouts, the rewards are those of the planner. Do not compare ablations by these metrics.",
     "calibration": "Rank correlation of uncertainty and error k steps ahead (`latentplan "
     "calibrate`).",
+    "env": "`faults` counts the faults of training environments since the run began. Each has cut "
+    "an episode. `eval_faults` are those of one evaluation.",
     "fps": "Frames and updates per second of wall-clock time, and the share of each part in it.",
     "memory": "GiB of this process and its workers. `shared` is mostly the file cache of the "
     "replay, and `disk` is the size of the run folder.",

@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentplan.runs import archive
 from latentplan.runtime import disk
 from latentplan.types import UserError
 
 log = logging.getLogger("latentplan")
 FORMAT = "latentplan-checkpoint-1"
-_PLAIN = (int, float, bool, str, bytes, type(None))
+_PLAIN = (int, float, bool, str, type(None))
 _MARK = b"latentplan-crc32"
 # The last record of a zip file without a comment: how it begins, and its size.
 _DIRECTORY_END, _DIRECTORY_END_BYTES = b"PK\x05\x06", 22
@@ -36,7 +37,7 @@ _CHUNK = 2**20  # bytes
 _DAMAGE = (
     *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
     *(LookupError, ValueError, TypeError, AttributeError, AssertionError, OverflowError),
-    struct.error,
+    *(MemoryError, struct.error),
 )
 
 
@@ -54,7 +55,7 @@ def exists(path: Path) -> bool:
     return path.exists() or former_path(path).exists()
 
 
-def save(path: Path, payload: dict[str, Any]) -> None:
+def save(path: Path, payload: dict[str, Any], *, keep_former: bool = True) -> None:
     """Write ``payload`` to ``path``, and keep the checkpoint that was there as the former one.
 
     At every moment there is a complete checkpoint, at ``path`` or at :func:`former_path`. A damaged
@@ -69,7 +70,7 @@ def save(path: Path, payload: dict[str, Any]) -> None:
     """
     _check_types(payload, "payload")
     path = Path(path)
-    former = former_path(path) if _is_intact(path) else None
+    former = former_path(path) if keep_former and _is_intact(path) else None
     try:
         with disk.replacing(path, former=former) as file:
             summed = _SummedFile(file)
@@ -90,7 +91,8 @@ def load(path: Path) -> dict[str, Any]:
     """Read a payload that :func:`save` wrote. Its tensors are on the CPU.
 
     All bytes of the file are checked first.
-    No arbitrary objects are unpickled, so a foreign file cannot run code.
+    No arbitrary objects are unpickled, so a foreign file cannot run code, and it cannot take much
+    more memory than it has bytes.
 
     Raises:
         DamagedCheckpointError: the file does not hold the bytes that were saved, or is of another
@@ -103,6 +105,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             _check_bytes(file)
+            archive.check(file)
             content = torch.load(file, weights_only=True, map_location="cpu")
     except PermissionError as error:
         raise UserError(f"There is no permission to read the checkpoint {path}.") from error
@@ -112,7 +115,7 @@ def load(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this version of latentplan.")
-    return content["payload"]
+    return cast(dict[str, Any], content.get("payload"))
 
 
 def load_newest(path: Path) -> dict[str, Any]:

@@ -3,46 +3,33 @@
 A run folder contains::
 
     config.yaml  run.json  checkpoint.pt  checkpoint.1.pt  metrics.jsonl  events.out.tfevents*
-    videos/  replay/
+    checkpoints/  videos/  replay/  lock
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from latentplan.agent import Agent
-from latentplan.config.loading import flatten, load_resolved, to_yaml
+from latentplan.config.loading import load_resolved, to_sealed_yaml
 from latentplan.config.schema import Config
+from latentplan.config.validation import check_bounds
 from latentplan.data.replay import Replay
-from latentplan.envs import needs_renderer, parse_task
-from latentplan.runs import checkpoint
-from latentplan.runtime import disk
+from latentplan.envs import needs_renderer
+from latentplan.runs import checkpoint, kept, payload, session_record, trust, weights
+from latentplan.runs.source import RunSource, as_source
+from latentplan.runtime.device import total_memory
 from latentplan.types import EnvSpec, UserError
 
-# Keys that may change when a run continues. All other keys identify the run.
-CHANGEABLE = (
-    *("steps", "run_dir", "device"),
-    *("env.workers", "env.timeout", "env.module", "env.renderer"),
-    *("train.minutes", "train.threads", "train.compile"),
-)
-CHANGEABLE_SECTIONS = ("eval.", "log.")
-# Prefixes of weight names in the checkpoints of earlier versions, and the present prefixes.
-RENAMED_WEIGHTS = {
-    "scale.": "return_scale.",
-    "novelty_scale.": "uncertainty_scale.",
-    "world.pictures.": "world.image_normalizers.",
-}
-# Prefixes of buffers that the checkpoints of earlier versions lack. They keep their first values.
-ADDED_WEIGHTS = ("world.vector_normalizers.", "bonus_scale.")
+FLOAT_BYTES = 4
 
 
 def checkpoint_path(folder: Path) -> Path:
@@ -54,19 +41,22 @@ def record_session(folder: Path, config: Config, description: dict[str, Any]) ->
     """Write ``config.yaml``, and append the description of a session to ``run.json``.
 
     If ``env.module`` is a file, its absolute path is recorded, so that it is found from any working
-    directory.
+    directory. The files of the environment are recorded as code that this user has run.
 
     Raises:
         UserError: a file cannot be written, or run.json is damaged. The former files stay.
     """
-    record = _record(folder)
-    _write_record(folder, {**record, "sessions": [*record["sessions"], description]})
+    record = session_record.read(folder)
+    record["sessions"].append(description)
+    session_record.write(folder, record)
     if config.env.module.endswith(".py"):
-        config = _with_module(config, str(Path(config.env.module).resolve()))
-    _write_text(folder / "config.yaml", to_yaml(config))
+        config = with_module(config, str(Path(config.env.module).resolve()))
+    session_record.write_text(folder / "config.yaml", to_sealed_yaml(config))
+    trust.record(config)
 
 
-def _with_module(config: Config, module: str) -> Config:
+def with_module(config: Config, module: str) -> Config:
+    """``config`` with another ``env.module``."""
     return replace(config, env=replace(config.env, module=module))
 
 
@@ -78,9 +68,9 @@ def record_checkpoint(folder: Path) -> None:
     Raises:
         UserError: run.json is damaged or cannot be written. The former file stays.
     """
-    record = _record(folder)
+    record = session_record.read(folder)
     if not record["saved"]:
-        _write_record(folder, {**record, "saved": True})
+        session_record.write(folder, {**record, "saved": True})
 
 
 def sessions(folder: Path) -> list[dict[str, Any]]:
@@ -91,90 +81,7 @@ def sessions(folder: Path) -> list[dict[str, Any]]:
     """
     if not (folder / "run.json").is_file():
         raise UserError(f"{folder} is not a run folder: it has no run.json.")
-    return _record(folder)["sessions"]
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    """The content of ``run.json``: the sessions, and whether a checkpoint was ever saved."""
-    path = folder / "run.json"
-    if not path.exists():
-        return {"saved": False, "sessions": []}
-    try:
-        record = json.loads(path.read_text())
-        return {
-            # Earlier versions did not record this. The safe answer is that a checkpoint was saved.
-            "saved": record.get("saved", True),
-            "sessions": [dict(session) for session in record["sessions"]],
-        }
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is damaged: restore it, or remove it to continue without the record of "
-            "earlier sessions."
-        ) from error
-
-
-def _write_record(folder: Path, record: dict[str, Any]) -> None:
-    _write_text(folder / "run.json", json.dumps(record, indent=1) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Replace a file completely or not at all, because a run without its configuration is lost."""
-    try:
-        with disk.replacing(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
-
-
-def check_resumable(folder: Path, config: Config) -> None:
-    """Check that training with ``config`` does not destroy a run in ``folder``. Writes nothing.
-
-    A run that stopped before its first checkpoint may start again from the beginning.
-
-    Raises:
-        UserError: the folder contains another run, or a run without its checkpoint or replay.
-    """
-    path = checkpoint_path(folder)
-    saved = checkpoint.exists(path)
-    if saved or (folder / "config.yaml").exists():
-        check_same(folder, config)
-    if not saved and _record(folder)["saved"]:
-        raise UserError(
-            f"{folder} contains a run but its checkpoint is missing: put {path.name} back, or "
-            "choose another run_dir."
-        )
-    if saved and not Replay.exists(folder / "replay"):
-        raise UserError(
-            f"{folder} contains a run but its replay is missing: put the folder replay back, or "
-            "choose another run_dir."
-        )
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """The settings that identify a run, by dotted key. They may not change when it continues."""
-    flat = flatten(asdict(config))
-    # All spellings of a task are the same task, for example walker_walk and dmc:walker_walk.
-    flat["task"] = ":".join(parse_task(flat["task"]))
-    fixed = (k for k in flat if k not in CHANGEABLE and not k.startswith(CHANGEABLE_SECTIONS))
-    return {key: flat[key] for key in fixed}
-
-
-def check_same(folder: Path, config: Config) -> None:
-    """Check that ``config`` describes the run in ``folder``.
-
-    Raises:
-        UserError: the configurations identify different runs. The message names the first key that
-            differs.
-    """
-    recorded = identity(load_resolved(folder / "config.yaml"))
-    for key, value in identity(config).items():
-        if recorded[key] != value:
-            raise UserError(
-                f"{folder} contains a run with {key}={recorded[key]}, not {value}: "
-                "choose another run_dir (for a study, another folder), or keep the key as it was."
-            )
+    return session_record.read(folder)["sessions"]
 
 
 def with_recorded_quality(folder: Path, config: Config) -> Config:
@@ -187,7 +94,7 @@ def with_recorded_quality(folder: Path, config: Config) -> Config:
     """
     quality = config.env.render_quality
     if quality == "auto" and needs_renderer(config.task, config.obs):
-        quality = _first_choice(folder, "render_quality")
+        quality = _first_choice(folder, "env.render_quality", "render_quality")
     return replace(config, env=replace(config.env, render_quality=quality))
 
 
@@ -201,106 +108,92 @@ def with_recorded_choices(folder: Path, config: Config) -> Config:
     """
     precision = config.train.precision
     if precision == "auto":
-        precision = _first_choice(folder, "precision")
+        precision = _first_choice(folder, "train.precision", "precision")
     return with_recorded_quality(
         folder, replace(config, train=replace(config.train, precision=precision))
     )
 
 
-def _first_choice(folder: Path, key: str) -> str:
-    """The value that the run's first session chose; ``auto`` if no checkpoint was saved."""
-    record = _record(folder)
-    chosen = record["sessions"][0].get(key) if record["saved"] and record["sessions"] else None
+def _first_choice(folder: Path, key: str, name: str) -> str:
+    """The value that the run's first session chose for a key; ``auto`` if no checkpoint was saved.
+
+    Args:
+        key: the key of the configuration.
+        name: the name of the value in ``run.json``.
+    """
+    record = session_record.read(folder)
+    chosen = record["sessions"][0].get(name) if record["saved"] and record["sessions"] else None
+    check_bounds(key, chosen or "auto")
     return chosen or "auto"
 
 
-def _present_name(name: str) -> str:
-    """The present name of a weight or buffer that an earlier version saved."""
-    for old, new in RENAMED_WEIGHTS.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
-
-
-def restore(agent: Agent, state: dict[str, Any], path: Path) -> None:
-    """Load a checkpoint's weights into an agent.
-
-    Names of weights that an earlier version saved are mapped to the present names. An agent of a
-    version without statistics of vectors goes on without them.
-
-    Args:
-        agent: receives the weights.
-        state: the agent's state dictionary from the checkpoint.
-        path: the checkpoint file, for error messages.
+def saved_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a run, with changes that the person gives.
 
     Raises:
-        UserError: the checkpoint belongs to another architecture. The agent is unchanged.
-    """
-    state = {_present_name(name): weight for name, weight in state.items()}
-    own = agent.state_dict()
-    missing = [name for name in own if name not in state and name.startswith(ADDED_WEIGHTS)]
-    if any(name.startswith("world.vector_normalizers.") for name in missing):
-        for normalizer in agent.world.vector_normalizers.values():
-            normalizer.freeze()
-    state |= {name: own[name] for name in missing}
-    for name in (*own, *state):
-        saved_shape = tuple(state[name].shape) if name in state else "nothing"
-        own_shape = tuple(own[name].shape) if name in own else "nothing"
-        if saved_shape != own_shape:
-            raise UserError(
-                f"{path} is a checkpoint of another architecture: "
-                f"it has {saved_shape} for {name}, this agent has {own_shape}. The run.json beside "
-                "it names the commit that made it."
-            )
-    agent.load_state_dict(state)
-
-
-def load(
-    folder: Path, plan: Sequence[str] = (), module: str = ""
-) -> tuple[Config, EnvSpec, dict[str, Any]]:
-    """Load the records and the checkpoint of a run.
-
-    Args:
-        folder: the run folder.
-        plan: ``key=value`` settings of the ``plan`` section. Other settings cannot be changed.
-        module: replaces ``env.module``, if the module has moved since training.
-
-    Returns:
-        The configuration, the observations and actions of the environment, and the checkpoint.
-
-    Raises:
-        UserError: the folder contains no run, both its checkpoints or run.json are damaged, or a
-            key in ``plan`` is unknown.
+        UserError: the folder contains no run, or a value is not valid.
     """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.yaml.")
+    return load_resolved(folder / "config.yaml", overrides)
+
+
+def load(
+    source: RunSource | Path, plan: Sequence[str] = ()
+) -> tuple[Config, EnvSpec, dict[str, Any]]:
+    """Load the records and a checkpoint of a run, whose environment may then be built.
+
+    Args:
+        source: the run; a path stands for its newest checkpoint.
+        plan: ``key=value`` settings of the ``plan`` section. Other settings cannot be changed.
+
+    Returns:
+        The configuration, the observations and actions of the environment, and what
+        :func:`latentplan.runs.payload.read_agent` gives.
+
+    Raises:
+        UserError: the folder contains no run, the checkpoint or run.json is damaged, a key in
+            ``plan`` is unknown, or the environment's code is not trusted
+            (:func:`latentplan.runs.trust.check`).
+    """
+    source = as_source(source)
     plan = [f"plan.{item.removeprefix('plan.')}" for item in plan]
     if plan:  # The agent is not trained further, so limits on planned imagination do not apply.
         plan.append("plan.imagine_fraction=0")
-    config = load_resolved(folder / "config.yaml", plan)
-    if module:
-        config = _with_module(config, module)
-    config = with_recorded_quality(folder, config)
-    payload = checkpoint.load_newest(checkpoint_path(folder))
-    return config, EnvSpec.from_dict(payload["spec"]), payload
+    config = saved_config(source.folder, plan)
+    if source.module:
+        config = with_module(config, source.module)
+    if not source.trust:
+        trust.check(config, source.folder, source.module)
+    config = with_recorded_quality(source.folder, config)
+    path, raw = _read_checkpoint(source)
+    saved = payload.read_agent(raw, path, config.env.image_size)
+    return config, saved["spec"], saved
+
+
+def _read_checkpoint(source: RunSource) -> tuple[Path, object]:
+    """The file of a checkpoint, for messages, and its content."""
+    if source.checkpoint:
+        path = kept.path_of(source.folder, source.checkpoint)
+        return path, checkpoint.load(path)
+    path = checkpoint_path(source.folder)
+    return path, checkpoint.load_newest(path)
 
 
 def load_agent(
-    folder: Path,
+    source: RunSource | Path,
     device: torch.device | str = "cpu",
     plan: Sequence[str] = (),
     candidates: int = 1,
-    module: str = "",
 ) -> tuple[Agent, Config, EnvSpec, dict[str, Any]]:
     """Load the agent of a run.
 
     Args:
-        folder: the run folder.
+        source: as in :func:`load`.
         device: the device of the agent.
         plan: as in :func:`load`.
         candidates: the number of plan candidates if the run was trained with only one. Without a
             bonus for uncertainty, any agent can plan.
-        module: as in :func:`load`.
 
     Returns:
         The agent, and the results of :func:`load`.
@@ -308,32 +201,61 @@ def load_agent(
     Raises:
         UserError: as :func:`load`, or the checkpoint belongs to another architecture.
     """
-    config, spec, payload = load(folder, plan, module)
+    source = as_source(source)
+    config, spec, saved = load(source, plan)
     if config.plan.candidates == 1:
         config = replace(config, plan=replace(config.plan, candidates=candidates))
+    path = checkpoint_path(source.folder)
+    if source.checkpoint:
+        path = kept.path_of(source.folder, source.checkpoint)
+    weights.check_sizes(spec, config, saved["agent"], path)
+    _check_plan_size(config, torch.device(device))
     agent = Agent(spec, config, device)
-    restore(agent, payload["agent"], checkpoint_path(folder))
-    return agent, config, spec, payload
+    weights.restore(agent, saved["agent"], path)
+    return agent, config, spec, saved
+
+
+def _check_plan_size(config: Config, device: torch.device) -> None:
+    """Raise a UserError if the states of one plan cannot fit into the memory of the device."""
+    world, plan = config.world, config.plan
+    state = world.deter + world.stoch * world.classes
+    if plan.candidates * plan.horizon * state * FLOAT_BYTES > total_memory(device):
+        raise UserError(
+            f"{device} has too little memory for plans with plan.candidates={plan.candidates} and "
+            f"plan.horizon={plan.horizon}: use smaller ones, for example --plan candidates=4."
+        )
+
+
+def _not_files(folder: str, names: Sequence[str]) -> list[str]:
+    """The names of a replay folder that are not files. A device, for example, has no end."""
+    return [name for name in names if not (Path(folder) / name).is_file()]
 
 
 @contextmanager
 def open_replay(folder: Path) -> Iterator[Replay]:
-    """Open a temporary copy of a run's replay, in its state at the checkpoint.
+    """Open a temporary copy of a run's replay, in its state at the newest checkpoint.
 
     Raises:
         UserError: the folder contains no run, or its replay is missing or damaged.
     """
-    config, spec, payload = load(folder)
+    config = saved_config(folder)
+    path = checkpoint_path(folder)
+    raw = checkpoint.load_newest(path)
+    spec = payload.read_agent(raw, path, config.env.image_size)["spec"]
+    state = payload.read_replay_state(raw, path)
     if not (folder / "replay").is_dir():
         raise UserError(f"{folder} has no replay folder.")
     with tempfile.TemporaryDirectory() as scratch:
         # Messages name the copy, so its path has the name of the run.
         copy = Path(scratch) / folder.resolve().name / "replay"
         # Opening a replay locks it and moves its write position, so the run's own stays closed.
-        shutil.copytree(folder / "replay", copy)
+        try:
+            shutil.copytree(folder / "replay", copy, ignore=_not_files)
+        except shutil.Error as error:  # for example a file without permission to read
+            raise UserError(f"The replay in {folder} cannot be read: {error}.") from error
         replay = Replay(copy, spec, capacity=config.replay.capacity, envs=config.env.num_envs)
         try:
-            replay.load_state_dict(payload["replay"])
+            replay.load_state_dict(state)
             yield replay
         finally:
             replay.close()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 from latentplan.types import UserError
 
@@ -68,3 +71,16 @@ def pick_device(name: str) -> torch.device:
             f"There is no device {name!r} that torch can use here: {reason}."
         ) from error
     return device
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that a device has. For the CPU, a container's limit counts."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[1])
+    total = int(psutil.virtual_memory().total)
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # there is no such file, or no limit ("max")
+        return total

@@ -113,7 +113,7 @@ def lock(folder: Path) -> FileLock:
     The system releases the lock when the process ends in any way.
 
     Raises:
-        UserError: another process holds the lock.
+        UserError: another process, or another lock of this one, holds the lock.
         OSError: the lock's file cannot be written.
     """
     path = folder / "lock"
@@ -124,7 +124,33 @@ def lock(folder: Path) -> FileLock:
     try:
         file.acquire(blocking=False)
     except Timeout as error:
-        raise UserError(f"Another process is training with the replay in {folder}.") from error
+        raise UserError(
+            f"Another process is training in {folder}: wait until it has ended, or choose another "
+            "run_dir."
+        ) from error
     except OSError:
         pass  # on a file system without locks, training goes on without protection
     return file
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder during a block. The folder is created if it does not exist.
+
+    A folder that was created and holds nothing else at the end of the block is removed.
+
+    Raises:
+        UserError: another process holds the lock, or the folder cannot be written.
+    """
+    created = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = lock(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}.") from error
+    try:
+        yield
+    finally:
+        if created and [path.name for path in folder.iterdir()] == ["lock"]:
+            shutil.rmtree(folder)
+        held.release()

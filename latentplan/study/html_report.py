@@ -20,7 +20,7 @@ from latentplan.inspection.imagination_report import imagine
 from latentplan.inspection.plots import pyplot
 from latentplan.inspection.tensorboard_layout import FIRST_PAGE
 from latentplan.inspection.visualizations import CAPTIONS
-from latentplan.runs import run_folder
+from latentplan.runs import resuming
 from latentplan.types import UserError
 
 STYLE = """
@@ -41,7 +41,7 @@ TYPES = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
 
 
 def write_report(
-    runs: Sequence[Path], out: Path, *, device: str = "auto", module: str = ""
+    runs: Sequence[Path], out: Path, *, device: str = "auto", module: str = "", trust: bool = False
 ) -> Path:
     """Write an HTML file: scores and curves of all runs, then films and settings of each run.
 
@@ -51,7 +51,7 @@ def write_report(
         runs: run folders.
         out: path of the HTML file.
         device: where the models run.
-        module: as in :func:`latentplan.inspection.imagination_report.imagine`.
+        module, trust: as in :func:`latentplan.inspection.imagination_report.imagine`.
 
     Returns:
         ``out``.
@@ -69,7 +69,8 @@ def write_report(
         _figure(_returns(curves), "Evaluation return of the policy's mean action."),
     ]
     for run, curve in curves.items():
-        parts += _run_section(run, curve, device, module)
+        files = imagine(run, device=device, module=module, trust=trust)
+        parts += _run_section(run, curve, files)
     body = "\n".join(parts)
     html = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>latentplan</title>'
@@ -95,16 +96,16 @@ def _summary(curves: dict[Path, Curve]) -> str:
     return _table(head, rows)
 
 
-def _run_section(run: Path, curve: Curve, device: str, module: str) -> list[str]:
+def _run_section(run: Path, curve: Curve, imagined: dict[str, Any]) -> list[str]:
+    """HTML about one run. ``imagined`` is what `imagine` returned for it."""
     sessions = curve.description["sessions"]
     parts = [f"<h2>{escape(run.name)}</h2>", _commands(run, sessions), "<h3>Curves</h3>"]
     parts.append(_figure(_charts(read_metrics(run)), "The curves to check first, against frames."))
-    result = imagine(run, device=device, module=module)
     parts.append("<h3>Imagination</h3>")
-    parts += [f"<p>{escape(result[k])}</p>" for k in ("note", "planner") if k in result]
+    parts += [f"<p>{escape(imagined[k])}</p>" for k in ("note", "planner") if k in imagined]
     parts += [
         _figure((Path(path).suffix, Path(path).read_bytes()), f"{name}: {CAPTIONS[name]}")
-        for name, path in result["files"].items()
+        for name, path in imagined["files"].items()
     ]
     config = (run / "config.yaml").read_text(encoding="utf-8")
     parts.append(f"<details><summary>Configuration</summary><pre>{escape(config)}</pre></details>")
@@ -113,9 +114,11 @@ def _run_section(run: Path, curve: Curve, device: str, module: str) -> list[str]
 
 def _commands(run: Path, sessions: Sequence[dict[str, Any]]) -> str:
     """HTML of the commands and machines of a run, and of the commands that repeat its results."""
-    ran = "\n".join(f"{_typed(x['command'])}    # commit {x['commit']}" for x in sessions)
-    # Runs of earlier versions lack some of these keys.
-    first = {key: sessions[0][key] for key in DESCRIBED if key in sessions[0]}
+    # Runs of earlier versions lack some of these keys, and a damaged record may lack them all.
+    ran = "\n".join(
+        f"{_typed(x.get('command', []))}    # commit {x.get('commit')}" for x in sessions
+    )
+    first = {key: x[key] for x in sessions[:1] for key in DESCRIBED if key in x}
     again = f"latentplan eval {run} --episodes 10\nlatentplan imagine {run}"
     return (
         f"<pre>{escape(ran)}\n\n{escape(again)}</pre>"
@@ -144,7 +147,7 @@ def _labels(runs: Sequence[Path]) -> dict[Path, str]:
 
     Runs with the same label share a mean curve, so they differ only in the seed.
     """
-    settings = {run: run_folder.identity(load_resolved(run / "config.yaml")) for run in runs}
+    settings = {run: resuming.identity(load_resolved(run / "config.yaml")) for run in runs}
     labels = {run: values["ablation"] for run, values in settings.items()}
     first = ("obs", "size")  # these determine other settings
     rest = [key for key in settings[runs[0]] if key not in (*first, "seed")]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from latentplan.config.loading import flatten, load, preset_folder, warn_about_renamed
 from latentplan.config.renamed import present_names
 from latentplan.config.yaml_text import read_mapping
-from latentplan.runs import checkpoint, metrics_file, run_folder
+from latentplan.runs import checkpoint, metrics_file, payload, resuming, run_folder
 from latentplan.runs.metrics_file import Metrics
 from latentplan.types import UserError, shown
 
@@ -69,7 +69,7 @@ class Job(NamedTuple):
             return False
         try:
             path = run_folder.checkpoint_path(self.folder)
-            return checkpoint.load(path)["frames"] >= self.steps
+            return payload.read_frames(checkpoint.load(path), path) >= self.steps
         except UserError:
             return False
 
@@ -196,7 +196,7 @@ def jobs(study: Study, path: Path) -> list[Job]:
                 overrides.append(f"run_dir={run}")
                 config = load([], overrides)
                 if (run / "config.yaml").is_file():
-                    run_folder.check_same(run, config)
+                    resuming.check_same(run, config)
                 matrix.append(Job(task, ablation, seed, run, tuple(overrides), config.steps))
     return matrix
 

@@ -20,6 +20,7 @@ from latentplan.config.schema import Config
 from latentplan.inspection.calibration import k_step_errors, rank_correlations
 from latentplan.inspection.curves import read_metrics, report_path
 from latentplan.runs import run_folder
+from latentplan.runs.source import RunSource
 from latentplan.study.matrix import Job
 from latentplan.types import Timestep, UserError, join
 
@@ -210,7 +211,8 @@ def _held_out(run: Path, rows: Timestep) -> HeldOut:
     if not len(rows.reward):
         return None, None, None, None  # No episode is as long as a window.
     try:
-        agent, *_ = run_folder.load_agent(run)
+        # No environment is built, so its code need not be trusted.
+        agent, *_ = run_folder.load_agent(RunSource(run, trust=True))
     except UserError as error:
         log.warning("no errors of %s: %s", run.name, error)
         return None, None, None, None

@@ -21,15 +21,23 @@ from latentplan.config.loading import as_config
 from latentplan.config.schema import Config
 from latentplan.data.batches import BatchSampler
 from latentplan.data.replay import Replay
-from latentplan.envs import Renderer, StepInterruptedError, make_train_env
-from latentplan.runs import checkpoint, run_folder
+from latentplan.envs import Renderer, StepInterruptedError, TooManyFaultsError, make_train_env
+from latentplan.runs import checkpoint, run_folder, weights
+from latentplan.runs.kept import KeptCheckpoints
 from latentplan.runs.provenance import describe
+from latentplan.runtime import disk
 from latentplan.runtime.clock import Every, Ratio
-from latentplan.runtime.disk import gigabytes
 from latentplan.training.compiling import is_compiler_failure, make_agent
+from latentplan.training.memory import check_memory
 from latentplan.training.monitor import Monitor, OnLog
+from latentplan.training.recovery import Recovery
 from latentplan.training.start import Start, resolve
-from latentplan.training.stopping import Stop, start_resource_tracker, stop_on_signal
+from latentplan.training.stopping import (
+    Stop,
+    StopInterrupt,
+    start_resource_tracker,
+    stop_on_signal,
+)
 from latentplan.types import Latent, Timestep, UserError
 
 log = logging.getLogger("latentplan")
@@ -67,21 +75,28 @@ class Session(NamedTuple):
 
 def train_session(config: Config, *, on_log: OnLog | None = None) -> Session:
     """As :func:`train`, and tell whether a signal stopped the session before its end."""
-    start = resolve(config)
-    if config.env.workers:
-        start_resource_tracker()
-    trainer = Trainer(start, on_log)
-    try:
-        with stop_on_signal() as stop:
-            ended = trainer.run(stop)
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"{start.device} has no memory left. Use a smaller train.batch, "
-            "behavior.starts_fraction or plan.imagine_fraction, or another size, in another "
-            "run_dir."
-        ) from error
-    finally:
-        trainer.close()
+    # The lock comes before anything is read: another session that is still saving would otherwise
+    # lose what it saves.
+    with disk.locked(Path(config.run_dir)):
+        start = resolve(config)
+        if config.env.workers:
+            start_resource_tracker()
+        trainer = Trainer(start, on_log)
+        try:
+            with stop_on_signal() as stop:
+                try:
+                    ended = trainer.run(stop)
+                except TooManyFaultsError:
+                    trainer.save()  # a run that goes on meets other episodes
+                    raise
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{start.device} has no memory left. Use a smaller train.batch, "
+                "behavior.starts_fraction or plan.imagine_fraction, or another size, in another "
+                "run_dir."
+            ) from error
+        finally:
+            trainer.close()
     return Session(start.folder, 0 if ended else stop.number)
 
 
@@ -96,6 +111,7 @@ class Trainer:
         self.start_time = time.monotonic()
         self.config, self.folder, self.device = start.config, start.folder, start.device
         self.stop = Stop()
+        self.ended = False  # whether all frames or the time limit are reached
         saved = start.saved
         self.env = make_train_env(self.config, start.renderer, saved["episodes"] if saved else None)
         try:
@@ -111,6 +127,8 @@ class Trainer:
                 start.renderer,
                 schedules=saved["due"] if saved else None,
                 frame=self.frames,
+                faults=saved["faults"] if saved else 0,
+                skipped=saved["skipped_batches"] if saved else 0,
                 on_log=on_log,
             )
         except BaseException:
@@ -125,8 +143,7 @@ class Trainer:
         self.agent, compiled = make_agent(config, spec, self.device)
         if compiled != "off":
             log.info("functions are compiled: the first updates and plans take a minute")
-        size = Replay.size_bytes(spec, config.replay.capacity)
-        log.info("replay: %s rows, %s on disk", f"{config.replay.capacity:,}", gigabytes(size))
+        check_memory(self.agent, config, spec)
         self.replay = Replay(
             self.folder / "replay",
             spec,
@@ -136,6 +153,7 @@ class Trainer:
         self.rows = train.context + train.length  # of a window
         self.batches = BatchSampler(self.replay, train.batch, self.rows, self.rng, self.device)
         self.ratio = Ratio(train.ratio, train.batch * train.length)
+        self.recovery = Recovery(self.agent, self.folder)
         self.frames = self.decisions = self.updates = 0
         self.checkpoint_schedule = Every(
             config.log.checkpoint_seconds,
@@ -145,6 +163,8 @@ class Trainer:
             self._restore(saved)
         else:
             self.replay.clear()
+        best = saved.get("best_score") if saved else None  # earlier versions did not keep it
+        self.kept = KeptCheckpoints(self.folder, config.log.keep, self.frames, best)
 
     def _log_settings(self, renderer: Renderer | None) -> None:
         train, spec = self.config.train, self.env.spec
@@ -176,31 +196,42 @@ class Trainer:
             log.info("%s is complete: set a larger steps=N to continue it", self.folder)
             return True
         self.monitor.start(self.frames, self.updates)
+        try:
+            self._collect_and_learn()
+        except StopInterrupt:
+            log.info("the work in progress is given up")
+        except StepInterruptedError:
+            log.info("an environment does not answer: the run is saved without its last step")
+        if self.ended and self.frames < config.steps:
+            log.info("the time limit of %g minutes is reached", config.train.minutes)
+        begin = time.monotonic()
+        self.save()
+        log.info(
+            "%s frames, %s updates, saved in %s (in %.1f s)",
+            *(self.frames, self.updates, self.folder, time.monotonic() - begin),
+        )
+        return self.ended
+
+    def _collect_and_learn(self) -> None:
+        """Collect and learn until ``ended``, or until a stop request."""
         self._learn()  # the updates that the last decision before the checkpoint has earned
         row = self._reset()
-        carry = self.agent.initial(config.env.num_envs)
-        last = False
-        while not last and not stop.requested:
-            action, carry = self._choose_action(row, carry)
+        carry = self.agent.initial(self.config.env.num_envs)
+        while not self.ended and not self.stop.requested:
+            with self.stop.interruptible():  # the first plans are compiled here
+                action, carry = self._choose_action(row, carry)
             self.env.step_async(action)  # the environments step while the agent learns
             self._learn()
-            try:
-                row = self._receive()
-            except StepInterruptedError:
-                log.info("an environment does not answer: the run is saved without its last step")
-                break
-            last = self._out_of_time() or self.frames >= config.steps
-            self.monitor.report(self.frames, self.updates, last=last)
+            row = self._receive()
+            self.ended = self._out_of_time() or self.frames >= self.config.steps
+            with self.stop.interruptible():
+                score = self.monitor.report(self.frames, self.updates, last=self.ended)
+            self.kept.report(self.agent, self.frames, score)
             self._save_if_due()
-        if last and self.frames < config.steps:
-            log.info("the time limit of %g minutes is reached", config.train.minutes)
-        self.save()
-        log.info("%s frames, %s updates, saved in %s", self.frames, self.updates, self.folder)
-        return last
 
     def _reset(self) -> Timestep:
         """Start an episode in every environment. Returns its first row (N)."""
-        row, _ = self.env.reset()
+        row, _ = self.env.reset(lambda: self.stop.requested)
         self._store(row)
         return row
 
@@ -228,6 +259,7 @@ class Trainer:
         self._store(row)
         self.frames += int(frames.sum())
         self.decisions += int((frames > 0).sum())  # a reset takes no frame and no decision
+        self.monitor.count(faults=self.env.faults, skipped=self.recovery.skipped)
         self.monitor.add_row(row, frames, self.env.is_last)
         return row
 
@@ -252,32 +284,28 @@ class Trainer:
             self.monitor.add_metrics(metrics)
 
     def _update(self, batch: Timestep, episode: Tensor) -> dict[str, Tensor] | None:
-        """One update of the agent. Returns its metrics, or None if a stop request interrupted it.
+        """One update of the agent.
+
+        Returns:
+            Its metrics, or None if there was no update: its loss is not finite, or a stop request
+            interrupted it.
 
         Raises:
-            UserError: a loss or gradient is not finite.
+            UserError: losses or gradients are not finite, and stay so.
         """
         try:
-            return self.agent.update(batch, episode)
+            metrics = self.agent.update(batch, episode, self.stop.interruptible())
         except NonFiniteLossError as error:
-            path = self._dump(batch)
-            raise UserError(
-                f"{error} The batch is in {path}. The last good checkpoint stays."
-            ) from error
+            self.recovery.skip(error, batch, self.updates)
+            return None
         except RuntimeError as error:
             # Ctrl-C in a terminal also ends the compiler that an update may be waiting for. The
             # losses and gradients are compiled before any weight changes, so the agent is intact.
             if self.stop.requested and is_compiler_failure(error):
                 return None
             raise
-
-    def _dump(self, batch: Timestep) -> Path:
-        """Write a batch to a file in the run folder. Returns its path."""
-        path, batch = self.folder / f"nonfinite-{self.updates}.npz", batch.map(lambda x: x.cpu())
-        obs = {f"obs.{name}": x for name, x in batch.obs.items()}
-        rest = {name: x for name, x in batch._asdict().items() if name != "obs"}
-        np.savez_compressed(path, **obs, **rest)
-        return path
+        self.recovery.updated()
+        return metrics
 
     def _out_of_time(self) -> bool:
         limit = self.config.train.minutes * 60 or float("inf")
@@ -288,11 +316,16 @@ class Trainer:
     def _save_if_due(self) -> None:
         """Save a due checkpoint at the end of an episode, or after ``PATIENCE_SECONDS``.
 
-        A run continues exactly only from the end of an episode.
+        A run continues exactly only from the end of an episode, and only while the rows after the
+        checkpoint have overwritten spare rows of the replay alone. A checkpoint is therefore also
+        due when half of these are used. None is written while losses are not finite.
         """
-        seconds = time.monotonic() - self.start_time
-        late = self.checkpoint_schedule.overdue(seconds - PATIENCE_SECONDS)
-        if self.checkpoint_schedule.overdue(seconds) and (late or self.env.is_last.all()):
+        seconds, used = time.monotonic() - self.start_time, self.replay.spare_used
+        due = self.checkpoint_schedule.overdue(seconds) or used > 0.5
+        late = self.checkpoint_schedule.overdue(seconds - PATIENCE_SECONDS) or used > 0.9
+        if self.ended or self.recovery.in_a_row:
+            return  # the end of the session saves, and no checkpoint holds suspected weights
+        if due and (late or self.env.is_last.all()):
             self.checkpoint_schedule(seconds)
             self.save()
 
@@ -309,22 +342,27 @@ class Trainer:
                 "frames": self.frames,
                 "decisions": self.decisions,
                 "updates": self.updates,
+                "best_score": self.kept.best_score,
                 "episodes": [int(n) for n in self.env.episodes],
                 "spec": self.env.spec.to_dict(),
                 "agent": self.agent.state_dict(),
                 "optimizer": self.agent.optimizer.state_dict(),
                 "ratio": self.ratio.state_dict(),
                 "due": self.monitor.state_dict(),
+                "faults": self.monitor.earlier_faults + self.env.faults,
+                "skipped_batches": self.monitor.earlier_skipped + self.recovery.skipped,
                 "replay": self.replay.state_dict(),
                 "random": checkpoint.random_state(),
                 "sampler": checkpoint.generator_state(self.rng),
             },
         )
         run_folder.record_checkpoint(self.folder)
+        self.recovery.saved()
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        run_folder.restore(self.agent, saved["agent"], run_folder.checkpoint_path(self.folder))
-        self.agent.optimizer.load_state_dict(saved["optimizer"])
+        path = run_folder.checkpoint_path(self.folder)
+        weights.restore(self.agent, saved["agent"], path)
+        weights.restore_optimizer(self.agent, saved["optimizer"], path)
         self.replay.load_state_dict(saved["replay"])
         self.frames, self.decisions = saved["frames"], saved["decisions"]
         self.updates = saved["updates"]

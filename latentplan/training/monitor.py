@@ -20,7 +20,7 @@ from tqdm import tqdm
 from latentplan.agent import Agent
 from latentplan.config.schema import Config
 from latentplan.data.replay import Replay
-from latentplan.envs import make_eval_env
+from latentplan.envs import TooManyFaultsError, make_eval_env
 from latentplan.envs.rendering import Renderer
 from latentplan.evaluation.evaluate import score
 from latentplan.inspection.calibration import (
@@ -69,6 +69,8 @@ class Monitor:
         renderer: the renderer of evaluation environments, or None if no images are drawn.
         schedules: the result of :meth:`state_dict` in a checkpoint; None for a new run.
         frame: the environment frame at which the run continues.
+        faults: faults of the training environments in earlier sessions.
+        skipped: batches that were skipped in earlier sessions.
         on_log: called with every row of metrics that is written.
     """
 
@@ -82,6 +84,8 @@ class Monitor:
         *,
         schedules: Mapping[str, Any] | None = None,
         frame: int = 0,
+        faults: int = 0,
+        skipped: int = 0,
         on_log: OnLog | None = None,
     ):
         self.config, self.agent, self.replay, self.renderer = config, agent, replay, renderer
@@ -97,6 +101,8 @@ class Monitor:
             self._schedules[name].load_state_dict(state)
         if schedules is None:
             set_up_tensorboard(self.logger, config)
+        self.earlier_faults = self._faults = faults
+        self.earlier_skipped = self._skipped = skipped
         self._returns = np.zeros(config.env.num_envs)
         self._lengths = np.zeros(config.env.num_envs, dtype=int)
         self._last_row = (time.monotonic(), frame, 0)  # time, frames, updates at the last row
@@ -118,8 +124,13 @@ class Monitor:
         """Measure rates from now on. The loop calls this when it starts."""
         self._last_row = (time.monotonic(), frames, updates)
 
+    def count(self, *, faults: int, skipped: int) -> None:
+        """Note the faults of training environments and the skipped batches of this session."""
+        self._faults = self.earlier_faults + faults
+        self._skipped = self.earlier_skipped + skipped
+
     def add_row(self, row: Timestep, frames: np.ndarray, is_last: np.ndarray) -> None:
-        """Count a row of experience.
+        """Count a row of experience. An episode that a fault has cut gives no score.
 
         Args:
             row: (N) the row of N environments.
@@ -137,7 +148,7 @@ class Monitor:
         """Add metrics of an update or a plan to the next row."""
         self.logger.add(metrics)
 
-    def report(self, frames: int, updates: int, *, last: bool = False) -> None:
+    def report(self, frames: int, updates: int, *, last: bool = False) -> float | None:
         """Evaluate, film and log if that is due.
 
         Args:
@@ -145,17 +156,33 @@ class Monitor:
             updates: updates so far.
             last: this is the last report of the session. It always evaluates and logs.
 
+        Returns:
+            The mean return of the mean action, if it was evaluated.
+
         Raises:
             UserError: the metrics or a film cannot be written.
+            TooManyFaultsError: the environments of an evaluation had too many faults.
         """
         self._bar.update(frames - self._bar.n)
-        due = {name: schedule(frames) for name, schedule in self._schedules.items()}
-        if updates and (due["eval"] or last):
-            self._evaluate(frames, last)
-        if updates and due["film"]:
-            self._inspect(frames)
+        due = {name: schedule.overdue(frames) for name, schedule in self._schedules.items()}
+        try:
+            score = self._evaluate(frames, last) if updates and (due["eval"] or last) else None
+            if updates and due["film"]:
+                self._inspect(frames)
+        except TooManyFaultsError:
+            # A run that goes on would else repeat this evaluation, and meet the same faults.
+            self._done(frames)
+            raise
         if due["log"] or last:
             self._write(frames, updates)
+        # An evaluation that a request to stop has interrupted remains due.
+        self._done(frames)
+        return score
+
+    def _done(self, frames: int) -> None:
+        """Note that all that was due at this frame is done."""
+        for schedule in self._schedules.values():
+            schedule(frames)
 
     def close(self) -> None:
         """Close the progress bar and the log files."""
@@ -176,7 +203,12 @@ class Monitor:
             **{f"fps/share_{k}": v for k, v in self.stopwatch.fractions().items()},
         }
         self.stopwatch.reset()
-        counts = {"train/updates": updates, "replay/rows": len(self.replay)}
+        counts = {
+            "train/updates": updates,
+            "train/skipped_batches": self._skipped,
+            "replay/rows": len(self.replay),
+            "env/faults": self._faults,
+        }
         row = self.logger.write(frames, now={**rates, **counts, **memory(), **disk(self.folder)})
         if self._on_log is not None:
             self._on_log(row)
@@ -195,20 +227,24 @@ class Monitor:
                 text += f", {seconds_left / 60:.0f} min left"
             log.info("frame %d/%d: %s", frames, self.config.steps, text)
 
-    def _evaluate(self, frames: int, last: bool) -> None:
+    def _evaluate(self, frames: int, last: bool) -> float:
         """Score the policy's mean and its samples, and the planner at the last evaluation.
 
         All act in the same evaluation episodes.
+
+        Returns:
+            The mean return of the policy's mean.
         """
         config = self.config
         with self.stopwatch.section("eval"):
             planning = last and config.plan.candidates > 1
             modes = ["mean", "sample"] + ["planner"] * planning
-            means = {}
+            means, faults = {}, 0
             for mode, scores in score(
                 self.agent, config, self.renderer, modes, config.eval.episodes, config.seed
             ):
                 means[mode], name = scores.mean, METRIC_NAMES[mode]
+                faults += scores.faults
                 self.logger.add(
                     {
                         f"episode/{name}_score": scores.mean,
@@ -222,9 +258,11 @@ class Monitor:
                     self.logger.video(f"episode/{name}_video", film, frames, fps=30)
                 if mode == "mean":
                     self._calibrate(scores.rows)
+            self.logger.add({"env/eval_faults": float(faults)})
             if "planner" in means:
                 gap = means["planner"] - means["mean"]
                 self.logger.add({"episode/planner_gap": gap})
+        return means["mean"]
 
     def _calibrate(self, rows: Timestep) -> None:
         """Log how well the uncertainty ranks the model's errors in evaluation episodes (T, N).

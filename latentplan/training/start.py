@@ -9,7 +9,7 @@ import torch
 
 from latentplan.config.schema import Config
 from latentplan.envs import Renderer, pick_renderer
-from latentplan.runs import checkpoint, run_folder
+from latentplan.runs import checkpoint, payload, resuming, run_folder, weights
 from latentplan.runtime.allocator import configure_malloc
 from latentplan.runtime.device import pick_device
 
@@ -37,12 +37,15 @@ def resolve(config: Config) -> Start:
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
     configure_malloc()
     folder = Path(config.run_dir)
-    run_folder.check_resumable(folder, config)
+    resuming.check_resumable(folder, config)
     effective = run_folder.with_recorded_choices(folder, config)
     device = pick_device(config.device)
     if device.type == "cuda" and device.index is not None:
         # Logged memory and the recorded device name are those of the current device.
         torch.cuda.set_device(device)
     path = run_folder.checkpoint_path(folder)
-    saved = checkpoint.load_newest(path) if checkpoint.exists(path) else None
+    saved = None
+    if checkpoint.exists(path):
+        saved = payload.read_training(checkpoint.load_newest(path), path, effective)
+        weights.check_sizes(saved["spec"], effective, saved["agent"], path)
     return Start(folder, config, effective, device, pick_renderer(effective), saved)

@@ -13,11 +13,46 @@ log = logging.getLogger("latentplan")
 HANGUP = getattr(signal, "SIGHUP", None)
 
 
-class Stop:
-    """A request to stop. The first signal sets it, and the loop reads it after every step."""
+class StopInterrupt(BaseException):
+    """A request to stop has ended work that may be interrupted. Not an error."""
 
-    requested = False
-    number = 0  # of the signal
+
+class Stop:
+    """A request to stop. The first signal sets it, and the loop reads it after every step.
+
+    Work that takes long, such as an evaluation or a compilation, does not wait for that: see
+    :meth:`interruptible`.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.number = 0  # of the signal
+        self._interrupts = False
+
+    def request(self, number: int) -> None:
+        """Request a stop, because of the signal ``number``.
+
+        Raises:
+            StopInterrupt: the main thread is in an interruptible block.
+        """
+        self.requested, self.number = True, number
+        if self._interrupts:
+            raise StopInterrupt
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A block that a request ends at once. A checkpoint may be written wherever it ends.
+
+        Raises:
+            StopInterrupt: a stop is requested before the block or within it.
+        """
+        if self.requested:
+            raise StopInterrupt
+        self._interrupts = True
+        try:
+            yield
+        finally:
+            self._interrupts = False
 
 
 @contextmanager
@@ -30,8 +65,8 @@ def stop_on_signal() -> Iterator[Stop]:
 
     def request_stop(number: int, frame: FrameType | None) -> None:
         if not stop.requested:
-            stop.requested, stop.number = True, number
             log.info("stopping: saving a checkpoint (press Ctrl-C again to stop without it)")
+            stop.request(number)
         # A closed terminal often sends SIGHUP twice, and systemd sends it behind SIGTERM.
         elif number != HANGUP:
             raise KeyboardInterrupt(number)

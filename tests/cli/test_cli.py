@@ -19,7 +19,7 @@ from latentplan.config.loading import load, load_resolved
 from latentplan.types import UserError
 
 COMMANDS = (
-    *("train", "config", "eval", "imagine", "calibrate", "diagnose", "report"),
+    *("train", "resume", "config", "eval", "imagine", "calibrate", "diagnose", "report"),
     *("export", "study", "tensorboard", "list", "doctor", "bench"),
 )
 

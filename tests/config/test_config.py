@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -17,6 +19,7 @@ from latentplan.config.loading import (
     load_resolved,
     preset_folder,
     task_preset,
+    to_sealed_yaml,
     to_yaml,
 )
 from latentplan.config.renamed import RENAMED
@@ -419,3 +422,40 @@ def test_a_text_is_kept_as_it_is_written(tmp_path: Path, text: str) -> None:
     file.write_text(f"run_dir: {text}\n")
     assert load([file], CPU).run_dir == text
     assert load([], [*CPU, f"run_dir={text}"]).run_dir == text
+
+
+def test_a_change_of_a_saved_configuration_is_never_silent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One flipped bit gives an error, a warning or the same values."""
+    config = load([], ["task=walker_walk", "seed=7"])
+    content = to_sealed_yaml(config).encode()
+    rng = np.random.default_rng(0)
+    warned = 0
+    for trial in range(300):
+        damaged = bytearray(content)
+        bit = int(rng.integers(8 * len(content)))
+        damaged[bit // 8] ^= 1 << bit % 8
+        path = tmp_path / f"{trial}.yaml"
+        path.write_bytes(damaged)
+        caplog.clear()
+        with contextlib.suppress(UserError):
+            read = load_resolved(path)
+            assert caplog.messages or read == config, bit
+            warned += bool(caplog.messages)
+    assert warned > 10
+
+
+def test_an_intact_or_earlier_configuration_gives_no_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load([], ["seed=7"])
+    for name, text in (("new", to_sealed_yaml(config)), ("earlier", to_yaml(config))):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(text)
+        assert load_resolved(path) == config and not caplog.messages
+    path = tmp_path / "new.yaml"
+    path.write_text(path.read_text().replace("seed: 7", "seed: 8"))
+    assert load_resolved(path).seed == load_resolved(path).seed == 8
+    (message,) = caplog.messages
+    assert "has been edited or damaged" in message

@@ -19,6 +19,7 @@ from latentplan.types import UserError
 
 ENVS, ROWS, LENGTH = 2, 30, 4
 PAGE = 4096  # bytes that the system writes to the disk at once
+pytestmark = pytest.mark.usefixtures("without_spare_rows")
 
 
 def opened(folder: Path, state: dict[str, int], envs: int = ENVS, rows: int = ROWS) -> Replay:
@@ -188,6 +189,16 @@ def test_damaged_counters_are_taken_from_the_checkpoint(
         path.write_bytes(good)
 
 
+def test_counters_of_zeros_are_taken_from_the_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A power cut can leave a page of zeros."""
+    state = written(tmp_path)
+    (tmp_path / "counters.bin").write_bytes(bytes((tmp_path / "counters.bin").stat().st_size))
+    assert len(opened(tmp_path, state)) == ENVS * ROWS
+    assert "are damaged and are taken from the checkpoint" in caplog.text
+
+
 def test_rows_that_were_overwritten_are_found_without_the_counters(tmp_path: Path) -> None:
     state = written(tmp_path)
     replay = opened(tmp_path, state)
@@ -216,6 +227,7 @@ def make_earlier(folder: Path) -> None:
     (folder / "checksums.bin").unlink()
     os.truncate(folder / "counters.bin", 16)
     meta = json.loads((folder / "replay.json").read_text())
+    del meta["spare"]
     (folder / "replay.json").write_text(json.dumps({**meta, "format": 1}))
 
 

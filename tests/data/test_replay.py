@@ -140,10 +140,12 @@ def test_a_reopened_replay_has_all_rows(tmp_path: Path) -> None:
     assert (len(replay), windows(replay, 4)) == (20, before)
 
 
+@pytest.mark.parametrize("spare", [0, 1, 5, 30])
 def test_a_crash_loses_only_rows_after_the_checkpoint_and_those_they_overwrote(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spare: int
 ) -> None:
     """The replay is compared with a brute-force model of its slots, over several crashes."""
+    monkeypatch.setattr("latentplan.data.replay._spare_rows", lambda rows: spare)
     rng = np.random.default_rng(2)
     for trial in range(30):
         folder, rows = tmp_path / str(trial), int(rng.integers(2, 12))
@@ -158,11 +160,11 @@ def test_a_crash_loses_only_rows_after_the_checkpoint_and_those_they_overwrote(
             for _ in range(2):
                 steps = range(cursor, cursor + int(rng.integers(0, 2 * rows)))
                 fill(replay, steps, 1)
-                slots.update({step % rows: step for step in steps})
+                slots.update({step % (rows + spare): step for step in steps})
                 cursor = steps.stop
                 if rng.random() < 0.5:
                     saved = replay.state_dict()
-                held = sorted(slots.values())
+                held = sorted(step for step in slots.values() if step >= cursor - rows)
                 assert len(replay) == len(held)
                 if held:
                     assert held == list(range(cursor - len(held), cursor))
@@ -170,6 +172,7 @@ def test_a_crash_loses_only_rows_after_the_checkpoint_and_those_they_overwrote(
             _crash(replay)
 
 
+@pytest.mark.usefixtures("without_spare_rows")
 def test_a_row_cut_off_halfway_is_never_sampled(tmp_path: Path) -> None:
     replay = Replay(tmp_path, SPEC, capacity=6, envs=1)
     fill(replay, range(9), 1)
@@ -275,7 +278,7 @@ def test_the_size_equals_that_of_the_files_on_the_disk(tmp_path: Path) -> None:
     Replay(tmp_path, SPEC, capacity=1000, envs=2)
     sizes = sum(path.stat().st_size for path in tmp_path.glob("*.bin"))
     fields, checksum, counters = 48 + 8 + 12 + 4 + 1 + 1 + 8, 4, 48
-    assert sizes - counters == Replay.size_bytes(SPEC, 1000) == 1000 * (fields + checksum)
+    assert sizes - counters == Replay.size_bytes(SPEC, 1000, 2) == 2000 * (fields + checksum)
     blocks = sum(path.stat().st_blocks * 512 for path in tmp_path.glob("*.bin"))
     assert blocks >= sizes, "the blocks are reserved, not only promised"
 
@@ -283,9 +286,9 @@ def test_the_size_equals_that_of_the_files_on_the_disk(tmp_path: Path) -> None:
 def test_too_small_a_disk_is_refused_before_any_file_is_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = Usage(10**9, 0, 2**28 + 43_000)  # the headroom, and half of the replay's size
+    usage = Usage(10**9, 0, 2**28 + 86_000)  # the headroom, and half of the replay's size
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"0\.1 MB .* 0\.0 MB to spare.*replay.capacity=449 "):
+    with pytest.raises(UserError, match=r"0\.2 MB .* 0\.1 MB to spare.*replay.capacity=449 "):
         Replay(tmp_path / "run" / "replay", SPEC, capacity=1000, envs=1)
     assert not (tmp_path / "run").exists()
     Replay(tmp_path / "run" / "replay", SPEC, capacity=449, envs=1)
@@ -345,7 +348,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, cwd=Path(__file__).parents[2], **pipes) as process:
         assert process.stdout.readline() == b"locked\n"
-        with pytest.raises(UserError, match="Another process is training with the replay"):
+        with pytest.raises(UserError, match="Another process is training in"):
             disk.lock(tmp_path)
         process.kill()
     assert (tmp_path / "lock").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from environments import make, run_python, walk
+from environments import children, make, run_python, walk
 
 from latentplan.envs import StepInterruptedError
 from latentplan.types import EnvSpec, UserError
@@ -70,7 +70,7 @@ class Mine(gymnasium.Env):
         self.action[0] = self.np_random.uniform()
         if self.kind == "unbuildable":
             raise ValueError("100% broken")
-        return self.observe(), {}
+        return self.observe() if self.kind == "bare" else (self.observe(), {})
 
     def step(self, action):
         self.time, self.action = self.time + 1, action
@@ -80,7 +80,10 @@ class Mine(gymnasium.Env):
             os._exit(7)
         if self.time == 3 and self.kind == "raises":
             raise ZeroDivisionError("100% broken")
-        reward = float("nan") if self.kind == "nan" else 1.0
+        if self.kind == "four":
+            return self.observe(), 1.0, False, {}
+        rewards = {"nan": float("nan"), "one": np.ones(1), "pair": np.ones(2), "none": None}
+        reward = rewards.get(self.kind, 1.0)
         ended, cut = self.time == 5, self.kind == "cut"
         return self.observe(), reward, ended and not cut, ended and cut, {}
 
@@ -93,7 +96,8 @@ class Mine(gymnasium.Env):
 gymnasium.register("Mine-v0", Mine)
 """
 KINDS = ("plain", "cut", "unbounded", "discrete", "image", "dict", "hangs", "dies", "raises", "nan")
-WRONG = ("two eyes", "gray", "unbuildable", "unmakeable", "short", "long", "floating")
+SHAPES = ("two eyes", "gray", "short", "long", "floating", "one", "pair", "none", "four", "bare")
+WRONG = (*SHAPES, "unbuildable", "unmakeable")
 
 
 @pytest.fixture(scope="module")
@@ -106,15 +110,6 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     path.write_text(MODULE + kinds)
     return str(path)
-
-
-def children() -> set[int]:
-    """The ids of worker processes, without the resource tracker of multiprocessing."""
-    return {
-        child.pid
-        for child in psutil.Process().children(recursive=True)
-        if "spawn_main" in " ".join(child.cmdline())
-    }
 
 
 def test_actions_are_scaled_to_the_environments_bounds(module: str) -> None:
@@ -135,6 +130,12 @@ def test_termination_inside_a_repeat(module: str) -> None:
     assert [bool(row.is_terminal[0]) for row in rows] == [False, False, False, True, False, False]
     assert [float(row.reward[0]) for row in rows] == [0, 2, 2, 1, 0, 2]
     assert rows[0].obs["vector"][0, 1] != rows[4].obs["vector"][0, 1]  # another seed
+
+
+def test_a_reward_may_be_an_array_of_one_element(module: str) -> None:
+    with make("gym:One-v0", module=module, repeat=2) as env:
+        rows, _ = walk(env, 1)
+    assert rows[1].reward[0] == 2
 
 
 def test_a_truncated_episode_does_not_terminate(module: str) -> None:
@@ -179,6 +180,10 @@ def test_dict_observations_give_vector_and_image(module: str) -> None:
         ("Short", "state", r"vector of shape \(1,\) float32, but declared \(3,\)"),
         ("Long", "state", r"vector of shape \(4,\) float32, but declared \(3,\)"),
         ("Floating", "pixels", r"image .* float64, but .* uint8"),
+        ("Bare", "state", "reset returned 1 value, and .* 2: observation, info"),
+        ("Four", "state", "step returned 4 values, and .* 5: observation, reward, term"),
+        ("Pair", "state", "reward that is not one number"),
+        ("None", "state", "reward that is not one number, but None"),
         ("Raises", "state", "ZeroDivisionError: 100% broken .*mine.py, line"),
         ("Nan", "state", "reward of nan"),
     ],
@@ -191,7 +196,7 @@ def test_unusable_environments_are_refused_in_one_sentence(
         pytest.raises(UserError, match=words) as caught,
         make(f"gym:{kind}-v0", obs, module=module, workers=workers) as env,
     ):
-        walk(env, 4)
+        walk(env, 8)  # two episodes, since a fault in one may be chance
     assert "\n" not in str(caught.value)
     assert not children()
 
@@ -210,7 +215,7 @@ def test_a_hung_environment_is_ended(module: str) -> None:
         pytest.raises(UserError, match="did not answer for 3 s"),
         make("gym:Hangs-v0", module=module, workers=True, timeout=3.0, num_envs=2) as env,
     ):
-        walk(env, 4)
+        walk(env, 8)
     assert time.monotonic() - start < 20
     assert not children()
 
@@ -229,10 +234,10 @@ def test_a_stop_does_not_wait_for_a_hung_environment(module: str) -> None:
 
 def test_a_dead_worker_is_reported(module: str) -> None:
     with (
-        pytest.raises(UserError, match=r"died \(exit codes \[7\]"),
+        pytest.raises(UserError, match=r"died \(exit code 7\)"),
         make("gym:Dies-v0", module=module, workers=True) as env,
     ):
-        walk(env, 4)
+        walk(env, 8)
     assert not children()
 
 
@@ -254,7 +259,7 @@ def test_workers_end_with_their_owner() -> None:
         "env = make_vector('dummy:count', 'state', EnvConfig(),"
         " num_envs=1, seed=0, renderer=None)\n"
         "env.reset()\n"
-        "print(*[p.pid for p in env._env.processes])\n"
+        "print(*[e.process.pid for e in env._envs])\n"
         "sys.stdout.flush()\n"
         "os._exit(0)\n"  # no clean-up of any kind, as with SIGKILL
     )
@@ -287,8 +292,8 @@ def test_workers_never_import_torch_nor_the_main_module(tmp_path: Path) -> None:
         "env = make_vector('walker_walk', 'state', EnvConfig(),"
         " num_envs=2, seed=0, renderer=None)\n"
         "env.reset()\n"
-        "for process in env._env.processes:\n"
-        "    maps = psutil.Process(process.pid).memory_maps(grouped=True)\n"
+        "for one in env._envs:\n"
+        "    maps = psutil.Process(one.process.pid).memory_maps(grouped=True)\n"
         "    paths = ' '.join(m.path for m in maps)\n"
         "    print('libtorch' in paths, 'mujoco' in paths)\n"
         "import sys\n"

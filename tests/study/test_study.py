@@ -17,7 +17,7 @@ from environments import ROOT
 from latentplan.cli.main import main
 from latentplan.config.loading import flatten, load, preset_folder
 from latentplan.inspection.curves import Curve, mean_curve, read_curve
-from latentplan.runs import checkpoint, run_folder
+from latentplan.runs import checkpoint, resuming, run_folder
 from latentplan.study.matrix import jobs, read_study, table
 from latentplan.training.loop import train
 from latentplan.types import UserError
@@ -144,7 +144,7 @@ def test_shipped_studies_have_equal_settings_for_shared_runs(
                 continue  # other seeds have the same settings
             config = load([], job.overrides)
             if job.folder in runs:
-                run_folder.check_same(runs[job.folder], config)
+                resuming.check_same(runs[job.folder], config)
                 shared += 1
             else:
                 runs[job.folder] = tmp_path / str(len(runs))

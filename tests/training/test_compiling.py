@@ -16,7 +16,7 @@ from latentplan.cli.main import main
 from latentplan.config.loading import load, to_yaml
 from latentplan.config.schema import PlanConfig, WorldConfig
 from latentplan.runs import checkpoint
-from latentplan.runs.run_folder import CHANGEABLE
+from latentplan.runs.resuming import CHANGEABLE
 from latentplan.training import compiling
 from latentplan.training.compiling import compile_agent, why_not_compilable
 from latentplan.training.loop import train

@@ -136,7 +136,8 @@ def test_the_time_limit_is_in_minutes(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_replay_is_inspected_as_a_copy(tmp_path: Path) -> None:
     """The copy has the state of the checkpoint, without later rows. The original is unchanged."""
     run = train(run_config(tmp_path / "run", "log.inspect_every=0"))
-    config, spec, saved = run_folder.load(run)
+    config, spec, _ = run_folder.load(run)
+    saved = checkpoint.load(run / "checkpoint.pt")
     replay = Replay(run / "replay", spec, capacity=config.replay.capacity, envs=1)
     replay.load_state_dict(saved["replay"])
     rows, _ = replay.sample(1, 1, np.random.default_rng(0))

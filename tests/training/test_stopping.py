@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +17,8 @@ from latentplan.envs import StepInterruptedError, VectorEnv
 from latentplan.runs import checkpoint
 from latentplan.training.loop import train_session
 from latentplan.training.monitor import Monitor
-from latentplan.training.stopping import stop_on_signal
+from latentplan.training.stopping import StopInterrupt, stop_on_signal
+from latentplan.world.model import WorldModel
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -60,6 +65,43 @@ def test_the_exit_code_tells_a_stopped_run_from_one_that_has_ended(
     file.write_text(to_yaml(run_config(tmp_path / "run", "steps=64", "eval.every=0")))
     assert main(["train", str(file)]) == (0 if last else 128 + number)
     assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "owner, name", [(Monitor, "_evaluate"), (Monitor, "_inspect"), (WorldModel, "loss")]
+)
+def test_long_work_does_not_wait_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    """An evaluation, a film or a compilation of minutes ends at once, and the run is saved."""
+    items = ["steps=256", "eval.every=128", "log.inspect_every=128", "log.checkpoint_seconds=0"]
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(run_config(tmp_path / "run", *items)))
+
+    def wait(*arguments: object, **options: object) -> None:
+        threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+        time.sleep(60)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, wait)
+        begin = time.monotonic()
+        assert main(["train", str(file)]) == 128 + signal.SIGTERM
+        assert time.monotonic() - begin < 50
+    frames = checkpoint.load(tmp_path / "run" / "checkpoint.pt")["frames"]
+    assert 0 < frames < 256
+    assert main(["train", str(file)]) == 0
+    rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [row["step"] for row in rows if "episode/eval_score" in row]
+    assert len(evaluated) == 2 and frames <= evaluated[0], (
+        "the interrupted evaluation is made up for"
+    )
+
+
+def test_a_request_before_an_interruptible_block_ends_it() -> None:
+    with stop_on_signal() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(StopInterrupt), stop.interruptible():
+            raise AssertionError("the block was entered")
 
 
 def test_the_end_of_the_minutes_is_a_success(tmp_path: Path) -> None:
