@@ -1,0 +1,1 @@
+"""The trials of ``tools/reliability``: each damages or disturbs tiny runs, and counts outcomes."""
