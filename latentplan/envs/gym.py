@@ -41,6 +41,8 @@ def build(name: str, obs: str, module: str) -> GymEnvironment:
 def import_module(module: str) -> None:
     """Import the module or file that registers a user's environments.
 
+    A file can import its neighbours by their names, as in ``python FOLDER/file.py``.
+
     Raises:
         UserError: it does not exist, or its import fails.
     """
@@ -58,6 +60,8 @@ def import_module(module: str) -> None:
             raise ImportError(f"{path} cannot be imported")
         loaded = importlib.util.module_from_spec(spec)
         sys.modules[name] = loaded  # pickle looks up the classes of the module there
+        if str(path.parent) not in sys.path:
+            sys.path.insert(0, str(path.parent))
         try:
             loader.exec_module(loaded)
         except BaseException:

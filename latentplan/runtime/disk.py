@@ -85,7 +85,8 @@ def replacing(path: Path, former: Path | None = None) -> Iterator[IO[bytes]]:
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:  # a link of this name, in a stranger's folder, is gone
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from environments import children, make, run_python, walk
 
 from latentplan.envs import StepInterruptedError
+from latentplan.envs.gym import import_module
 from latentplan.types import EnvSpec, UserError
 
 MODULE = """
@@ -311,3 +313,12 @@ def test_pendulum_is_observed_as_images() -> None:
     assert row.obs["image"].shape == (1, 32, 32, 3)
     assert row.obs["image"].mean() > 200  # a white background
     assert not np.array_equal(row.obs["image"], later.obs["image"])
+
+
+def test_a_file_can_import_its_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "latentplan_test_neighbour.py").write_text("LENGTH = 10\n")
+    file = tmp_path / "mine.py"
+    file.write_text("from latentplan_test_neighbour import LENGTH\nassert LENGTH == 10\n")
+    import_module(str(file))
+    assert sys.modules.pop("latentplan_test_neighbour").LENGTH == 10
