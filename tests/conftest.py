@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -38,3 +40,10 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LATENTPLAN_STATE", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def environment_variables() -> Iterator[None]:
+    """Undo what a test does to the environment: `main` sets variables for processes it starts."""
+    with mock.patch.dict(os.environ):
+        yield

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from environments import ROOT
@@ -283,8 +284,16 @@ def test_a_full_disk_keeps_the_earlier_files(
     home: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     before = content(home / "run")[name]
-    (home / "run" / f"{name}.tmp").symlink_to("/dev/full")
-    sentence = error_of(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}")
+    open_file = Path.open
+
+    def open_on_full_disk(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if path == home / "run" / f"{name}.tmp":
+            return open_file(Path("/dev/full"), "wb")
+        return open_file(path, mode, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "open", open_on_full_disk)
+        sentence = error_of(capsys, "train", home / "run.yaml", f"steps={STEPS + 64}")
     assert name in sentence and "No space left on device" in sentence
     assert content(home / "run")[name] == before
     check_resumes(home)
