@@ -218,19 +218,27 @@ class Agent(nn.Module):
         Raises:
             NonFiniteLossError: it names the terms. The weights have not changed.
         """
+        history, context = None, self.config.train.context
+        if context:
+            history = batch.map(lambda x: x[:, :context])
+            batch, episode = batch.map(lambda x: x[:, context:]), episode[:, context:]
         with interruptible or nullcontext():
-            terms, high_uncertainty, metrics = self._differentiate(batch, episode)
+            terms, high_uncertainty, metrics = self._differentiate(batch, episode, history)
         self.optimizer.step()
-        self.world.fit_normalizers(batch.map(lambda x: x[:, self.config.train.context :]).obs)
+        self.world.fit_normalizers(batch.obs)
         self.world.count_update()
         self.critic.follow()
         self.uncertainty_scale.update(high_uncertainty)
         return {f"train/loss/{k}": v.detach() for k, v in terms.items()} | metrics
 
     def _differentiate(
-        self, batch: Timestep, episode: Tensor
+        self, batch: Timestep, episode: Tensor, history: Timestep | None
     ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """Compute the losses, and the gradients of all weights.
+
+        Args:
+            batch: (B, T) rows. episode: (B, T) int64.
+            history: (B, C) the rows before them, if there are any.
 
         Returns:
             The losses by name, the high uncertainty () of the batch, and metrics.
@@ -239,10 +247,7 @@ class Agent(nn.Module):
             NonFiniteLossError: as :meth:`update`.
         """
         self.optimizer.zero_grad()
-        start, context = None, self.config.train.context
-        if context:
-            start = self._end_of(batch.map(lambda x: x[:, :context]))
-            batch, episode = batch.map(lambda x: x[:, context:]), episode[:, context:]
+        start = None if history is None else self._end_of(history)
         terms, latent, high_uncertainty, seen = self.world.loss(batch, episode, start)
         total(terms).backward()
         behavior, metrics = self.learner.losses(latent.map(lambda x: x.detach()), batch)

@@ -166,18 +166,17 @@ def load(
     if not source.trust:
         trust.check(config, source.folder, source.module)
     config = with_recorded_quality(source.folder, config)
-    path, raw = _read_checkpoint(source)
+    path = _path_of(source)
+    raw = checkpoint.load(path) if source.checkpoint else checkpoint.load_newest(path)
     saved = payload.read_agent(raw, path, config.env.image_size)
     return config, saved["spec"], saved
 
 
-def _read_checkpoint(source: RunSource) -> tuple[Path, object]:
-    """The file of a checkpoint, for messages, and its content."""
+def _path_of(source: RunSource) -> Path:
+    """The file of the checkpoint that is read: a kept one, or the newest."""
     if source.checkpoint:
-        path = kept.path_of(source.folder, source.checkpoint)
-        return path, checkpoint.load(path)
-    path = checkpoint_path(source.folder)
-    return path, checkpoint.load_newest(path)
+        return kept.path_of(source.folder, source.checkpoint)
+    return checkpoint_path(source.folder)
 
 
 def load_agent(
@@ -205,9 +204,7 @@ def load_agent(
     config, spec, saved = load(source, plan)
     if config.plan.candidates == 1:
         config = replace(config, plan=replace(config.plan, candidates=candidates))
-    path = checkpoint_path(source.folder)
-    if source.checkpoint:
-        path = kept.path_of(source.folder, source.checkpoint)
+    path = _path_of(source)
     weights.check_sizes(spec, config, saved["agent"], path)
     _check_plan_size(config, torch.device(device))
     agent = Agent(spec, config, device)

@@ -84,11 +84,7 @@ def train_session(config: Config, *, on_log: OnLog | None = None) -> Session:
         trainer = Trainer(start, on_log)
         try:
             with stop_on_signal() as stop:
-                try:
-                    ended = trainer.run(stop)
-                except TooManyFaultsError:
-                    trainer.save()  # a run that goes on meets other episodes
-                    raise
+                ended = trainer.run(stop)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{start.device} has no memory left. Use a smaller train.batch, "
@@ -127,8 +123,6 @@ class Trainer:
                 start.renderer,
                 schedules=saved["due"] if saved else None,
                 frame=self.frames,
-                faults=saved["faults"] if saved else 0,
-                skipped=saved["skipped_batches"] if saved else 0,
                 on_log=on_log,
             )
         except BaseException:
@@ -154,7 +148,7 @@ class Trainer:
         self.batches = BatchSampler(self.replay, train.batch, self.rows, self.rng, self.device)
         self.ratio = Ratio(train.ratio, train.batch * train.length)
         self.recovery = Recovery(self.agent, self.folder)
-        self.frames = self.decisions = self.updates = 0
+        self.frames = self.decisions = self.updates = self.earlier_faults = 0
         self.checkpoint_schedule = Every(
             config.log.checkpoint_seconds,
             first=config.log.checkpoint_seconds if saved else FIRST_CHECKPOINT_SECONDS,
@@ -163,7 +157,7 @@ class Trainer:
             self._restore(saved)
         else:
             self.replay.clear()
-        best = saved.get("best_score") if saved else None  # earlier versions did not keep it
+        best = saved["best_score"] if saved else None
         self.kept = KeptCheckpoints(self.folder, config.log.keep, self.frames, best)
 
     def _log_settings(self, renderer: Renderer | None) -> None:
@@ -190,6 +184,9 @@ class Trainer:
 
         Returns:
             Whether the frames or the time limit are reached.
+
+        Raises:
+            TooManyFaultsError: the environments had too many faults. The run is saved.
         """
         config, self.stop = self.config, stop
         if self.frames >= config.steps:
@@ -202,6 +199,9 @@ class Trainer:
             log.info("the work in progress is given up")
         except StepInterruptedError:
             log.info("an environment does not answer: the run is saved without its last step")
+        except TooManyFaultsError:
+            self.save()  # a run that goes on meets other episodes
+            raise
         if self.ended and self.frames < config.steps:
             log.info("the time limit of %g minutes is reached", config.train.minutes)
         begin = time.monotonic()
@@ -228,6 +228,11 @@ class Trainer:
                 score = self.monitor.report(self.frames, self.updates, last=self.ended)
             self.kept.report(self.agent, self.frames, score)
             self._save_if_due()
+
+    @property
+    def faults(self) -> int:
+        """Faults of the training environments, over all sessions of the run."""
+        return self.earlier_faults + self.env.faults
 
     def _reset(self) -> Timestep:
         """Start an episode in every environment. Returns its first row (N)."""
@@ -259,7 +264,7 @@ class Trainer:
         self._store(row)
         self.frames += int(frames.sum())
         self.decisions += int((frames > 0).sum())  # a reset takes no frame and no decision
-        self.monitor.count(faults=self.env.faults, skipped=self.recovery.skipped)
+        self.monitor.count(faults=self.faults, skipped=self.recovery.skipped)
         self.monitor.add_row(row, frames, self.env.is_last)
         return row
 
@@ -320,11 +325,11 @@ class Trainer:
         checkpoint have overwritten spare rows of the replay alone. A checkpoint is therefore also
         due when half of these are used. None is written while losses are not finite.
         """
+        if self.ended or self.recovery.in_a_row:
+            return  # the end of the session saves, and no checkpoint holds suspected weights
         seconds, used = time.monotonic() - self.start_time, self.replay.spare_used
         due = self.checkpoint_schedule.overdue(seconds) or used > 0.5
         late = self.checkpoint_schedule.overdue(seconds - PATIENCE_SECONDS) or used > 0.9
-        if self.ended or self.recovery.in_a_row:
-            return  # the end of the session saves, and no checkpoint holds suspected weights
         if due and (late or self.env.is_last.all()):
             self.checkpoint_schedule(seconds)
             self.save()
@@ -349,8 +354,8 @@ class Trainer:
                 "optimizer": self.agent.optimizer.state_dict(),
                 "ratio": self.ratio.state_dict(),
                 "due": self.monitor.state_dict(),
-                "faults": self.monitor.earlier_faults + self.env.faults,
-                "skipped_batches": self.monitor.earlier_skipped + self.recovery.skipped,
+                "faults": self.faults,
+                "skipped_batches": self.recovery.skipped,
                 "replay": self.replay.state_dict(),
                 "random": checkpoint.random_state(),
                 "sampler": checkpoint.generator_state(self.rng),
@@ -365,7 +370,8 @@ class Trainer:
         weights.restore_optimizer(self.agent, saved["optimizer"], path)
         self.replay.load_state_dict(saved["replay"])
         self.frames, self.decisions = saved["frames"], saved["decisions"]
-        self.updates = saved["updates"]
+        self.updates, self.earlier_faults = saved["updates"], saved["faults"]
+        self.recovery.skipped = saved["skipped_batches"]
         self.ratio.load_state_dict(saved["ratio"])
         checkpoint.set_random_state(saved["random"])
         checkpoint.set_generator_state(self.rng, saved["sampler"])

@@ -69,8 +69,6 @@ class Monitor:
         renderer: the renderer of evaluation environments, or None if no images are drawn.
         schedules: the result of :meth:`state_dict` in a checkpoint; None for a new run.
         frame: the environment frame at which the run continues.
-        faults: faults of the training environments in earlier sessions.
-        skipped: batches that were skipped in earlier sessions.
         on_log: called with every row of metrics that is written.
     """
 
@@ -84,8 +82,6 @@ class Monitor:
         *,
         schedules: Mapping[str, Any] | None = None,
         frame: int = 0,
-        faults: int = 0,
-        skipped: int = 0,
         on_log: OnLog | None = None,
     ):
         self.config, self.agent, self.replay, self.renderer = config, agent, replay, renderer
@@ -101,8 +97,7 @@ class Monitor:
             self._schedules[name].load_state_dict(state)
         if schedules is None:
             set_up_tensorboard(self.logger, config)
-        self.earlier_faults = self._faults = faults
-        self.earlier_skipped = self._skipped = skipped
+        self._faults = self._skipped = 0
         self._returns = np.zeros(config.env.num_envs)
         self._lengths = np.zeros(config.env.num_envs, dtype=int)
         self._last_row = (time.monotonic(), frame, 0)  # time, frames, updates at the last row
@@ -125,9 +120,8 @@ class Monitor:
         self._last_row = (time.monotonic(), frames, updates)
 
     def count(self, *, faults: int, skipped: int) -> None:
-        """Note the faults of training environments and the skipped batches of this session."""
-        self._faults = self.earlier_faults + faults
-        self._skipped = self.earlier_skipped + skipped
+        """Note the faults of training environments and the skipped batches since the run began."""
+        self._faults, self._skipped = faults, skipped
 
     def add_row(self, row: Timestep, frames: np.ndarray, is_last: np.ndarray) -> None:
         """Count a row of experience. An episode that a fault has cut gives no score.

@@ -28,7 +28,7 @@ class Recovery:
         folder: the run folder.
 
     Attributes:
-        skipped: batches that were skipped in this session.
+        skipped: batches that were skipped since the run began.
         in_a_row: batches that were skipped since the last update.
     """
 
