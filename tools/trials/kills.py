@@ -31,6 +31,14 @@ SESSION_SECONDS = 300.0
 FASTER = f"log.checkpoint_seconds={INTERVAL}"
 
 
+class _EndedError(Exception):
+    """A session has ended before its kill."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(forked.describe(status))
+        self.failed = status != 0
+
+
 def run(folder: Path, count: int, seed: int, episodes: int = EPISODES) -> Result:
     """Kill sessions of small runs until there were ``count`` kills.
 
@@ -52,8 +60,12 @@ def run(folder: Path, count: int, seed: int, episodes: int = EPISODES) -> Result
         shutil.copytree(base, chain)
         train = partial(train_until, chain, frames, FASTER, f"seed={seed}")
         while counts["kills"] < count:
-            outcome = _session(chain, train, rng, folder)
-            if outcome is None:
+            try:
+                outcome = _session(chain, train, rng, folder)
+            except _EndedError as error:
+                if error.failed:  # else it has reached the last frame
+                    log = (folder / "log.txt").read_text(errors="replace")
+                    wrong.append(f"a killed run does not go on: {error}; {log[-500:]}")
                 break
             counts.update(["kills", *outcome["where"]])
             lost.append((outcome["seconds"], outcome["rows"]))
@@ -77,22 +89,24 @@ def run(folder: Path, count: int, seed: int, episodes: int = EPISODES) -> Result
 
 def _session(
     chain: Path, train: Callable[[], None], rng: random.Random, folder: Path
-) -> dict[str, Any] | None:
-    """Train on and kill. None if the session has reached the last frame before its kill."""
+) -> dict[str, Any]:
+    """Train on and kill.
+
+    Raises:
+        _EndedError: the session has ended before its kill.
+    """
     path = chain / "checkpoint.pt"
     before, begun = _frames(chain), time.time()
     pid = forked.start(train, folder / "log.txt")
-    in_write = rng.random() < 0.5
-    if in_write:
-        alive = _await_write(pid, path.with_name("checkpoint.pt.tmp"), skip=rng.randrange(3))
-        delay = rng.uniform(0, LONGEST_IN_WRITE)
-    else:
-        alive, delay = True, rng.uniform(0, LONGEST)
-    alive = alive and _sleep(pid, delay)
-    if not alive:
-        return None
+    longest = LONGEST
+    if rng.random() < 0.5:
+        _await_write(pid, path.with_name("checkpoint.pt.tmp"), skip=rng.randrange(3))
+        longest = LONGEST_IN_WRITE
+    _sleep(pid, rng.uniform(0, longest))
     os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    status = os.waitpid(pid, 0)[1]
+    if not os.WIFSIGNALED(status):  # It ended between the last look and the kill.
+        raise _EndedError(status)
     killed = time.time()
     saved = path if path.exists() else checkpoint.former_path(path)
     where = ["in a write"] if path.with_name("checkpoint.pt.tmp").exists() else []
@@ -107,31 +121,33 @@ def _session(
     }
 
 
-def _await_write(pid: int, temporary: Path, skip: int) -> bool:
+def _await_write(pid: int, temporary: Path, skip: int) -> None:
     """Wait until the write of a checkpoint begins, after some complete ones.
 
-    Returns:
-        Whether the process is still alive.
+    Raises:
+        _EndedError: the process has ended.
     """
     for remaining in range(skip, -1, -1):
         while not temporary.exists():
-            if not _sleep(pid, 0.0005):
-                return False
+            _sleep(pid, 0.0005)
         while remaining and temporary.exists():
-            if not _sleep(pid, 0.0005):
-                return False
-    return True
+            _sleep(pid, 0.0005)
 
 
-def _sleep(pid: int, seconds: float) -> bool:
-    """Sleep. Returns False, and reaps the process, as soon as it has ended by itself."""
+def _sleep(pid: int, seconds: float) -> None:
+    """Sleep.
+
+    Raises:
+        _EndedError: the process has ended. It is reaped.
+    """
     end = time.monotonic() + seconds
     while True:
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            return False
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            raise _EndedError(status)
         left = end - time.monotonic()
         if left <= 0:
-            return True
+            return
         time.sleep(min(left, 0.05))
 
 
@@ -149,11 +165,7 @@ def _finish(
     chain: Path, train: Callable[[], None], folder: Path, expected: dict[str, str]
 ) -> list[str]:
     """Train a chain to its last frame, and compare it with the run without kills."""
-    answer = forked.call(
-        train,
-        folder / "log.txt",
-        SESSION_SECONDS,
-    )
+    answer = forked.call(train, folder / "log.txt", SESSION_SECONDS)
     if answer.trouble:
         return [f"a killed run does not go on: {answer.trouble}; {answer.log[-500:]}"]
     state = _final_state(chain)
