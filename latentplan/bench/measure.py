@@ -6,20 +6,17 @@ Repetitions are interleaved (all parts once, then all again), because the speed 
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from latentplan.agent import Agent
 from latentplan.bench.loop import loop_cost
 from latentplan.bench.parts import FULL, UpdateParts, random_rows, summary, time_parts
 from latentplan.bench.planning import planning_cost
+from latentplan.bench.storage import storage_cost
 from latentplan.config.schema import Config
-from latentplan.data.replay import Replay
 from latentplan.envs import VectorEnv, make_train_env, pick_renderer
 from latentplan.envs.rendering import BACKENDS, probe
 from latentplan.runs.provenance import commit, processor
@@ -28,10 +25,8 @@ from latentplan.runtime.allocator import configure_malloc
 from latentplan.runtime.clock import memory
 from latentplan.runtime.device import pick_device
 from latentplan.training.compiling import make_agent
-from latentplan.types import EnvSpec
 
 log = logging.getLogger("latentplan")
-ROWS = 2000  # of the replay from which batches are timed
 
 
 def bench(
@@ -98,7 +93,7 @@ def bench(
             **frames,
             "drawing": time_drawing(env_seconds) if renderer else {},
         },
-        "replay_seconds": time_replay(config, env.spec, repeats),
+        "storage": storage_cost(agent, env.spec, repeats),
         "rss_gib": memory()["memory/rss_gib"],
         **extra,
     }
@@ -146,24 +141,6 @@ def time_drawing(seconds: float) -> dict[str, dict[str, float]]:
         for x in probes
         if x.works
     }
-
-
-def time_replay(config: Config, spec: EnvSpec, repeats: int) -> dict[str, float]:
-    """Seconds of one batch from a replay of ``ROWS`` rows in the page cache."""
-    batch, length = config.train.batch, config.train.length
-    rng = np.random.default_rng(0)
-    row = random_rows(spec, 1, 1, torch.device("cpu"))[0].map(lambda x: x[0].numpy())
-    times = []
-    with tempfile.TemporaryDirectory() as folder:
-        replay = Replay(Path(folder), spec, capacity=max(ROWS, length), envs=1)
-        for _ in range(max(ROWS, length)):
-            replay.add(row, np.zeros(1, int))
-        for _ in range(repeats + 1):
-            begin = time.perf_counter()
-            replay.sample(batch, length, rng)
-            times.append(time.perf_counter() - begin)
-        replay.close()
-    return summary(times[1:])
 
 
 def _widths(config: Config) -> str:

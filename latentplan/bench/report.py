@@ -10,6 +10,7 @@ from typing import Any
 from latentplan.bench.loop import describe_loop
 from latentplan.bench.parts import FULL
 from latentplan.bench.planning import describe_planning
+from latentplan.bench.storage import describe_storage
 from latentplan.types import UserError
 
 BUSY = 0.5  # mean number of busy cores in the minute before
@@ -53,10 +54,8 @@ def _describe(result: Mapping[str, Any]) -> str:
     for backend, rates in env["drawing"].items():
         each = ", ".join(f"{quality} {rate:.0f}" for quality, rate in rates.items())
         lines.append(f"drawing with {backend}, frames/s of 64 x 64: {each}")
-    lines.append(
-        f"a batch from the replay: {1000 * result['replay_seconds']['median']:.2f} ms; "
-        f"this process holds {result['rss_gib']:.2f} GiB"
-    )
+    lines += describe_storage(result["storage"])
+    lines.append(f"this process holds {result['rss_gib']:.2f} GiB")
     if "loop" in result:
         lines.append(describe_loop(result["loop"]))
     if "planning" in result:

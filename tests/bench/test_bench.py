@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from tiny import BENCH_OVERRIDES, BOTH, agent_config, random_batch, world_config
 from latentplan.agent import Agent
 from latentplan.behavior.behavior import Behavior
 from latentplan.behavior.planner import Plan
-from latentplan.bench import loop, planning, report, updates
+from latentplan.bench import loop, planning, report, storage, updates
 from latentplan.bench.parts import FULL, Part, UpdateParts
 from latentplan.cli import main as cli
 from latentplan.config.loading import load
@@ -126,6 +128,27 @@ def test_the_command_prints_every_part(tmp_path: Path, capsys: pytest.CaptureFix
         sum(row["median"] for row in result["parts"].values())
     )
     assert result["environment"]["frames_per_second"] > 0
+    assert len(result["storage"]) == 5
+    for name, row in result["storage"].items():
+        assert name in text
+        assert row["ratio"] == row["checked"]["median"] / row["plain"]["median"] > 0
+
+
+def test_only_the_checked_steps_of_storage_compute_checksums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    agent = Agent(BOTH, agent_config(world_config()))
+    summed: list[object] = []
+    monkeypatch.setattr(zlib, "crc32", lambda *values: summed.append(values) or 0)
+    for way, expected in ((storage.CHECKED, True), (storage.PLAIN, False)):
+        with ExitStack() as stack:
+            steps = storage.steps(tmp_path / str(expected), agent, BOTH, way, stack)
+            for name, step in steps.items():
+                step.prepare()
+                summed.clear()
+                step.run()
+                assert bool(summed) == (expected and name != "draw a batch"), name
 
 
 def test_results_are_compared_with_an_earlier_file(
