@@ -3,7 +3,7 @@
 #   docker build -t latentplan --build-arg BASE=nvidia/cuda:13.0.1-base-ubuntu24.04 .
 # Any Debian or Ubuntu base works if it has Python 3.11 or 3.12, or apt can install it. torch brings
 # its own CUDA libraries, so NVIDIA's smallest base suffices. Pin BASE by digest for a fixed image.
-ARG BASE=python:3.11-slim-bookworm
+ARG BASE=python:3.11.14-slim-bookworm
 FROM ${BASE}
 
 # The NVIDIA runtime provides rendering as well as computing, and the GL dispatcher finds its EGL.

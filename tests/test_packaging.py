@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -91,25 +92,53 @@ def test_every_folder_of_code_is_a_package() -> None:
     assert all((folder / "__init__.py").exists() for folder in folders)
 
 
-def test_a_wheel_carries_the_code_and_the_configs(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("setup.cfg", "pyproject.toml", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for name in ("latentplan", "configs"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
-    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+def build(source: Path, what: str, out: Path) -> Path:
+    """Build the ``sdist`` or the ``wheel`` of a source tree, as pip does."""
+    program = (
+        "import sys; from setuptools import build_meta;"
+        "print(getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2]))"
+    )
     run = subprocess.run(
-        [sys.executable, "-c", build, str(tmp_path)],
+        [sys.executable, "-c", program, what, str(out)],
         cwd=source,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert run.returncode == 0, run.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    return out / run.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[str]:
+    """The paths of all files that belong to the project, or will when they are committed."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if run.returncode != 0:
+        pytest.skip("git does not know the files of the project here")
+    return [name for name in run.stdout.splitlines() if (ROOT / name).exists()]
+
+
+@pytest.fixture(scope="module")
+def unpacked(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The content of a source distribution."""
+    folder = tmp_path_factory.mktemp("sdist")
+    source = folder / "source"
+    for name in tracked:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name, follow_symlinks=False)
+    with tarfile.open(build(source, "sdist", folder)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / f"latentplan-{latentplan.__version__}"
+
+
+def test_a_source_distribution_holds_every_file(unpacked: Path, tracked: list[str]) -> None:
+    missing = [name for name in tracked if not (unpacked / name).exists()]
+    assert "tests/test_packaging.py" in tracked and missing == []
+
+
+def test_a_wheel_carries_the_code_and_the_configs(unpacked: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(build(unpacked, "wheel", tmp_path)) as archive:
         held = set(archive.namelist())
         (entry_points,) = [name for name in held if name.endswith("entry_points.txt")]
         assert "latentplan = latentplan.cli.main:main" in archive.read(entry_points).decode()
@@ -119,6 +148,7 @@ def test_a_wheel_carries_the_code_and_the_configs(tmp_path: Path) -> None:
     }
     assert configs
     assert code | configs <= held
+    assert not any(name.startswith(("tests/", "tools/", "configs/")) for name in held)
 
 
 @pytest.mark.parametrize("script", SHELL)
@@ -190,9 +220,10 @@ def test_docker_runs_the_same_scripts() -> None:
         'CMD ["--help"]',
         "USER latentplan",
         "FROM ${BASE}",
-        "ARG BASE=python:3.11-slim-bookworm",
     ):
         assert line in steps
+    # The tag names one release, so that a later build has the same Python.
+    assert re.search(r"^ARG BASE=python:3\.11\.\d+-slim-bookworm$", text, re.MULTILINE)
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphics" in text
     assert "/usr/share/glvnd/egl_vendor.d/10_nvidia.json" in text
 
