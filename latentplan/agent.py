@@ -18,7 +18,7 @@ from latentplan.behavior.planner import Plan, plan_metrics
 from latentplan.behavior.returns import BonusScale, ReturnScale, UncertaintyScale
 from latentplan.config.schema import Config
 from latentplan.nn.optimizer import LaProp
-from latentplan.types import EnvSpec, Latent, Timestep
+from latentplan.types import EnvSpec, Latent, PlanTarget, Timestep
 from latentplan.world.model import WorldModel
 
 
@@ -159,41 +159,49 @@ class Agent(nn.Module):
         return dist.rsample(noise).clamp(-1, 1), latent
 
     @torch.no_grad()
-    def explore(self, row: Timestep, carry: Latent) -> tuple[Tensor, Latent, dict[str, Tensor]]:
+    def explore(
+        self, row: Timestep, carry: Latent
+    ) -> tuple[Tensor, Latent, PlanTarget | None, dict[str, Tensor]]:
         """Choose actions for training: plan optimistically, or follow the policy without a planner.
 
         ``behavior.explore_noise`` is added to planned actions and to those of the policy's mean.
 
         Returns:
-            Actions (N, A), the new carry, and metrics of the plan.
+            Actions (N, A), the new carry, the plans (N) if a search has made them, and metrics.
         """
-        c, behavior, metrics = self.config.plan, self.config.behavior, {}
+        c, behavior, metrics, target = self.config.plan, self.config.behavior, {}, None
         if c.explore and c.candidates > 1:
             latent = self.world.filter(row, carry)
-            action, plan = self._plan(latent, c.explore_rate)
+            action, target, plan = self._plan(latent, c.explore_rate)
             metrics = plan_metrics("explore", [plan], c.explore_rate)
             if plan.refined is not None:
                 self.bonus_scale.update(plan.refined.spreads)
         else:
             action, latent = self.act(row, carry, behavior.explore)
             if behavior.explore == "sample":
-                return action, latent, metrics
+                return action, latent, None, metrics
         if behavior.explore_noise:
             action = action + behavior.explore_noise * torch.randn_like(action)
-        return action.clamp(-1, 1), latent, metrics
+        return action.clamp(-1, 1), latent, target, metrics
 
     def _plan(
         self, latent: Latent, optimism: float, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Plan]:
-        """The planned actions (N, A) of N environments, and the plan, whose rows are shuffled.
+    ) -> tuple[Tensor, PlanTarget | None, Plan]:
+        """Plan for N environments.
 
-        Ensemble members are dealt out to blocks of rows. Without the shuffle an environment would
+        Ensemble members are dealt out to blocks of rows. Without a shuffle an environment would
         always be planned for by the same member.
+
+        Returns:
+            The actions (N, A), what a search has found (N), and the plan, whose rows are shuffled.
         """
         n = latent.deter.shape[0]
         order = torch.randperm(n, device=self.device, generator=generator)
         plan = self.behavior.plan(latent.map(lambda x: x[order]), optimism, generator)
-        return plan.action.clamp(-1, 1)[order.argsort()], plan
+        back, target = order.argsort(), None
+        if plan.refined is not None:
+            target = PlanTarget(*(x[back] for x in plan.refined.target))
+        return plan.action.clamp(-1, 1)[back], target, plan
 
     # --- learning ---------------------------------------------------------------------------
 

@@ -113,6 +113,14 @@ class EnvSpec(NamedTuple):
         return [name for name, (shape, _) in self.obs.items() if len(shape) == 1]
 
 
+class PlanTarget(NamedTuple):
+    """The planner's choice for a state, which the policy is moved towards."""
+
+    mean: Array  # (..., A) float32, the mean of the best candidates
+    std: Array  # (..., A) float32, their standard deviation
+    gain: Array  # (...,) float32, score above that of the policy's mean action; 0: there is no plan
+
+
 class Timestep(NamedTuple):
     """Rows of experience: ``(N, ...)`` from environments, ``(B, T, ...)`` from replay."""
 
@@ -121,10 +129,27 @@ class Timestep(NamedTuple):
     reward: Array  # (...,) float32, received on arriving here; 0 where is_first
     is_first: Array  # (...,) bool, this row starts an episode
     is_terminal: Array  # (...,) bool, nothing can be earned after this row
+    prev_plan: PlanTarget | None = None  # the plan that chose prev_action, if plans are stored
 
     def map(self, f: Callable[[Array], Array]) -> Timestep:
         """Apply ``f`` to every array."""
-        return Timestep({name: f(x) for name, x in self.obs.items()}, *map(f, self[1:]))
+        return Timestep.from_parts({name: f(x) for name, x in self.parts().items()})
+
+    def parts(self) -> dict[str, Array]:
+        """Every array by its name: ``obs.image``, ``reward``, ``prev_plan.mean`` and so on."""
+        parts = {f"obs.{name}": x for name, x in self.obs.items()}
+        parts |= {name: getattr(self, name) for name in _PLAIN_FIELDS}
+        if self.prev_plan is not None:
+            parts |= {f"prev_plan.{name}": x for name, x in self.prev_plan._asdict().items()}
+        return parts
+
+    @staticmethod
+    def from_parts(parts: Mapping[str, Array]) -> Timestep:
+        """The row whose :meth:`parts` are given."""
+        obs = {k.removeprefix("obs."): x for k, x in parts.items() if k.startswith("obs.")}
+        plan = {k.removeprefix("prev_plan."): x for k, x in parts.items() if "prev_plan." in k}
+        plain = {name: parts[name] for name in _PLAIN_FIELDS}
+        return Timestep(obs, **plain, prev_plan=PlanTarget(**plan) if plan else None)
 
     def to(self, device: torch.device | str) -> Timestep:
         """Every array as a tensor on ``device``; tensors that are there already are not copied."""
@@ -133,10 +158,13 @@ class Timestep(NamedTuple):
         return self.map(lambda x: torch.as_tensor(x).to(device, non_blocking=True))
 
 
+_PLAIN_FIELDS = [name for name in Timestep._fields if name not in ("obs", "prev_plan")]
+
+
 def join(rows: Sequence[Timestep], how: Callable[[list[Array]], Array]) -> Timestep:
     """Join rows array by array with ``how``, which stacks or concatenates."""
-    obs = {name: how([row.obs[name] for row in rows]) for name in rows[0].obs}
-    return Timestep(obs, *(how(list(x)) for x in zip(*(row[1:] for row in rows), strict=True)))
+    parts = [row.parts() for row in rows]
+    return Timestep.from_parts({name: how([x[name] for x in parts]) for name in parts[0]})
 
 
 class Latent(NamedTuple):

@@ -246,8 +246,7 @@ def test_half_precision_gives_nearly_the_same_output(monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_a_gpu_does_the_same() -> None:
     batch, episode = random_batch(4, 4, BOTH)
-    to_gpu = lambda x: x.cuda()  # noqa: E731
-    rows = Timestep({k: x.cuda() for k, x in batch.obs.items()}, *map(to_gpu, batch[1:]))
+    rows = batch.to("cuda")
     torch.manual_seed(0)
     agent = Agent(BOTH, agent_config(), "cuda")
     metrics = agent.update(rows, episode.cuda())
@@ -338,9 +337,7 @@ def test_open_loop_sees_the_context_and_nothing_after_it() -> None:
 
     def seen(row: int, field: str) -> list[bool]:
         """Whether each row of the film changes with what is changed at ``row``."""
-        changed = Timestep(
-            {k: x.clone() for k, x in batch.obs.items()}, *(x.clone() for x in batch[1:])
-        )
+        changed = batch.map(lambda x: x.clone())
         if field == "obs":
             changed.obs["vector"][:, row] += 10
         else:

@@ -118,7 +118,7 @@ def random_batch(
 
 def select_rows(batch: Timestep, rows: slice | int) -> Timestep:
     """Rows of a batch (B, T) at a time or a slice of times: (B, ...) or (B, t, ...)."""
-    return Timestep({k: x[:, rows] for k, x in batch.obs.items()}, *(x[:, rows] for x in batch[1:]))
+    return batch.map(lambda x: x[:, rows])
 
 
 def run_config(folder: Path, *overrides: str) -> Config:

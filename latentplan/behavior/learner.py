@@ -20,7 +20,7 @@ from latentplan.behavior.objective import Dream, Objective
 from latentplan.behavior.planner import plan_metrics
 from latentplan.behavior.returns import trust
 from latentplan.nn.distributions import ActionDist
-from latentplan.types import Latent, Timestep
+from latentplan.types import Latent, PlanTarget, Timestep
 
 
 class Learner:
@@ -54,9 +54,8 @@ class Learner:
         losses = {"value": critic, "policy": actor.loss}
         metrics = actor.metrics
         if self.config.plan.search == "cross_entropy":
-            if self.replans_due():
-                losses["distill"], taught = self._teach(dream, start)
-                metrics = metrics | taught
+            taught, more = self._teach(dream, start, latent, batch)
+            losses, metrics = losses | taught, metrics | more
         elif dream.acting or self.config.distill.weight:
             distilled, metrics["train/plan/distance"] = self._distill(dream, start, actor.weight)
             losses |= distilled
@@ -121,29 +120,52 @@ class Learner:
         c = self.config.distill
         # The scale counts updates, also over sessions, so that a resumed run plans when it would
         # have planned.
-        return bool(c.weight) and int(self.behavior.return_scale.count) % c.every == 0
+        due = int(self.behavior.return_scale.count) % c.every == 0
+        return bool(c.weight and c.states) and due
 
-    def _teach(self, dream: Dream, start: Latent) -> tuple[Tensor, dict[str, Tensor]]:
-        """Plan conservatively for some replayed states, and move the policy towards the plans.
+    def _teach(
+        self, dream: Dream, start: Latent, latent: Latent, batch: Timestep
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The loss ``distill``, where there are plans, which moves the policy towards them.
 
-        The loss () is the divergence of the policy from the elites of a plan, where the plan's
-        score is above that of the policy's mean action.
+        The plans are those that chose the replayed actions of the batch (B, T), if they are stored,
+        and new ones for some of the N states of ``start``. Their losses are added.
         """
-        c = self.config
-        rows = slice(self.config.distill.states)
+        losses, metrics = [], {}
+        if batch.prev_plan is not None:
+            # The row after a state has the plan that was made there.
+            features = self.behavior.world.features(latent.map(lambda x: x[:, :-1]))
+            plan = PlanTarget(*(x[:, 1:] for x in batch.prev_plan))
+            loss, distance = self._plan_loss(features, plan)
+            losses.append(loss)
+            metrics["train/plan/stored_distance"] = distance
+            metrics["train/plan/stored_gain"] = plan.gain.mean()
+        if self.replans_due():
+            rows, rate = slice(self.config.distill.states), -self.config.plan.imagine_rate
+            states = start.map(lambda x: x[rows])
+            plans = self.behavior.plan(states, rate)
+            assert plans.refined is not None
+            self.behavior.bonus_scale.update(plans.refined.spreads)
+            loss, distance = self._plan_loss(dream.features[rows, 0], plans.refined.target)
+            losses.append(loss)
+            metrics |= plan_metrics("teach", [plans], rate)
+            metrics["train/plan/teach_gain"] = plans.refined.target.gain.mean()
+            metrics["train/plan/distance"] = distance
+        return ({"distill": torch.stack(losses).sum()} if losses else {}), metrics
+
+    def _plan_loss(self, features: Tensor, plan: PlanTarget) -> tuple[Tensor, Tensor]:
+        """The divergence () of the policy from plans (...), where a plan's score is above that of
+        the policy's mean action, and its mean () over all of them, for the log.
+
+        Args:
+            features: (..., F) of the states that were planned for.
+        """
         # The policy is evaluated again, because its own loss frees the graph of the rollout.
-        dist = self.behavior.actor(dream.features[rows, 0].detach())
-        there = ActionDist.from_mean_std(dist.mean.detach(), dist.std.detach())
-        plan = self.behavior.plan(start.map(lambda x: x[rows]), -c.plan.imagine_rate, first=there)
-        assert plan.refined is not None
-        mean, std, gain, spreads = plan.refined
-        self.behavior.bonus_scale.update(spreads)
-        useful = (gain > 0).float()
-        divergence = plan_divergence(dist, mean, std.clamp(min=c.behavior.std_min))
-        metrics = plan_metrics("teach", [plan], -c.plan.imagine_rate)
-        metrics["train/plan/teach_gain"] = gain.mean()
-        metrics["train/plan/distance"] = divergence.detach().mean()
-        return (useful * divergence).mean(), metrics
+        dist = self.behavior.actor(features.detach())
+        std = plan.std.clamp(min=self.config.behavior.std_min)
+        divergence = plan_divergence(dist, plan.mean, std)
+        useful = (plan.gain > 0).float()
+        return (useful * divergence).mean(), divergence.detach().mean()
 
     def _distill(
         self, dream: Dream, start: Latent, weight: Tensor

@@ -21,7 +21,7 @@ from torch import Tensor
 from latentplan.behavior.imagination import Act, Step, imagine, sampled
 from latentplan.behavior.returns import discounts
 from latentplan.nn.distributions import ActionDist
-from latentplan.types import Choice, Latent, Rollout, StepNoise
+from latentplan.types import Choice, Latent, PlanTarget, Rollout, StepNoise
 
 Policy = Callable[[Latent], ActionDist]
 Value = Callable[[Latent], Tensor]
@@ -30,9 +30,7 @@ Value = Callable[[Latent], Tensor]
 class Refined(NamedTuple):
     """What the cross-entropy method found."""
 
-    mean: Tensor  # (N, A) of the elites of the last round
-    std: Tensor  # (N, A) their standard deviation
-    gain: Tensor  # (N,) score of the chosen action minus that of the policy's mean action
+    target: PlanTarget  # (N) the elites of the last round, by their score without a bonus
     spreads: Tensor  # (2,) of return and uncertainty over the first candidates, mean over states
 
 
@@ -162,9 +160,23 @@ def refine(
         chosen = action.take_along_dim(top[..., None], 1)
         center, spread = chosen.mean(1), chosen.std(1, correction=0)
     both = torch.stack([plans[0].ret, plans[0].novelty * uncertainty_scale])
-    gain = plans[-1].score.amax(1) - plans[0].score[:, 0]
     spreads = both.std(2, correction=0).mean(1)
-    return plans[-1]._replace(refined=Refined(center, spread, gain, spreads))
+    return plans[-1]._replace(refined=Refined(_target(plans, elites, optimism), spreads))
+
+
+def _target(plans: Sequence[Plan], elites: int, optimism: float) -> PlanTarget:
+    """What the plans of all rounds teach the policy.
+
+    A bonus for uncertainty is left out of the scores, because the policy must not learn curiosity.
+    """
+    first, last = (
+        x.ret.masked_fill(x.score == -torch.inf, -torch.inf) if optimism > 0 else x.score
+        for x in (plans[0], plans[-1])
+    )
+    top = last.topk(elites, 1).indices
+    action = plans[-1].candidates.choice.action[:, :, 0].take_along_dim(top[..., None], 1)
+    gain = last.amax(1) - first[:, 0]
+    return PlanTarget(action.mean(1), action.std(1, correction=0), gain.nan_to_num(0.0, 0.0, 0.0))
 
 
 def _first(action: Tensor, policy: Policy) -> Act:

@@ -86,7 +86,7 @@ def latency(agent: Agent, batch: Timestep) -> dict[str, float]:
     carry, times = agent.initial(1), []
     for _ in range(ACTIONS + 10):
         begin = time.perf_counter()
-        action, carry, _ = agent.explore(row, carry)
+        action, carry, *_ = agent.explore(row, carry)
         action.cpu()
         times.append(time.perf_counter() - begin)
     torch.set_num_threads(threads)

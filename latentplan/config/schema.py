@@ -324,8 +324,13 @@ class DistillConfig:
     temperature: float = setting(
         0.05, "Temperature of the weights over candidate scores, in return scales.", above=0
     )
-    states: int = setting(32, "Replayed states that are planned for again at once.", at_least=1)
+    states: int = setting(32, "Replayed states that are planned for again at once; 0: none.")
     every: int = setting(4, "Updates between plans for replayed states.", at_least=1)
+    stored: bool = setting(
+        False,
+        "Store the plans that choose actions in training, and teach them to the actor whenever "
+        "their states are replayed; for plan.search=cross_entropy.",
+    )
 
 
 @dataclass(frozen=True)

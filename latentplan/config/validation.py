@@ -106,6 +106,18 @@ def _check_plan(flat: dict[str, Any]) -> None:
             )
     if flat["distill.weight"] and flat["plan.candidates"] == 1:
         raise UserError("distill.weight needs candidates to distill: set plan.candidates.")
+    searches = flat["plan.candidates"] > 1 and flat["plan.search"] == "cross_entropy"
+    if (
+        searches
+        and flat["distill.weight"]
+        and not (flat["distill.states"] or flat["distill.stored"])
+    ):
+        raise UserError("distill.weight needs plans: set distill.states, or distill.stored=true.")
+    if flat["distill.stored"] and not (searches and flat["plan.explore"]):
+        raise UserError(
+            "distill.stored stores the plans of a search in the training environments: set "
+            "plan.search=cross_entropy, plan.candidates and plan.explore=true."
+        )
 
 
 def _check_mpdp(flat: dict[str, Any]) -> None:

@@ -209,14 +209,18 @@ class ReplayFiles:
             ) from error
 
 
-def row_fields(spec: EnvSpec) -> Fields:
-    """Name, shape and dtype of the parts of a row."""
+def row_fields(spec: EnvSpec, plans: bool) -> Fields:
+    """Name, shape and dtype of the parts of a row, with those of a plan where ``plans`` is set."""
+    action: tuple[tuple[int, ...], str] = ((spec.action_dim,), "float32")
+    planned: Fields = {"prev_plan.mean": action, "prev_plan.std": action}
+    planned["prev_plan.gain"] = ((), "float32")
     return {
         **{f"obs.{name}": (tuple(shape), dtype) for name, (shape, dtype) in spec.obs.items()},
-        "prev_action": ((spec.action_dim,), "float32"),
+        "prev_action": action,
         "reward": ((), "float32"),
         "is_first": ((), "bool"),
         "is_terminal": ((), "bool"),
+        **(planned if plans else {}),
         "episode": ((), "int64"),
     }
 

@@ -45,13 +45,15 @@ class Replay:
             is too small. The folder stays as it was.
     """
 
-    def __init__(self, folder: Path, spec: EnvSpec, *, capacity: int, envs: int) -> None:
+    def __init__(
+        self, folder: Path, spec: EnvSpec, *, capacity: int, envs: int, plans: bool = False
+    ) -> None:
         if capacity < envs:
             raise UserError(f"replay.capacity={capacity} has no row for each of {envs} envs.")
         self._folder = Path(folder)
         self._envs, self._rows = envs, capacity // envs
         self._files = ReplayFiles(
-            self._folder, row_fields(spec), envs, self._rows, _spare_rows(self._rows)
+            self._folder, row_fields(spec, plans), envs, self._rows, _spare_rows(self._rows)
         )
         self._slots = self._files.slots
         self._counters, self._flat = self._files.counters, self._files.fields
@@ -60,6 +62,11 @@ class Replay:
             for name, flat in self._flat.items()
         }
         self._shapes = {name: (envs, *ring.shape[2:]) for name, ring in self._rings.items()}
+        self._no_plan = {
+            name: np.zeros(shape, np.float32)
+            for name, shape in self._shapes.items()
+            if name.startswith("prev_plan.")
+        }
         self._damaged = DamagedRows()
         self._cursor = self._touched = self._sealed = 0
         self._counters_intact = True
@@ -77,10 +84,11 @@ class Replay:
         return (folder / "replay.json").exists()
 
     @staticmethod
-    def size_bytes(spec: EnvSpec, capacity: int, envs: int) -> int:
+    def size_bytes(spec: EnvSpec, capacity: int, envs: int, plans: bool = False) -> int:
         """Bytes on disk of a new replay, with its spare rows."""
         rows = capacity // envs
-        return envs * (rows + _spare_rows(rows)) * sum(row_bytes(row_fields(spec)).values())
+        fields = row_fields(spec, plans)
+        return envs * (rows + _spare_rows(rows)) * sum(row_bytes(fields).values())
 
     def __len__(self) -> int:
         """Rows that can be sampled, over all environments."""
@@ -107,11 +115,14 @@ class Replay:
     def add(self, row: Timestep, episode: np.ndarray) -> None:
         """Append one row ``(N, ...)`` per environment, and the numbers of their episodes (N,).
 
+        A replay with plans stores a row without one with a gain of 0. A replay without plans leaves
+        them out.
+
         Raises:
             ValueError: a field has another shape than the replay's.
         """
         slot = self._cursor % self._slots
-        values = _flatten(row, episode)
+        values = {**self._no_plan, **row.parts(), "episode": episode}
         for name, shape in self._shapes.items():
             if np.shape(values[name]) != shape:
                 raise ValueError(
@@ -155,7 +166,7 @@ class Replay:
         index = env * self._slots + (start + np.arange(length)) % self._slots
         values = {name: flat.take(index, axis=0) for name, flat in self._flat.items()}
         episode = values.pop("episode")
-        return _gather(values), episode
+        return Timestep.from_parts(values), episode
 
     def sample_within_episodes(self, count: int, length: int, rng: np.random.Generator) -> Timestep:
         """Draw up to ``count`` windows (B, T, ...), each within one episode, for inspection."""
@@ -181,7 +192,7 @@ class Replay:
             )
         rows = {name: ring[:, : self._cursor].copy() for name, ring in self._rings.items()}
         del rows["episode"]
-        return _gather(rows)
+        return Timestep.from_parts(rows)
 
     def clear(self) -> None:
         """Remove all rows; for a run that starts again in a folder without a checkpoint."""
@@ -300,15 +311,3 @@ class Replay:
 def _spare_rows(rows: int) -> int:
     """Spare rows per environment of a new replay. A small replay is not more than doubled."""
     return min(rows, max(int(rows * SPARE_FRACTION), SPARE_ROWS_MIN))
-
-
-def _flatten(row: Timestep, episode: np.ndarray) -> dict[str, np.ndarray]:
-    values = {f"obs.{name}": value for name, value in row.obs.items()}
-    for name in ("prev_action", "reward", "is_first", "is_terminal"):
-        values[name] = getattr(row, name)
-    return {**values, "episode": episode}
-
-
-def _gather(values: dict[str, np.ndarray]) -> Timestep:
-    obs = {k.removeprefix("obs."): x for k, x in values.items() if k.startswith("obs.")}
-    return Timestep(obs=obs, **{k: x for k, x in values.items() if not k.startswith("obs.")})

@@ -162,7 +162,8 @@ def measure_planner(agent: Agent, visits: Visits) -> dict[str, Any]:
     chosen = torch.randperm(len(visits.env))[:STATES].to(visits.env.device)
     start = visits.states().map(lambda x: x[chosen])
     plan = behavior.plan(start, 0.0)
-    expected = plan.score.amax(1) - plan.ret.mean(1) if plan.refined is None else plan.refined.gain
+    refined = plan.refined
+    expected = plan.score.amax(1) - plan.ret.mean(1) if refined is None else refined.target.gain
     with world.autocast():
         planned, own = held_out_returns(
             world.step_unmeasured,

@@ -250,7 +250,13 @@ def open_replay(folder: Path) -> Iterator[Replay]:
             shutil.copytree(folder / "replay", copy, ignore=_not_files)
         except shutil.Error as error:  # for example a file without permission to read
             raise UserError(f"The replay in {folder} cannot be read: {error}.") from error
-        replay = Replay(copy, spec, capacity=config.replay.capacity, envs=config.env.num_envs)
+        replay = Replay(
+            copy,
+            spec,
+            capacity=config.replay.capacity,
+            envs=config.env.num_envs,
+            plans=config.distill.stored,
+        )
         try:
             replay.load_state_dict(state)
             yield replay

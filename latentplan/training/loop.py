@@ -38,7 +38,7 @@ from latentplan.training.stopping import (
     start_resource_tracker,
     stop_on_signal,
 )
-from latentplan.types import Latent, Timestep, UserError
+from latentplan.types import Latent, PlanTarget, Timestep, UserError
 
 log = logging.getLogger("latentplan")
 FIRST_CHECKPOINT_SECONDS = 30.0
@@ -143,6 +143,7 @@ class Trainer:
             spec,
             capacity=config.replay.capacity,
             envs=config.env.num_envs,
+            plans=config.distill.stored,
         )
         self.rows = train.context + train.length  # of a window
         self.batches = BatchSampler(self.replay, train.batch, self.rows, self.rng, self.device)
@@ -219,10 +220,10 @@ class Trainer:
         carry = self.agent.initial(self.config.env.num_envs)
         while not self.ended and not self.stop.requested:
             with self.stop.interruptible():  # the first plans are compiled here
-                action, carry = self._choose_action(row, carry)
+                action, carry, plan = self._choose_action(row, carry)
             self.env.step_async(action)  # the environments step while the agent learns
             self._learn()
-            row = self._receive()
+            row = self._receive(plan)
             self.ended = self._out_of_time() or self.frames >= self.config.steps
             with self.stop.interruptible():
                 score = self.monitor.report(self.frames, self.updates, last=self.ended)
@@ -237,39 +238,46 @@ class Trainer:
     def _reset(self) -> Timestep:
         """Start an episode in every environment. Returns its first row (N)."""
         row, _ = self.env.reset(lambda: self.stop.requested)
-        self._store(row)
+        self._store(row, None)
         return row
 
-    def _choose_action(self, row: Timestep, carry: Latent) -> tuple[np.ndarray, Latent]:
-        """Actions (N, A) in [-1, 1] for the latest row (N), and the new carry."""
+    def _choose_action(
+        self, row: Timestep, carry: Latent
+    ) -> tuple[np.ndarray, Latent, PlanTarget | None]:
+        """Actions (N, A) in [-1, 1] for the latest row (N), the new carry, and plans (N)."""
         with self.monitor.stopwatch.section("policy"):
             shape = (self.env.num_envs, self.env.spec.action_dim)
             if self.env.is_last.all():
                 # Every environment resets next and ignores its action. A resumed run starts with
                 # resets too. It continues bit for bit because no random number is drawn here.
-                return np.zeros(shape, np.float32), carry
+                return np.zeros(shape, np.float32), carry, None
             tensors = row.to(self.device)
             if self.decisions < self.config.train.prefill:
                 with torch.no_grad():
                     carry = self.agent.world.filter(tensors, carry)
-                return self.rng.uniform(-1, 1, shape).astype(np.float32), carry
-            action, carry, metrics = self.agent.explore(tensors, carry)
+                return self.rng.uniform(-1, 1, shape).astype(np.float32), carry, None
+            action, carry, plan, metrics = self.agent.explore(tensors, carry)
             self.monitor.add_metrics(metrics)
-            return action.cpu().numpy(), carry
+            return action.cpu().numpy(), carry, plan
 
-    def _receive(self) -> Timestep:
-        """Wait for the environments, then store and count their row (N)."""
+    def _receive(self, plan: PlanTarget | None) -> Timestep:
+        """Wait for the environments, then store and count their row (N), with the plans (N) that
+        chose its actions."""
         with self.monitor.stopwatch.section("env"):
             row, frames = self.env.step_wait(lambda: self.stop.requested)
-        self._store(row)
+        self._store(row, plan)
         self.frames += int(frames.sum())
         self.decisions += int((frames > 0).sum())  # a reset takes no frame and no decision
         self.monitor.count(faults=self.faults, skipped=self.recovery.skipped)
         self.monitor.add_row(row, frames, self.env.is_last)
         return row
 
-    def _store(self, row: Timestep) -> None:
+    def _store(self, row: Timestep, plan: PlanTarget | None) -> None:
         count = self.env.num_envs
+        if self.config.distill.stored and plan is not None:
+            mean, std, gain = (x.float().cpu().numpy() for x in plan)
+            gain = np.where(row.is_first, np.float32(0), gain)  # a reset ignores its action
+            row = row._replace(prev_plan=PlanTarget(mean, std, gain))
         # Each episode of each environment has its own number.
         self.replay.add(row, (self.env.episodes - 1) * count + np.arange(count))
 

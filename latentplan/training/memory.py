@@ -54,7 +54,8 @@ def check_memory(agent: Agent, config: Config, spec: EnvSpec) -> None:
             "another size, or a smaller train.batch or behavior.starts_fraction."
         )
     log.info("memory: at least %s; %s has %s", needs, agent.device, gigabytes(total))
-    size = Replay.size_bytes(spec, config.replay.capacity, config.env.num_envs)
+    capacity, envs = config.replay.capacity, config.env.num_envs
+    size = Replay.size_bytes(spec, capacity, envs, plans=config.distill.stored)
     log.info(
         "replay: %s rows, %s on disk, of which the system keeps in memory what is free",
         *(f"{config.replay.capacity:,}", gigabytes(size)),

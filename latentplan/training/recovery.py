@@ -79,7 +79,5 @@ class Recovery:
     def _dump(self, batch: Timestep, updates: int) -> Path:
         """Write a batch to a file in the run folder. Returns its path."""
         path, batch = self._folder / f"nonfinite-{updates}.npz", batch.map(lambda x: x.cpu())
-        obs = {f"obs.{name}": x for name, x in batch.obs.items()}
-        rest = {name: x for name, x in batch._asdict().items() if name != "obs"}
-        np.savez_compressed(path, **obs, **rest)
+        np.savez_compressed(path, **batch.parts())
         return path

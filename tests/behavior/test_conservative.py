@@ -345,7 +345,7 @@ def test_exploration_plans_and_evaluation_does_not() -> None:
         asked.append(optimism) or real(latent, optimism, *rest)
     )
     real = Behavior.plan.__get__(learner.behavior)
-    action, _, metrics = learner.explore(row(), learner.initial(5))
+    action, _, _, metrics = learner.explore(row(), learner.initial(5))
     assert action.shape == (5, 2) and action.abs().max() <= 1
     assert 0 < metrics["train/plan/explore_bonus_share"] <= 1
     for mode in ("mean", "sample", "planner"):
@@ -366,7 +366,7 @@ def test_no_environment_keeps_a_member() -> None:
 
     learner.behavior.plan = plan
     for _ in range(40):
-        action, latent, _ = learner.explore(going_on, carry)
+        action, latent, *_ = learner.explore(going_on, carry)
         assert torch.equal(action, latent.deter[:, :2])
         order[-1] = (order[-1][:, None] == latent.deter[:, 0]).int().argmax(1)
     assert torch.stack(order)[:, 0].unique().tolist() == [0, 1, 2, 3, 4]
@@ -394,7 +394,7 @@ def test_exploration_works_without_a_planner(changes: dict[str, object]) -> None
     sampled, _ = learner.act(row(), learner.initial(5))
     learner.behavior.plan = None
     torch.manual_seed(1)
-    action, _, metrics = learner.explore(row(), learner.initial(5))
+    action, _, _, metrics = learner.explore(row(), learner.initial(5))
     assert torch.equal(action, sampled) and not metrics
 
 

@@ -284,8 +284,8 @@ def test_the_search_finds_an_action_far_from_the_policy() -> None:
     result = refine(toy(closeness), narrow, latent(start), **SEARCH | {"width": 1.0})
     torch.testing.assert_close(result.action, -start, atol=0.1, rtol=0)
     assert result.refined is not None
-    torch.testing.assert_close(result.refined.mean, -start, atol=0.1, rtol=0)
-    assert (result.refined.std < 0.5).all()
+    torch.testing.assert_close(result.refined.target.mean, -start, atol=0.1, rtol=0)
+    assert (result.refined.target.std < 0.5).all()
 
 
 def test_the_search_never_chooses_what_scores_below_the_policy_mean() -> None:
@@ -299,8 +299,24 @@ def test_the_search_never_chooses_what_scores_below_the_policy_mean() -> None:
         noise=noise,
     )
     own = closeness(start.deter + 0.5, start.deter)
-    assert result.refined is not None and (result.refined.gain >= 0).all()
-    torch.testing.assert_close(result.score.amax(1) - result.refined.gain, own)
+    assert result.refined is not None and (result.refined.target.gain >= 0).all()
+    torch.testing.assert_close(result.score.amax(1) - result.refined.target.gain, own)
+
+
+def test_what_a_plan_teaches_is_chosen_without_the_bonus() -> None:
+    """The bonus chooses large actions, and the return actions near zero."""
+    start = latent(torch.zeros(4, 1))
+    curious = toy(closeness, uncertainty=lambda state, action: action[:, 0] * 100)
+    result = refine(curious, narrow, start, **SEARCH | {"optimism": 1.0, "width": 1.0})
+    sober = refine(curious, narrow, start, **SEARCH | {"width": 1.0})
+    assert result.refined is not None and sober.refined is not None
+    drawn = result.candidates.choice.action[:, :, 0]
+    assert (result.action == drawn.amax(1)).all() and (result.action > 0.6).all()
+    by_return = drawn.take_along_dim(result.ret.topk(6, 1).indices[..., None], 1)
+    torch.testing.assert_close(result.refined.target.mean, by_return.mean(1))
+    expected = result.ret.amax(1) - closeness(start.deter + 0.5, start.deter)
+    torch.testing.assert_close(result.refined.target.gain, expected)
+    assert (sober.refined.target.mean.abs() < 0.1).all()
 
 
 def test_candidates_follow_the_mean_of_the_policy_after_their_first_action() -> None:

@@ -153,7 +153,7 @@ def learn(folder: Path, seed: int, plan: PlanConfig) -> tuple[float, float]:
             if env.is_last[0]:
                 returns.append(total)
                 total = 0.0
-            action, carry, _ = agent.explore(row.to(agent.device), carry)
+            action, carry, *_ = agent.explore(row.to(agent.device), carry)
             if t >= PREFILL and t % 2 == 0:
                 batch, episode = replay.sample(8, 12, rng)
                 agent.update(batch.to(agent.device), torch.as_tensor(episode))

@@ -13,15 +13,16 @@ from latentplan.agent import Agent
 from latentplan.behavior.losses import plan_divergence
 from latentplan.config.schema import DistillConfig, PlanConfig
 from latentplan.nn.distributions import ActionDist
+from latentplan.types import PlanTarget, Timestep
 
 PLAN = PlanConfig(
     candidates=16, search="cross_entropy", rounds=2, elites=4, horizon=2, imagine_fraction=0.0
 )
 
 
-def teaching_agent(weight: float = 0.5, every: int = 2) -> Agent:
+def teaching_agent(weight: float = 0.5, every: int = 2, states: int = 6) -> Agent:
     torch.manual_seed(0)
-    distill = DistillConfig(weight=weight, states=6, every=every)
+    distill = DistillConfig(weight=weight, states=states, every=every)
     agent = Agent(VECTOR, replace(agent_config(), plan=PLAN, distill=distill))
     initialize_zero_heads(agent)
     return agent
@@ -69,9 +70,10 @@ def test_a_step_towards_the_plans_moves_the_mean_to_the_elites() -> None:
 
     def likes_the_first(*args: object, **options: object) -> object:
         made = plan(*args, **options)
-        mean = torch.full_like(made.refined.mean, 0.8) * torch.tensor([1.0, 0.0])
-        refined = made.refined._replace(mean=mean, gain=torch.ones_like(made.refined.gain))
-        return made._replace(refined=refined)
+        target = made.refined.target
+        mean = torch.full_like(target.mean, 0.8) * torch.tensor([1.0, 0.0])
+        target = target._replace(mean=mean, gain=torch.ones_like(target.gain))
+        return made._replace(refined=made.refined._replace(target=target))
 
     batch, episode = random_batch(4, 4)
     latent = agent.world.observe(batch)[0].map(lambda x: x.detach().flatten(0, 1))
@@ -84,6 +86,49 @@ def test_a_step_towards_the_plans_moves_the_mean_to_the_elites() -> None:
     assert moved[0] > 0.05 and abs(float(moved[1])) < float(moved[0])
 
 
+def stored_plans(batch: Timestep, gain: torch.Tensor) -> PlanTarget:
+    """Random plans (B, T) with the given gains."""
+    generator = torch.Generator().manual_seed(5)
+    mean, std = (torch.rand(batch.prev_action.shape, generator=generator) for _ in range(2))
+    return PlanTarget(mean, std + 0.2, gain)
+
+
+def test_a_stored_plan_teaches_the_state_that_it_was_made_for() -> None:
+    """A plan is stored with the row that its action led to, which is the next one."""
+    agent, batch = teaching_agent(states=0), random_batch(3, 5)[0]
+    gain = torch.zeros(3, 5)
+    gain[0, 2], gain[1, 4], gain[2, 1] = 1.0, 0.5, -1.0  # the last is worse than the policy
+    plan = stored_plans(batch, gain)
+    torch.manual_seed(1)
+    latent = agent.world.observe(batch)[0].map(torch.Tensor.detach)
+    losses, _ = agent.learner.losses(latent, batch._replace(prev_plan=plan))
+    expected = 0.0
+    for b, t in ((0, 2), (1, 4)):
+        before = latent.map(lambda x, b=b, t=t: x[b, t - 1 : t])
+        dist = agent.behavior.policy(before)
+        expected += plan_divergence(dist, plan.mean[b, t], plan.std[b, t]).sum() / (3 * 4)
+    torch.testing.assert_close(losses["distill"], expected)
+
+
+def test_stored_and_new_plans_are_taught_together() -> None:
+    batch, episode = random_batch(3, 5)
+    planned = batch._replace(prev_plan=stored_plans(batch, torch.ones(3, 5)))
+    seen = {}
+    for states in (0, 6):
+        agent = teaching_agent(every=1, states=states)
+        for name, rows in (("stored", planned), ("plain", batch)):
+            metrics = agent.update(rows, episode)
+            seen[name, states] = "train/loss/distill" in metrics
+            assert ("train/plan/stored_gain" in metrics) == (name == "stored")
+            assert ("train/plan/teach_gain" in metrics) == bool(states)
+    assert seen == {
+        ("stored", 0): True,
+        ("plain", 0): False,
+        ("stored", 6): True,
+        ("plain", 6): True,
+    }
+
+
 def test_refined_candidates_never_reach_imagined_rollouts() -> None:
     """What needs samples of the policy never sees the candidates of the search."""
     agent = teaching_agent()
@@ -94,7 +139,7 @@ def test_the_first_plans_have_finite_scores_and_give_the_bonus_its_scale() -> No
     agent = teaching_agent()
     row = select_rows(random_batch(4, 1)[0], 0)
     for _ in range(3):
-        _, _, metrics = agent.explore(row, agent.initial(4))
+        _, _, _, metrics = agent.explore(row, agent.initial(4))
         assert int(metrics["train/plan/explore_invalid"]) == 0
         assert float(metrics["train/plan/explore_bonus_spread"]) > 0
     assert agent.bonus_scale.value.isfinite() and int(agent.bonus_scale.count) == 3

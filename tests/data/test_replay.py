@@ -13,7 +13,7 @@ import pytest
 
 from latentplan.data.replay import Replay
 from latentplan.runtime import disk
-from latentplan.types import EnvSpec, Timestep, UserError
+from latentplan.types import EnvSpec, PlanTarget, Timestep, UserError
 
 SPEC = EnvSpec({"image": ((4, 4, 3), "uint8"), "vector": ((2,), "float32")}, 3, 2)
 Usage = namedtuple("Usage", "total used free")
@@ -369,3 +369,35 @@ def test_less_than_a_row_per_environment_is_refused(tmp_path: Path) -> None:
 def _crash(replay: Replay) -> None:
     """Do the same as the end of a process: release the lock and flush nothing."""
     replay._files._lock.release()
+
+
+def test_plans_are_stored_with_the_rows_whose_actions_they_chose(tmp_path: Path) -> None:
+    replay = Replay(tmp_path, SPEC, capacity=20, envs=2, plans=True)
+    for step in range(10):
+        row, number = make_row(step, 2), np.full((2, 3), step, np.float32)
+        if step % 3:  # each third row has no plan
+            row = row._replace(prev_plan=PlanTarget(number, number + 1, number[:, 0] + 2))
+        replay.add(row, np.zeros(2, np.int64))
+    replay.close()
+    replay = Replay(tmp_path, SPEC, capacity=20, envs=2, plans=True)
+    rows, _ = replay.sample(50, 4, np.random.default_rng(0))
+    step, plan = rows.reward % 1000, rows.prev_plan
+    assert plan is not None
+    planned = step % 3 != 0
+    assert planned.any() and not planned.all()
+    assert (plan.gain == np.where(planned, step + 2, 0)).all()
+    expected = np.where(planned, step, 0)[..., None].repeat(3, -1)
+    assert (plan.mean == expected).all()
+    assert (plan.std == np.where(planned[..., None], expected + 1, 0)).all()
+    assert replay.history().prev_plan is not None
+
+
+def test_a_replay_without_plans_leaves_them_out(tmp_path: Path) -> None:
+    number = np.ones((2, 3), np.float32)
+    row = make_row(0, 2)._replace(prev_plan=PlanTarget(number, number, number[:, 0]))
+    replay = Replay(tmp_path, SPEC, capacity=20, envs=2)
+    replay.add(row, np.zeros(2, np.int64))
+    assert replay.sample(3, 1, np.random.default_rng(0))[0].prev_plan is None
+    replay.close()
+    with pytest.raises(UserError, match=r"prev_plan\.mean"):
+        Replay(tmp_path, SPEC, capacity=20, envs=2, plans=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from environments import make
 from tiny import VECTOR, agent_config, record_results, run_config
 
@@ -16,11 +19,12 @@ from latentplan.agent import Agent
 from latentplan.data.replay import Replay
 from latentplan.envs import VectorEnv, make_eval_env, make_train_env
 from latentplan.evaluation.evaluate import run_episodes
+from latentplan.inspection.curves import read_metrics
 from latentplan.runs import checkpoint, run_folder
 from latentplan.runtime.device import pick_device
 from latentplan.training.compiling import make_agent
 from latentplan.training.loop import Trainer, train
-from latentplan.types import Latent
+from latentplan.types import Latent, PlanTarget
 
 
 def record_carries(patch: pytest.MonkeyPatch, name: str) -> list[tuple[Latent, Latent]]:
@@ -149,3 +153,31 @@ def test_a_replay_is_inspected_as_a_copy(tmp_path: Path) -> None:
     with run_folder.open_replay(run) as copy:
         np.testing.assert_array_equal(copy.history().reward, history.reward)
     assert content() == before
+
+
+def test_plans_are_stored_with_the_rows_that_their_actions_led_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan that chose an action has the action as its mean here, and a gain of one."""
+    explore = Agent.explore
+
+    def planned(agent: Agent, *arguments: Any) -> tuple:
+        action, carry, plan, metrics = explore(agent, *arguments)
+        assert plan is not None
+        return action, carry, PlanTarget(action, plan.std, torch.ones(len(action))), metrics
+
+    monkeypatch.setattr(Agent, "explore", planned)
+    items = ("plan.search=cross_entropy", "plan.candidates=4", "plan.elites=2", "plan.rounds=1")
+    items += ("plan.imagine_fraction=0", "distill.stored=true", "distill.weight=0.1")
+    config = run_config(tmp_path / "run", *items, "env.num_envs=2", "log.inspect_every=0")
+    folder = train(config)
+    _, spec, _ = run_folder.load(folder)
+    with closing(Replay(folder / "replay", spec, capacity=1000, envs=2, plans=True)) as replay:
+        rows = replay.history()
+    plan = rows.prev_plan
+    assert plan is not None
+    by_plan = plan.gain > 0
+    assert not by_plan[:, :10].any() and not by_plan[rows.is_first].any()  # prefill and resets
+    assert by_plan[:, 12:][~rows.is_first[:, 12:]].all()
+    assert (plan.mean[by_plan] == rows.prev_action[by_plan]).all() and (plan.std >= 0).all()
+    assert read_metrics(folder)[-1]["train/plan/stored_gain"] > 0
