@@ -97,6 +97,20 @@ def read_training(raw: object, path: Path, config: Config) -> dict[str, Any]:
     return _read(path, read)
 
 
+def read_weights(raw: object, path: Path) -> tuple[int, dict[str, Tensor]]:
+    """The frames and the agent's weights in a checkpoint of any task, newest or kept.
+
+    Raises:
+        UserError: a value is missing or wrong.
+    """
+
+    def read() -> tuple[int, dict[str, Tensor]]:
+        content = _mapping(raw, "content")
+        return _count(content, "frames"), _tensors(content.get("agent"), "agent")
+
+    return _read(path, read)
+
+
 def read_frames(raw: object, path: Path) -> int:
     """The environment frames of a run at a checkpoint.
 

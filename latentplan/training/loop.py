@@ -22,7 +22,8 @@ from latentplan.config.schema import Config
 from latentplan.data.batches import BatchSampler
 from latentplan.data.replay import Replay
 from latentplan.envs import Renderer, StepInterruptedError, TooManyFaultsError, make_train_env
-from latentplan.runs import checkpoint, run_folder, weights
+from latentplan.runs import checkpoint, initial_weights, run_folder, weights
+from latentplan.runs.initial_weights import InitialWeights
 from latentplan.runs.kept import KeptCheckpoints
 from latentplan.runs.provenance import describe
 from latentplan.runtime import disk
@@ -111,7 +112,7 @@ class Trainer:
         saved = start.saved
         self.env = make_train_env(self.config, start.renderer, saved["episodes"] if saved else None)
         try:
-            self._build(saved)
+            self._build(saved, start.initial)
             bfloat16 = self.agent.world.use_bfloat16
             description = describe(self.env.spec, start.renderer, bfloat16)
             run_folder.record_session(self.folder, start.user_config, description)
@@ -130,14 +131,19 @@ class Trainer:
             raise
         self._log_settings(start.renderer)
 
-    def _build(self, saved: dict[str, Any] | None) -> None:
-        """Build the agent, the replay and the counters, and restore them from a checkpoint."""
+    def _build(self, saved: dict[str, Any] | None, initial: InitialWeights | None) -> None:
+        """Build the agent, the replay and the counters, and restore them from a checkpoint.
+
+        A new run takes the weights of another run that fit, if there is one to begin from.
+        """
         config, spec, train = self.config, self.env.spec, self.config.train
         self.rng = np.random.default_rng(config.seed)
         self.agent, compiled = make_agent(config, spec, self.device)
         if compiled != "off":
             log.info("functions are compiled: the first updates and plans take a minute")
         check_memory(self.agent, config, spec)
+        if initial is not None:
+            initial_weights.apply(self.agent, initial)
         self.replay = Replay(
             self.folder / "replay",
             spec,
