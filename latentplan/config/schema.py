@@ -369,6 +369,12 @@ class TrainConfig:
         "empty: fresh weights.",
         path=True,
     )
+    offline: str = setting(
+        "",
+        "A folder of recorded rows that the run learns from, without steps of an environment: the "
+        "replay folder of another run, or imported episodes; empty: none.",
+        path=True,
+    )
     minutes: float = setting(
         0.0, "Minutes of wall clock after which this session stops; 0: no limit."
     )

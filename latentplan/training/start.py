@@ -13,6 +13,7 @@ from latentplan.runs import checkpoint, initial_weights, payload, resuming, run_
 from latentplan.runs.initial_weights import InitialWeights
 from latentplan.runtime.allocator import configure_malloc
 from latentplan.runtime.device import pick_device
+from latentplan.training.offline import Offline, prepare
 
 
 class Start(NamedTuple):
@@ -25,6 +26,7 @@ class Start(NamedTuple):
     renderer: Renderer | None  # None if no images are drawn
     saved: dict[str, Any] | None  # the checkpoint of a run that continues
     initial: InitialWeights | None = None  # the weights of another run that a new run begins with
+    offline: Offline | None = None  # what a run learns from that steps no environment
 
 
 def resolve(config: Config) -> Start:
@@ -34,8 +36,9 @@ def resolve(config: Config) -> Start:
 
     Raises:
         UserError: the folder contains another run, or a run whose checkpoint or replay is missing
-            or damaged; the checkpoint to begin from is missing or damaged; the device does not
-            exist; no renderer works.
+            or damaged; the checkpoint to begin from is missing or damaged; the recording to
+            learn from is missing or damaged, or does not fit the task; the device does not exist;
+            no renderer works.
     """
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
     configure_malloc()
@@ -54,4 +57,7 @@ def resolve(config: Config) -> Start:
     initial = None
     if saved is None and config.train.init_from:
         initial = initial_weights.read(config.train.init_from)
-    return Start(folder, config, effective, device, pick_renderer(effective), saved, initial)
+    renderer, offline = pick_renderer(effective), None
+    if config.train.offline:
+        offline = prepare(effective, renderer, saved["spec"] if saved else None)
+    return Start(folder, config, effective, device, renderer, saved, initial, offline)
