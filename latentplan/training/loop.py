@@ -182,7 +182,7 @@ class Trainer:
         else:
             self.replay.clear()
             if recording is not None:
-                fill(self.replay, recording, config, spec)
+                fill(self.folder / "replay", self.replay, recording, config, spec)
         best = saved["best_score"] if saved else None
         self.kept = KeptCheckpoints(self.folder, config.log.keep, self.frames, best)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -102,15 +103,24 @@ def _recorded_spec(recorded: EnvSpec, config: Config) -> EnvSpec:
     return recorded._replace(obs=obs, repeat=config.env.repeat)
 
 
-def fill(replay: Replay, recording: Recording, config: Config, spec: EnvSpec) -> None:
+def fill(folder: Path, replay: Replay, recording: Recording, config: Config, spec: EnvSpec) -> None:
     """Copy the recording into the run's own replay, so that the run does not need it any more.
 
+    Args:
+        folder: that of the replay.
+        replay: the new replay.
+        recording: the rows.
+        config: the configuration of the run.
+        spec: the observations that are copied.
+
     Raises:
-        UserError: the recording has too few rows.
+        UserError: the recording has too few rows. The replay is closed and its folder removed.
     """
     copied = recording.copy_to(replay, spec)
     window = config.train.context + config.train.length
     if not replay.ready(window):
+        replay.close()
+        shutil.rmtree(folder)
         raise UserError(
             f"The recording in {config.train.offline} has {copied.rows} rows that can be used, and "
             f"an update needs windows of {window} (train.context + train.length)."

@@ -121,6 +121,7 @@ def test_a_recording_that_is_too_short_is_refused(recorded: Path, tmp_path: Path
     config = run_config(tmp_path / "run", f"train.offline={recorded}", "train.length=70")
     with pytest.raises(UserError, match=r"68 rows.*windows of 70"):
         train(config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_recording_is_not_taken_for_the_replay_of_the_run(
