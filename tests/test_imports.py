@@ -27,6 +27,7 @@ ALLOWED = {
     "nn": "",
     "envs": "types runtime config",
     "data": "types runtime",
+    "datasets": "types envs data",
     "world": "types config nn",
     "behavior": "types config nn",
     "agent": "types config nn world behavior",
@@ -37,7 +38,8 @@ ALLOWED = {
     "training": "types runtime config envs data agent runs evaluation inspection",
     "study": "types config runs inspection",
     "bench": "types runtime config envs data behavior agent runs training",
-    "cli": "types runtime config envs runs deploy evaluation inspection training study bench",
+    "cli": "types runtime config envs datasets runs deploy evaluation inspection training study "
+    "bench",
     "__main__": "cli",
 }
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 
 from latentplan import __version__
-from latentplan.cli import machine_commands, run_commands
+from latentplan.cli import data_commands, machine_commands, run_commands
 from latentplan.cli.arguments import SIGNALED
 from latentplan.types import UserError
 
@@ -129,5 +129,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="command")
     run_commands.add(commands)
+    data_commands.add(commands)
     machine_commands.add(commands)
     return parser

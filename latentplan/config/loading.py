@@ -27,7 +27,7 @@ import yaml
 from latentplan.config import yaml_text
 from latentplan.config.renamed import RENAMED, present_names
 from latentplan.config.schema import Config
-from latentplan.config.tasks import parse_task
+from latentplan.config.tasks import NO_TASK, parse_task
 from latentplan.config.validation import check, schema_sections
 from latentplan.config.values import convert, expand_home, resolve_references
 from latentplan.runtime import device
@@ -186,7 +186,7 @@ def task_preset(task: str) -> Path | None:
 def _task_name(task: str) -> str:
     """A name for a task that can be part of a file name. It is the same for all spellings."""
     suite, name = parse_task(task)
-    return name if suite == "dmc" else f"{suite}-{name}".replace("/", "-")
+    return name if suite in ("dmc", NO_TASK) else f"{suite}-{name}".replace("/", "-")
 
 
 def _default_size(device_name: str) -> str:

@@ -368,6 +368,18 @@ class TrainConfig:
         "loss.",
     )
     prefill: int = setting(1000, "Decisions of a random policy before the first update.")
+    init_from: str = setting(
+        "",
+        "A run folder or checkpoint file whose weights a new run begins with, where they fit; "
+        "empty: fresh weights.",
+        path=True,
+    )
+    offline: str = setting(
+        "",
+        "A folder of recorded rows that the run learns from, without steps of an environment: the "
+        "replay folder of another run, or imported episodes; empty: none.",
+        path=True,
+    )
     minutes: float = setting(
         0.0, "Minutes of wall clock after which this session stops; 0: no limit."
     )

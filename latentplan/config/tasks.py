@@ -37,6 +37,7 @@ DMC_TASKS: dict[str, tuple[str, ...]] = {
     "swimmer": ("swimmer15", "swimmer6"),
     "walker": ("run", "stand", "walk"),
 }
+NO_TASK = "none"
 DUMMY_TASKS = ("count", "pixels")
 _ALIASES = {"cup": "ball_in_cup", "pointmass": "point_mass"}  # domain names in other programs
 
@@ -68,16 +69,23 @@ def split_dmc(name: str) -> tuple[str, str]:
     return domain, task
 
 
+def has_environment(task: str) -> bool:
+    """Whether a task has an environment. ``none`` has none, only recorded rows."""
+    return task.strip().lower() != NO_TASK
+
+
 def parse_task(task: str) -> tuple[str, str]:
     """Split a task in any accepted spelling into ``(suite, name)``.
 
     ``dmc:walker_walk``, ``walker_walk``, ``walker-walk``, ``dmc_walker_walk`` and ``walker/walk``
     all give ``("dmc", "walker_walk")``. ``cup_catch`` gives ``("dmc", "ball_in_cup_catch")``.
-    Gymnasium environments need the prefix ``gym:``.
+    Gymnasium environments need the prefix ``gym:``. ``none`` gives ``("none", "none")``.
 
     Raises:
         UserError: the task is unknown. The message names the nearest task.
     """
+    if not has_environment(task):
+        return NO_TASK, NO_TASK
     suite, colon, name = task.strip().partition(":")
     if colon and suite == "gym":
         if not name:

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, cast
 
 from latentplan.config.schema import Bounds, Config, uncertainty_members_field
+from latentplan.config.tasks import has_environment
 from latentplan.types import UserError, shown
 
 LARGEST = 2**64 - 1  # also the largest seed of torch's generators
@@ -59,6 +60,7 @@ def check(flat: dict[str, Any]) -> None:
         raise UserError(
             "replay.capacity must hold train.context + train.length rows for each environment."
         )
+    _check_offline(flat)
     _check_plan(flat)
     if flat["behavior.improvement"] == "mpdp":
         _check_mpdp(flat)
@@ -91,6 +93,14 @@ def check_bounds(key: str, value: object) -> None:
         raise UserError(f"{key} must be more than {bounds.above}, not {given}.")
     if bounds.at_most is not None and value > bounds.at_most:
         raise UserError(f"{key} must be at most {bounds.at_most}, not {given}.")
+
+
+def _check_offline(flat: dict[str, Any]) -> None:
+    if not flat["train.offline"]:
+        if not has_environment(flat["task"]):
+            raise UserError(f"task={flat['task']} has no environment, so it needs train.offline.")
+    elif flat["env.num_envs"] != 1:
+        raise UserError("train.offline steps no environments: leave env.num_envs at 1.")
 
 
 def _check_plan(flat: dict[str, Any]) -> None:

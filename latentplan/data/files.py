@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ WITHOUT_SPARE = (EARLIER_FORMAT, 2)  # formats without spare rows
 _EARLIER_COUNTERS_BYTES = 16
 CURSOR, TOUCHED, SEALED = range(3)
 _COUNTERS = 3
+# Names of observations become names of files and modules.
+OBSERVATION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 Fields = dict[str, tuple[tuple[int, ...], str]]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from latentplan.config.schema import Config, EnvConfig
-from latentplan.config.tasks import parse_task
+from latentplan.config.tasks import has_environment, parse_task
 from latentplan.config.validation import check_bounds
 from latentplan.envs.faults import TooManyFaultsError
 from latentplan.envs.rendering import Renderer, choose_renderer
@@ -24,6 +24,7 @@ __all__ = [
     "TooManyFaultsError",
     "VectorEnv",
     "choose_renderer",
+    "has_environment",
     "make_env",
     "make_eval_env",
     "make_train_env",
@@ -68,6 +69,8 @@ def make_vector(
         UserError: the task or a setting is invalid, or the task cannot be built or drawn.
     """
     suite, name = parse_task(task)
+    if not has_environment(task):
+        raise UserError(f"task={task} has no environment, and this needs one.")
     if obs not in _OBS:
         raise UserError(f"obs={obs} is unknown; use pixels, state or both.")
     if mode not in MODES:

@@ -9,7 +9,6 @@ returns. The shapes of weights are compared with the agent's later, in ``runs/we
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from latentplan.config.schema import Config
+from latentplan.data.files import OBSERVATION_NAME
 from latentplan.types import EnvSpec, UserError, shown
 
 MOST = 2**53  # largest count of frames, decisions, updates and rows
@@ -26,8 +26,6 @@ MOST_EPISODES = 2**40  # of one environment; their numbers are multiplied by tha
 MOST_NUMBERS = 10**6  # of a vector, or of an action
 LONGEST_SIDE = 2**14  # pixels of an image
 SCHEDULES = ("log", "eval", "film")
-# Names of observations become names of files and modules.
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _MT19937_NUMBERS = 624
 _CUDA_BYTES = 2**16  # more than the state of a random generator has
 _T = TypeVar("_T")
@@ -93,6 +91,20 @@ def read_training(raw: object, path: Path, config: Config) -> dict[str, Any]:
             "random": _random(_mapping(content.get("random"), "random")),
             "sampler": _sampler(content.get("sampler")),
         }
+
+    return _read(path, read)
+
+
+def read_weights(raw: object, path: Path) -> tuple[int, dict[str, Tensor]]:
+    """The frames and the agent's weights in a checkpoint of any task, newest or kept.
+
+    Raises:
+        UserError: a value is missing or wrong.
+    """
+
+    def read() -> tuple[int, dict[str, Tensor]]:
+        content = _mapping(raw, "content")
+        return _count(content, "frames"), _tensors(content.get("agent"), "agent")
 
     return _read(path, read)
 
@@ -220,7 +232,7 @@ def _bounds(value: object, name: str, actions: int) -> tuple[float, ...]:
 
 def _observation(name: str, entry: object, image_size: int) -> tuple[tuple[int, ...], str]:
     """Shape and dtype of an observation: an image (height, width, 3), or a vector (dim,)."""
-    if not NAME.fullmatch(name) or hasattr(nn.ModuleDict(), name):
+    if not OBSERVATION_NAME.fullmatch(name) or hasattr(nn.ModuleDict(), name):
         raise _WrongError(f"spec has an observation with the name {shown(name)}")
     shape, dtype = _list(entry, f"the observation {name}", 2)
     if dtype == "uint8":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,11 @@ RENAMED_WEIGHTS = {
     "novelty_scale.": "uncertainty_scale.",
     "world.pictures.": "world.image_normalizers.",
 }
+_VECTORS = "world.vector_normalizers."
 # Prefixes of buffers that the checkpoints of earlier versions lack. They keep their first values.
-ADDED_WEIGHTS = ("world.vector_normalizers.", "bonus_scale.")
+ADDED_WEIGHTS = (_VECTORS, "bonus_scale.")
+# Prefixes of statistics of one task's returns and uncertainty, which another run begins anew.
+OF_THE_TASK = ("return_scale.", "uncertainty_scale.", "bonus_scale.", "temperature.")
 # Each of these is a number of modules, which are made one after the other.
 DEPTHS = ("world.layers", "world.vector_layers", "behavior.layers", "behavior.critics")
 _STATE = ("mean", "square")  # of the optimizer, for each weight; besides them ``step``
@@ -75,15 +78,82 @@ def restore(agent: Agent, state: Mapping[str, Tensor], path: Path) -> None:
     """
     state = _with_present_names(state)
     _check_shapes(agent, state, path)
+    _check_finite(state, path)
+    own = agent.state_dict()
+    missing = [name for name in own if name not in state]
+    if any(name.startswith(_VECTORS) for name in missing):
+        _freeze_vector_normalizers(agent)
+    agent.load_state_dict({**{name: own[name] for name in missing}, **state})
+
+
+class Copied(NamedTuple):
+    """What :func:`copy_fitting` has copied."""
+
+    layers: int  # copied ones
+    fresh: list[str]  # descriptions of the layers that have kept their weights
+
+
+def copy_fitting(agent: Agent, state: Mapping[str, Tensor], path: Path) -> Copied:
+    """Copy the layers of a checkpoint that an agent has too, in the same sizes.
+
+    The agent may have other observations, actions and widths than that of the checkpoint. A layer
+    is copied as a whole, with its running statistics. The scales of returns and uncertainty, and a
+    tuned temperature, belong to the task of the checkpoint and are not copied.
+
+    Args:
+        agent: receives the weights.
+        state: the agent's state dictionary from the checkpoint.
+        path: the checkpoint file, for error messages.
+
+    Raises:
+        UserError: no layer with weights fits, or a weight is not finite. The agent is unchanged.
+    """
+    state, own = _with_present_names(state), agent.state_dict()
+    there, here = _layers(state), _layers(own)
+    copied = [layer for layer in here if there.get(layer) == here[layer]]
+    names = [name for layer in copied for name in here[layer]]
+    weights = {name for name, _ in agent.named_parameters()}
+    if weights.isdisjoint(names):
+        raise UserError(f"{path} has no layer that fits this agent: its sizes are other ones.")
+    state = {name: state[name] for name in names}
+    _check_finite(state, path)
+    if any(x.startswith("world.encoder.mlp.") for x in names) and not any(
+        x.startswith(_VECTORS) for x in there
+    ):
+        _freeze_vector_normalizers(agent)  # the encoder of an earlier version is used to none
+    agent.load_state_dict({**own, **state})
+    fresh = [layer for layer in here if layer not in copied]
+    return Copied(len(copied), [_difference(x, there.get(x, {}), here[x]) for x in fresh])
+
+
+def _layers(state: Mapping[str, Tensor]) -> dict[str, dict[str, str]]:
+    """The sizes of weights, by layer and name, without those of the task."""
+    layers: dict[str, dict[str, str]] = {}
+    for name, weight in state.items():
+        if not name.startswith(OF_THE_TASK):
+            layers.setdefault(name.rpartition(".")[0], {})[name] = _described(weight)
+    return layers
+
+
+def _difference(layer: str, there: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """A layer with the sizes of its first weight that differs."""
+    for name in (*here, *there):
+        sizes = [x.get(name, "nothing") for x in (there, here)]
+        if sizes[0] != sizes[1]:
+            break
+    return f"{layer} (there {sizes[0]}, here {sizes[1]})"
+
+
+def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
     for name, weight in state.items():
         if weight.is_floating_point() and not weight.isfinite().all():
             raise UserError(f"{path} has numbers that are not finite in {name}.")
-    own = agent.state_dict()
-    missing = [name for name in own if name not in state]
-    if any(name.startswith("world.vector_normalizers.") for name in missing):
-        for normalizer in agent.world.vector_normalizers.values():
-            normalizer.freeze()
-    agent.load_state_dict({**{name: own[name] for name in missing}, **state})
+
+
+def _freeze_vector_normalizers(agent: Agent) -> None:
+    """Let vectors pass as they did in versions without statistics of vectors."""
+    for normalizer in agent.world.vector_normalizers.values():
+        normalizer.freeze()
 
 
 def restore_optimizer(agent: Agent, state: Mapping[int, Mapping[str, Tensor]], path: Path) -> None:

@@ -20,9 +20,17 @@ from latentplan.agent import NonFiniteLossError
 from latentplan.config.loading import as_config
 from latentplan.config.schema import Config
 from latentplan.data.batches import BatchSampler
+from latentplan.data.recording import Recording
 from latentplan.data.replay import Replay
-from latentplan.envs import Renderer, StepInterruptedError, TooManyFaultsError, make_train_env
-from latentplan.runs import checkpoint, run_folder, weights
+from latentplan.envs import (
+    Renderer,
+    StepInterruptedError,
+    TooManyFaultsError,
+    VectorEnv,
+    make_train_env,
+)
+from latentplan.runs import checkpoint, initial_weights, run_folder, weights
+from latentplan.runs.initial_weights import InitialWeights
 from latentplan.runs.kept import KeptCheckpoints
 from latentplan.runs.provenance import describe
 from latentplan.runtime import disk
@@ -30,6 +38,7 @@ from latentplan.runtime.clock import Every, Ratio
 from latentplan.training.compiling import is_compiler_failure, make_agent
 from latentplan.training.memory import check_memory
 from latentplan.training.monitor import Monitor, OnLog
+from latentplan.training.offline import NoEnvironment, fill
 from latentplan.training.recovery import Recovery
 from latentplan.training.start import Start, resolve
 from latentplan.training.stopping import (
@@ -109,9 +118,13 @@ class Trainer:
         self.stop = Stop()
         self.ended = False  # whether all frames or the time limit are reached
         saved = start.saved
-        self.env = make_train_env(self.config, start.renderer, saved["episodes"] if saved else None)
+        if start.offline:
+            self.env: VectorEnv = NoEnvironment(start.offline.spec)
+        else:
+            episodes = saved["episodes"] if saved else None
+            self.env = make_train_env(self.config, start.renderer, episodes)
         try:
-            self._build(saved)
+            self._build(saved, start.initial, start.offline and start.offline.recording)
             bfloat16 = self.agent.world.use_bfloat16
             description = describe(self.env.spec, start.renderer, bfloat16)
             run_folder.record_session(self.folder, start.user_config, description)
@@ -130,14 +143,25 @@ class Trainer:
             raise
         self._log_settings(start.renderer)
 
-    def _build(self, saved: dict[str, Any] | None) -> None:
-        """Build the agent, the replay and the counters, and restore them from a checkpoint."""
+    def _build(
+        self,
+        saved: dict[str, Any] | None,
+        initial: InitialWeights | None,
+        recording: Recording | None,
+    ) -> None:
+        """Build the agent, the replay and the counters, and restore them from a checkpoint.
+
+        A new run takes the weights of another run that fit, and the rows of a recording, if there
+        are any.
+        """
         config, spec, train = self.config, self.env.spec, self.config.train
         self.rng = np.random.default_rng(config.seed)
         self.agent, compiled = make_agent(config, spec, self.device)
         if compiled != "off":
             log.info("functions are compiled: the first updates and plans take a minute")
         check_memory(self.agent, config, spec)
+        if initial is not None:
+            initial_weights.apply(self.agent, initial)
         self.replay = Replay(
             self.folder / "replay",
             spec,
@@ -158,6 +182,8 @@ class Trainer:
             self._restore(saved)
         else:
             self.replay.clear()
+            if recording is not None:
+                fill(self.folder / "replay", self.replay, recording, config)
         best = saved["best_score"] if saved else None
         self.kept = KeptCheckpoints(self.folder, config.log.keep, self.frames, best)
 
@@ -215,6 +241,8 @@ class Trainer:
 
     def _collect_and_learn(self) -> None:
         """Collect and learn until ``ended``, or until a stop request."""
+        if self.config.train.offline:
+            return self._learn_offline()
         self._learn()  # the updates that the last decision before the checkpoint has earned
         row = self._reset()
         carry = self.agent.initial(self.config.env.num_envs)
@@ -224,11 +252,28 @@ class Trainer:
             self.env.step_async(action)  # the environments step while the agent learns
             self._learn()
             row = self._receive(plan)
-            self.ended = self._out_of_time() or self.frames >= self.config.steps
-            with self.stop.interruptible():
-                score = self.monitor.report(self.frames, self.updates, last=self.ended)
-            self.kept.report(self.agent, self.frames, score)
-            self._save_if_due()
+            self._finish_decision()
+
+    def _learn_offline(self) -> None:
+        """Learn until ``ended``, or until a stop request.
+
+        Decisions and frames are counted as if an environment were stepped. So the train ratio says
+        how many of them one update is worth, and all schedules are those of a run that collects.
+        """
+        while not self.ended and not self.stop.requested:
+            self._learn()
+            self.decisions += 1
+            self.frames += self.env.spec.repeat
+            self.monitor.count(faults=0, skipped=self.recovery.skipped)
+            self._finish_decision()
+
+    def _finish_decision(self) -> None:
+        """Report and save what is due after a decision."""
+        self.ended = self._out_of_time() or self.frames >= self.config.steps
+        with self.stop.interruptible():
+            score = self.monitor.report(self.frames, self.updates, last=self.ended)
+        self.kept.report(self.agent, self.frames, score)
+        self._save_if_due()
 
     @property
     def faults(self) -> int:
@@ -284,7 +329,8 @@ class Trainer:
     def _learn(self) -> None:
         """Make the updates that are due by the train ratio."""
         train, stopwatch = self.config.train, self.monitor.stopwatch
-        if self.decisions < train.prefill or not self.replay.ready(self.rows):
+        prefill = 0 if train.offline else train.prefill
+        if self.decisions < prefill or not self.replay.ready(self.rows):
             return
         for _ in range(self.ratio(self.decisions)):
             with stopwatch.section("replay"):

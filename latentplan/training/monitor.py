@@ -20,7 +20,7 @@ from tqdm import tqdm
 from latentplan.agent import Agent
 from latentplan.config.schema import Config
 from latentplan.data.replay import Replay
-from latentplan.envs import TooManyFaultsError, make_eval_env
+from latentplan.envs import TooManyFaultsError, has_environment, make_eval_env
 from latentplan.envs.rendering import Renderer
 from latentplan.evaluation.evaluate import score
 from latentplan.inspection.calibration import (
@@ -88,6 +88,7 @@ class Monitor:
         self.folder, self.logger = folder, Logger(folder, frame=frame)
         self.stopwatch = Stopwatch()
         self._on_log = on_log
+        self._has_env = has_environment(config.task)
         self._schedules = {
             "log": Every(config.log.every),
             "eval": Every(config.eval.every),
@@ -160,7 +161,8 @@ class Monitor:
         self._bar.update(frames - self._bar.n)
         due = {name: schedule.overdue(frames) for name, schedule in self._schedules.items()}
         try:
-            score = self._evaluate(frames, last) if updates and (due["eval"] or last) else None
+            evaluates = updates and self._has_env and (due["eval"] or last)
+            score = self._evaluate(frames, last) if evaluates else None
             if updates and due["film"]:
                 self._inspect(frames)
         except TooManyFaultsError:
@@ -294,6 +296,8 @@ class Monitor:
             context = min(config.log.inspect_context, length - 1)
             for visualization in visualizations(agent, batch.to(device), context):
                 self._show(visualization, frames)
+            if not self._has_env:
+                return
             with make_eval_env(config, self.renderer, SEQUENCES, config.seed) as env:
                 film = make_dream_against_reality_film(agent, env, REAL_DECISIONS, DREAM_DECISIONS)
             self._show(film_or_still(agent, "dream_against_reality", film), frames)

@@ -9,9 +9,11 @@ import torch
 
 from latentplan.config.schema import Config
 from latentplan.envs import Renderer, pick_renderer
-from latentplan.runs import checkpoint, payload, resuming, run_folder, weights
+from latentplan.runs import checkpoint, initial_weights, payload, resuming, run_folder, weights
+from latentplan.runs.initial_weights import InitialWeights
 from latentplan.runtime.allocator import configure_malloc
 from latentplan.runtime.device import pick_device
+from latentplan.training.offline import Offline, prepare
 
 
 class Start(NamedTuple):
@@ -23,6 +25,8 @@ class Start(NamedTuple):
     device: torch.device
     renderer: Renderer | None  # None if no images are drawn
     saved: dict[str, Any] | None  # the checkpoint of a run that continues
+    initial: InitialWeights | None = None  # the weights of another run that a new run begins with
+    offline: Offline | None = None  # what a run learns from that steps no environment
 
 
 def resolve(config: Config) -> Start:
@@ -32,7 +36,9 @@ def resolve(config: Config) -> Start:
 
     Raises:
         UserError: the folder contains another run, or a run whose checkpoint or replay is missing
-            or damaged; the device does not exist; no renderer works.
+            or damaged; the checkpoint to begin from is missing or damaged; the recording to
+            learn from is missing or damaged, or does not fit the task; the device does not exist;
+            no renderer works.
     """
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
     configure_malloc()
@@ -48,4 +54,10 @@ def resolve(config: Config) -> Start:
     if checkpoint.exists(path):
         saved = payload.read_training(checkpoint.load_newest(path), path, effective)
         weights.check_sizes(saved["spec"], effective, saved["agent"], path)
-    return Start(folder, config, effective, device, pick_renderer(effective), saved)
+    initial = None
+    if saved is None and config.train.init_from:
+        initial = initial_weights.read(config.train.init_from)
+    renderer, offline = pick_renderer(effective), None
+    if config.train.offline:
+        offline = prepare(effective, renderer, saved["spec"] if saved else None)
+    return Start(folder, config, effective, device, renderer, saved, initial, offline)

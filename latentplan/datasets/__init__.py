@@ -1,0 +1,1 @@
+"""Recorded data of other programs: its episodes are checked and written in the replay's format."""
