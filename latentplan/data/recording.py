@@ -29,6 +29,7 @@ from latentplan.types import EnvSpec, Timestep, UserError
 
 log = logging.getLogger("latentplan")
 MOST = 2**40  # environments, and rows of each
+MOST_NUMBERS = 10**6  # along an axis of an observation or action
 MOST_BYTES = 2**20  # of the description
 _CHUNK_ROWS = 256
 
@@ -167,12 +168,13 @@ class Recording:
         if meta["format"] not in (FORMAT, *WITHOUT_SPARE):
             raise ValueError("format")
         fields = {
-            str(name): (tuple(_size(x) for x in shape), str(dtype))
+            str(name): (tuple(_size(x, MOST_NUMBERS) for x in shape), str(dtype))
             for name, (shape, dtype) in meta["fields"].items()
         }
         if row_fields(_spec(fields), plans="prev_plan.gain" in fields) != fields:
             raise ValueError("fields")
-        return fields, _size(meta["envs"]), _size(meta["rows"]), _size(meta.get("spare", 0))
+        spare = _size(meta.get("spare", 0), least=0)
+        return fields, _size(meta["envs"]), _size(meta["rows"]), spare
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.bin"
@@ -187,8 +189,8 @@ class Recording:
         return np.memmap(self._path(name), dtype, "r", shape=(rows, *shape))
 
 
-def _size(value: object) -> int:
-    if type(value) is not int or not 0 <= value <= MOST:
+def _size(value: object, most: int = MOST, least: int = 1) -> int:
+    if type(value) is not int or not least <= value <= most:
         raise ValueError("size")
     return value
 

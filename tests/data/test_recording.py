@@ -152,6 +152,11 @@ def test_what_is_no_recording_is_one_sentence(tmp_path: Path) -> None:
     fields = meta["fields"]
     for change in (
         {"envs": -1},
+        {"envs": 0},
+        {"rows": 0},
+        {"spare": -1},
+        {"fields": {**fields, "obs.vector": [[0], "float32"]}},
+        {"fields": {**fields, "obs.vector": [[2**50], "float32"]}},
         {"rows": 2**70},
         {"format": 9},
         {"fields": {**fields, "obs.../../x": [[2], "float32"]}},
