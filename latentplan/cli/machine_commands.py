@@ -16,6 +16,7 @@ def add(commands: Commands) -> None:
     """Add the commands. Each sets ``run``, a function from parsed arguments to the exit code."""
     for add_one in (
         _add_study,
+        _add_plot,
         _add_scores,
         _add_tensorboard,
         _add_list,
@@ -64,6 +65,41 @@ def _study(args: argparse.Namespace) -> int:
         print(report.report(args.file, out, args.also))
         return 0
     print(runner.show(args.file))
+    return 0
+
+
+def _add_plot(commands: Commands) -> None:
+    plot = commands.add_parser(
+        "plot", help="draw learning curves of runs: a panel per task, a mean and a band over seeds"
+    )
+    _add_run_folders(plot)
+    plot.add_argument(
+        "--out",
+        type=path,
+        default=Path("curves.png"),
+        metavar="FILE",
+        help="the image, for example .png, .pdf or .svg; default: curves.png",
+    )
+    plot.add_argument(
+        "--metric",
+        default="eval",
+        metavar="NAME",
+        help="eval (default), sample, planner or train: returns of evaluations of the policy's "
+        "mean action, of its samples, of the planner, or of training episodes; or any name in "
+        "metrics.jsonl",
+    )
+    plot.add_argument(
+        "--published",
+        action="store_true",
+        help="also draw published returns from pixels, where task and observations agree",
+    )
+    plot.set_defaults(run=_plot)
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from latentplan.study.plot import plot
+
+    print(plot(args.run_folder, args.out, metric=args.metric, with_published=args.published))
     return 0
 
 
