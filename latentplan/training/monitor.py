@@ -42,6 +42,7 @@ from latentplan.inspection.visualizations import (
     film_or_still,
     visualizations,
 )
+from latentplan.runs.console_log import FILE_ONLY
 from latentplan.runs.logger import Logger
 from latentplan.runtime.clock import Every, Stopwatch, disk, memory
 from latentplan.types import Timestep
@@ -213,13 +214,14 @@ class Monitor:
         }
         text = ", ".join(f"{name} {x:.3g}" for name, x in progress.items() if x is not None)
         self._bar.set_postfix_str(text)
-        if self._bar.disable:
-            # No time is estimated from the prefill, which is faster than learning, nor from the
-            # first updates, which are slower because functions are compiled.
-            if frames > last_frames and updates > last_updates > 0:
-                seconds_left = (self.config.steps - frames) / rates["fps/env"]
-                text += f", {seconds_left / 60:.0f} min left"
-            log.info("frame %d/%d: %s", frames, self.config.steps, text)
+        # No time is estimated from the prefill, which is faster than learning, nor from the first
+        # updates, which are slower because functions are compiled.
+        if frames > last_frames and updates > last_updates > 0:
+            seconds_left = (self.config.steps - frames) / rates["fps/env"]
+            text += f", {seconds_left / 60:.0f} min left"
+        # The bar shows the same on a terminal.
+        lines = log if self._bar.disable else FILE_ONLY
+        lines.info("frame %d/%d: %s", frames, self.config.steps, text)
 
     def _evaluate(self, frames: int, last: bool) -> float:
         """Score the policy's mean and its samples, and the planner at the last evaluation.
