@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latentplan.agent import Agent
-from latentplan.config.schema import Config
+from latentplan.config.schema import Config, sink_names
 from latentplan.data.replay import Replay
 from latentplan.envs import TooManyFaultsError, make_eval_env
 from latentplan.envs.rendering import Renderer
@@ -44,6 +44,7 @@ from latentplan.inspection.visualizations import (
 )
 from latentplan.runs.console_log import FILE_ONLY
 from latentplan.runs.logger import Logger
+from latentplan.runs.sinks import Sinks
 from latentplan.runtime.clock import Every, Stopwatch, disk, memory
 from latentplan.types import Timestep
 
@@ -86,7 +87,8 @@ class Monitor:
         on_log: OnLog | None = None,
     ):
         self.config, self.agent, self.replay, self.renderer = config, agent, replay, renderer
-        self.folder, self.logger = folder, Logger(folder, frame=frame)
+        sinks = Sinks(sink_names(config.log.sinks), folder, config)
+        self.folder, self.logger = folder, Logger(folder, frame=frame, sinks=sinks)
         self.stopwatch = Stopwatch()
         self._on_log = on_log
         self._schedules = {
