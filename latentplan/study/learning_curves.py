@@ -59,7 +59,7 @@ class Run(NamedTuple):
         return Curve(np.array(frames, np.int64), np.array([points[x] for x in frames], float))
 
 
-Groups = dict[str, dict[str, list[Run]]]  # by the name of the task, then by label
+Groups = dict[str, dict[str, list[Run]]]  # by task (outside dm_control with suite), then by label
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -94,7 +94,7 @@ def group(runs: Iterable[Run]) -> Groups:
     groups: Groups = {}
     for task in dict.fromkeys(run.task for run in runs):
         of_task = [run for run in runs if run.task == task]
-        labels = groups.setdefault(task[1], {})
+        labels = groups.setdefault(task[1] if task[0] == "dmc" else ":".join(task), {})
         for run in of_task:
             own = settings[run.folder]
             alike = [

@@ -21,7 +21,13 @@ from latentplan.study.learning_curves import (
     read_runs,
     unknown_metric,
 )
-from latentplan.study.published import NAMES, Published, published, why_not_comparable
+from latentplan.study.published import (
+    NAMES,
+    PUBLISHED_REPEAT,
+    Published,
+    published,
+    why_not_comparable,
+)
 from latentplan.study.statistics import CONFIDENCE
 from latentplan.types import UserError
 
@@ -158,19 +164,24 @@ def _published_of(groups: Groups, metric: str, notes: list[str]) -> Beside:
         notes.append(f"No published returns are shown, because {metric} is not a return.")
         return {}
     beside: Beside = {}
+    repeats: set[int] = set()
     for name, labels in groups.items():
         runs = [run for members in labels.values() for run in members]
         task = runs[0].task
         reason = why_not_comparable(task, [run.config.obs for run in runs])
         if reason is None:
             beside[name] = published(task)
+            repeats |= {run.config.env.repeat for run in runs}
         else:
             notes.append(f"No published returns are shown for {name}: {reason}.")
     if beside:
         notes.append(
-            "Gray: published means over seeds, from pixels at action repeat 2; filled markers: "
+            "Gray: published means over seeds, from pixels at action repeat "
+            f"{PUBLISHED_REPEAT}; filled markers: "
             "training episodes, open markers: evaluations."
         )
+    if repeats - {PUBLISHED_REPEAT}:
+        notes.append(f"The runs have action repeat {' and '.join(map(str, sorted(repeats)))}.")
     return beside
 
 

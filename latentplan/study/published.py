@@ -28,6 +28,7 @@ NAMES = {
     "sac_pixels": "SAC",
     "ppo_pixels": "PPO",
 }
+PUBLISHED_REPEAT = 2  # environment frames per decision
 LAST_EVALUATION = 980_000  # frames: some curves end there, and their values stand for 1,000,000
 
 
@@ -75,7 +76,7 @@ def why_not_comparable(task: tuple[str, str], observations: Iterable[str]) -> st
         observations: the value of ``obs`` of each run. It is enough that one of them fits.
     """
     if task not in _by_task():
-        return f"there are none of {task[1]}"
+        return "there are none of this task"
     kinds = sorted(set(observations))
     if "pixels" not in kinds:
         return f"they are of agents from pixels, and these runs have obs={' and '.join(kinds)}"

@@ -71,6 +71,7 @@ def test_runs_are_grouped_by_everything_but_the_seed(tmp_path: Path) -> None:
         write("c", "task=walker_walk", "seed=1", "ablation=coplanner", "plan.candidates=8"),
         write("d", "task=walker_walk", "seed=1"),
         write("e", "task=cheetah_run", "seed=1"),
+        write("f", "task=gym:walker_walk", "seed=1"),
     ]
     groups = group(read_runs([*folders, folders[0]]))
     names = {
@@ -84,6 +85,7 @@ def test_runs_are_grouped_by_everything_but_the_seed(tmp_path: Path) -> None:
             "no ablation": ["d"],
         },
         "cheetah_run": {"no ablation": ["e"]},
+        "gym:walker_walk": {"no ablation": ["f"]},
     }
     same = group(read_runs(folders[:2]))
     assert list(same["walker_walk"]) == ["coplanner"]
@@ -107,7 +109,7 @@ def test_published_returns_are_those_of_the_file() -> None:
 def test_published_returns_are_compared_only_with_agents_from_pixels() -> None:
     assert why_not_comparable(SUITE, ["pixels"]) is None
     assert "obs=both and state" in (why_not_comparable(SUITE, ["state", "both", "state"]) or "")
-    assert "none of dog_run" in (why_not_comparable(("dmc", "dog_run"), ["pixels"]) or "")
+    assert "none of this task" in (why_not_comparable(("dmc", "dog_run"), ["pixels"]) or "")
     assert why_not_comparable(("gym", "walker_walk"), ["pixels"]) is not None
 
 
@@ -205,11 +207,16 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_the_command_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = str(write_run(tmp_path / "a", rows(10, 20), "task=walker_walk"))
+    run = str(write_run(tmp_path / "a", rows(10, 20), "task=walker_walk", "env.repeat=2"))
     out = tmp_path / "curves.png"
     assert main(["plot", run, "--out", str(out), "--published"]) == 0
-    assert capsys.readouterr().out.startswith(f"{out}\nEvery line is one run. Gray:")
-    assert out.exists()
+    text = capsys.readouterr().out
+    assert text.startswith(f"{out}\nEvery line is one run. Gray:") and out.exists()
+    assert "published means over seeds, from pixels at action repeat 2" in text
+    assert "The runs have" not in text
+    other = str(write_run(tmp_path / "b", rows(10), "task=walker_walk", "env.repeat=4"))
+    assert main(["plot", run, other, "--out", str(out), "--published"]) == 0
+    assert "The runs have action repeat 2 and 4." in capsys.readouterr().out
 
 
 def test_matplotlib_is_named_if_it_is_missing(
