@@ -36,7 +36,7 @@ ALLOWED = {
     "evaluation": "types runtime config envs agent runs",
     "inspection": "types runtime config nn envs behavior agent runs evaluation",
     "training": "types runtime config envs data agent runs evaluation inspection",
-    "study": "types config runs inspection",
+    "study": "types runtime config runs inspection",
     "bench": "types runtime config envs data behavior agent runs training",
     "cli": "types runtime config envs datasets runs deploy evaluation inspection training study "
     "bench",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from latentplan.config.loading import load
+from latentplan.config.loading import load, to_sealed_yaml
 from latentplan.config.schema import BehaviorConfig, Config, OptimConfig, TrainConfig, WorldConfig
 from latentplan.types import EnvSpec, Timestep
 
@@ -150,6 +151,16 @@ def run_config(folder: Path, *overrides: str) -> Config:
         "eval.episodes=1",
     ]
     return load([], [*items, *overrides])
+
+
+def write_run(folder: Path, rows: Iterable[dict[str, Any]], *overrides: str) -> Path:
+    """A run folder with a configuration and lines of metrics, without a checkpoint."""
+    folder.mkdir(parents=True)
+    config = load([], ["device=cpu", f"run_dir={folder}", *overrides])
+    (folder / "config.yaml").write_text(to_sealed_yaml(config))
+    lines = (json.dumps({"time": row["step"] / 10, **row}) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    return folder
 
 
 def record_results(patch: pytest.MonkeyPatch, owner: object, name: str) -> list:

@@ -14,7 +14,15 @@ from latentplan.types import UserError
 
 def add(commands: Commands) -> None:
     """Add the commands. Each sets ``run``, a function from parsed arguments to the exit code."""
-    for add_one in (_add_study, _add_tensorboard, _add_list, _add_doctor, _add_bench):
+    for add_one in (
+        _add_study,
+        _add_plot,
+        _add_scores,
+        _add_tensorboard,
+        _add_list,
+        _add_doctor,
+        _add_bench,
+    ):
         add_one(commands)
 
 
@@ -57,6 +65,87 @@ def _study(args: argparse.Namespace) -> int:
         print(report.report(args.file, out, args.also))
         return 0
     print(runner.show(args.file))
+    return 0
+
+
+def _add_plot(commands: Commands) -> None:
+    plot = commands.add_parser(
+        "plot", help="draw learning curves of runs: a panel per task, a mean and a band over seeds"
+    )
+    _add_run_folders(plot)
+    plot.add_argument(
+        "--out",
+        type=path,
+        default=Path("curves.png"),
+        metavar="FILE",
+        help="the image, for example .png, .pdf or .svg; default: curves.png",
+    )
+    plot.add_argument(
+        "--metric",
+        default="eval",
+        metavar="NAME",
+        help="eval (default), sample, planner or train: returns of evaluations of the policy's "
+        "mean action, of its samples, of the planner, or of training episodes; or any name in "
+        "metrics.jsonl",
+    )
+    plot.add_argument(
+        "--published",
+        action="store_true",
+        help="also draw published returns from pixels, where task and observations agree",
+    )
+    plot.set_defaults(run=_plot)
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from latentplan.study.plot import plot
+
+    print(plot(args.run_folder, args.out, metric=args.metric, with_published=args.published))
+    return 0
+
+
+def _add_scores(commands: Commands) -> None:
+    scores = commands.add_parser(
+        "scores", help="write the returns of runs in the forms that other plotting scripts read"
+    )
+    _add_run_folders(scores)
+    scores.add_argument(
+        "--format",
+        choices=("dreamerv3", "tdmpc2", "csv"),
+        required=True,
+        help="dreamerv3: JSON of training episodes, or a folder per run with scores.jsonl; "
+        "tdmpc2: a table of evaluations per task; csv: one table of all returns",
+    )
+    scores.add_argument(
+        "--out",
+        type=path,
+        metavar="FILE",
+        help="a file (.json, .json.gz or .csv), or a folder for the files of dreamerv3 or tdmpc2; "
+        "default: standard output",
+    )
+    scores.add_argument(
+        "--metric",
+        choices=("train", "eval", "sample", "planner"),
+        default="",
+        help="returns of training episodes, or of evaluations of the policy's mean action, of its "
+        "samples, or of the planner; default: train for dreamerv3, eval for tdmpc2",
+    )
+    scores.add_argument(
+        "--method", default="", metavar="NAME", help="name of the method; default: the ablation"
+    )
+    scores.set_defaults(run=_scores)
+
+
+def _add_run_folders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "run_folder", type=path, metavar="RUN", nargs="+", help="folders of trained runs"
+    )
+
+
+def _scores(args: argparse.Namespace) -> int:
+    from latentplan.study.scores import scores
+
+    text = scores(args.run_folder, args.format, args.out, metric=args.metric, method=args.method)
+    print(text.rstrip("\n"))
     return 0
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+SINKS = ("wandb", "mlflow")  # what log.sinks may name
+
 
 class Bounds(NamedTuple):
     """The values that a key accepts. Numbers must not be negative unless ``at_least`` is."""
@@ -421,6 +423,14 @@ class LogConfig:
     inspect_context: int = setting(
         5, "Context rows of a film; after them the model predicts open-loop.", at_least=1
     )
+    sinks: str = setting(
+        "", f"Where metrics also go, separated by commas: {', '.join(SINKS)}; empty: nowhere else."
+    )
+
+
+def sink_names(text: str) -> list[str]:
+    """The names in a value of ``log.sinks``, each once."""
+    return list(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,13 @@ from dataclasses import Field, fields, is_dataclass
 from functools import cache
 from typing import Any, cast
 
-from latentplan.config.schema import Bounds, Config, uncertainty_members_field
+from latentplan.config.schema import (
+    SINKS,
+    Bounds,
+    Config,
+    sink_names,
+    uncertainty_members_field,
+)
 from latentplan.config.tasks import has_environment
 from latentplan.types import UserError, shown
 
@@ -65,6 +71,9 @@ def check(flat: dict[str, Any]) -> None:
     if flat["behavior.improvement"] == "mpdp":
         _check_mpdp(flat)
     _check_ensemble(flat)
+    for name in sink_names(flat["log.sinks"]):
+        if name not in SINKS:
+            raise UserError(f"log.sinks can name {' and '.join(SINKS)}, not {shown(name)}.")
 
 
 def bounds_of(key: str) -> Bounds:

@@ -157,7 +157,9 @@ def load(
     Args:
         run: the run folder.
         device: the device of the agent.
-        module, trust, checkpoint: as in :func:`latentplan.evaluation.evaluate.evaluate`.
+        module: the file of the environment's code, if it has moved since training.
+        trust: trust the environment's code, although no training run of this user has recorded it.
+        checkpoint: the name of a kept checkpoint; empty: the newest.
 
     Raises:
         UserError: the folder contains no run, the environment's code is not trusted, or the

@@ -25,6 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from latentplan.runs import metrics_file
+from latentplan.runs.sinks import Sinks
 from latentplan.types import UserError
 
 MAX_GIF_FRAMES = 250  # frames of longer videos are skipped, so that an event file stays small
@@ -39,12 +40,13 @@ class Logger:
         folder: the run folder. It is created if it does not exist.
         frame: the environment frame at which the run continues. Rows of later frames were logged
             after the checkpoint. They are removed from ``metrics.jsonl`` and hidden in TensorBoard.
+        sinks: also get every row of metrics, and are closed with the logger.
 
     ``time`` in a row is the wall-clock time of all sessions so far, in seconds. The time between
     sessions does not count.
     """
 
-    def __init__(self, folder: Path, *, frame: int = 0) -> None:
+    def __init__(self, folder: Path, *, frame: int = 0, sinks: Sinks | None = None) -> None:
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / "metrics.jsonl"
@@ -52,6 +54,7 @@ class Logger:
         self._start_time = time.monotonic() - logged_seconds
         self._file = path.open("a", encoding="utf-8")
         self._writer = SummaryWriter(self._folder, purge_step=frame + 1)
+        self._sinks = sinks
         self._pending: dict[str, list[Tensor | float]] = {}  # values since the last row, by name
 
     def add(self, metrics: Mapping[str, Tensor | float]) -> None:
@@ -87,6 +90,8 @@ class Logger:
             self._writer.flush()
         except OSError as error:
             raise UserError(f"Metrics cannot be written to {self._folder}: {error}.") from error
+        if self._sinks is not None:
+            self._sinks.scalars({"time": seconds, **values}, frame)
         return row
 
     def video(self, tag: str, frames: np.ndarray, frame: int, fps: float = 15) -> Path:
@@ -178,6 +183,8 @@ class Logger:
         """
         self._writer.close()
         self._file.close()
+        if self._sinks is not None:
+            self._sinks.close()
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -3,7 +3,7 @@
 A run folder contains::
 
     config.yaml  run.json  checkpoint.pt  checkpoint.1.pt  metrics.jsonl  events.out.tfevents*
-    checkpoints/  videos/  replay/  lock
+    checkpoints/  videos/  replay/  console.log  lock
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from latentplan.envs import (
     make_train_env,
 )
 from latentplan.runs import checkpoint, initial_weights, run_folder, weights
+from latentplan.runs.console_log import ConsoleLog
 from latentplan.runs.initial_weights import InitialWeights
 from latentplan.runs.kept import KeptCheckpoints
 from latentplan.runs.provenance import describe
@@ -86,11 +87,13 @@ def train_session(config: Config, *, on_log: OnLog | None = None) -> Session:
     """As :func:`train`, and tell whether a signal stopped the session before its end."""
     # The lock comes before anything is read: another session that is still saving would otherwise
     # lose what it saves.
-    with disk.locked(Path(config.run_dir)):
+    folder = Path(config.run_dir)
+    with disk.locked(folder), ConsoleLog(folder) as console:
         start = resolve(config)
         if config.env.workers:
             start_resource_tracker()
         trainer = Trainer(start, on_log)
+        console.begin()
         try:
             with stop_on_signal() as stop:
                 ended = trainer.run(stop)

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latentplan.agent import Agent
-from latentplan.config.schema import Config
+from latentplan.config.schema import Config, sink_names
 from latentplan.data.replay import Replay
 from latentplan.envs import TooManyFaultsError, has_environment, make_eval_env
 from latentplan.envs.rendering import Renderer
@@ -42,7 +42,9 @@ from latentplan.inspection.visualizations import (
     film_or_still,
     visualizations,
 )
+from latentplan.runs.console_log import FILE_ONLY
 from latentplan.runs.logger import Logger
+from latentplan.runs.sinks import Sinks
 from latentplan.runtime.clock import Every, Stopwatch, disk, memory
 from latentplan.types import Timestep
 
@@ -85,7 +87,8 @@ class Monitor:
         on_log: OnLog | None = None,
     ):
         self.config, self.agent, self.replay, self.renderer = config, agent, replay, renderer
-        self.folder, self.logger = folder, Logger(folder, frame=frame)
+        sinks = Sinks(sink_names(config.log.sinks), folder, config)
+        self.folder, self.logger = folder, Logger(folder, frame=frame, sinks=sinks)
         self.stopwatch = Stopwatch()
         self._on_log = on_log
         self._has_env = has_environment(config.task)
@@ -215,13 +218,14 @@ class Monitor:
         }
         text = ", ".join(f"{name} {x:.3g}" for name, x in progress.items() if x is not None)
         self._bar.set_postfix_str(text)
-        if self._bar.disable:
-            # No time is estimated from the prefill, which is faster than learning, nor from the
-            # first updates, which are slower because functions are compiled.
-            if frames > last_frames and updates > last_updates > 0:
-                seconds_left = (self.config.steps - frames) / rates["fps/env"]
-                text += f", {seconds_left / 60:.0f} min left"
-            log.info("frame %d/%d: %s", frames, self.config.steps, text)
+        # No time is estimated from the prefill, which is faster than learning, nor from the first
+        # updates, which are slower because functions are compiled.
+        if frames > last_frames and updates > last_updates > 0:
+            seconds_left = (self.config.steps - frames) / rates["fps/env"]
+            text += f", {seconds_left / 60:.0f} min left"
+        # The bar shows the same on a terminal.
+        lines = log if self._bar.disable else FILE_ONLY
+        lines.info("frame %d/%d: %s", frames, self.config.steps, text)
 
     def _evaluate(self, frames: int, last: bool) -> float:
         """Score the policy's mean and its samples, and the planner at the last evaluation.

@@ -7,9 +7,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from latentplan.config.schema import Config
+from latentplan.config.schema import Config, sink_names
 from latentplan.envs import Renderer, pick_renderer
-from latentplan.runs import checkpoint, initial_weights, payload, resuming, run_folder, weights
+from latentplan.runs import (
+    checkpoint,
+    initial_weights,
+    payload,
+    resuming,
+    run_folder,
+    sinks,
+    weights,
+)
 from latentplan.runs.initial_weights import InitialWeights
 from latentplan.runtime.allocator import configure_malloc
 from latentplan.runtime.device import pick_device
@@ -38,12 +46,13 @@ def resolve(config: Config) -> Start:
         UserError: the folder contains another run, or a run whose checkpoint or replay is missing
             or damaged; the checkpoint to begin from is missing or damaged; the recording to
             learn from is missing or damaged, or does not fit the task; the device does not exist;
-            no renderer works.
+            no renderer works; the package of a sink is not installed.
     """
     torch.set_num_threads(config.train.threads or torch.get_num_threads())
     configure_malloc()
     folder = Path(config.run_dir)
     resuming.check_resumable(folder, config)
+    sinks.check_installed(sink_names(config.log.sinks))
     effective = run_folder.with_recorded_choices(folder, config)
     device = pick_device(config.device)
     if device.type == "cuda" and device.index is not None:

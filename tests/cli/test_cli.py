@@ -20,7 +20,7 @@ from latentplan.types import UserError
 
 COMMANDS = (
     *("train", "resume", "config", "eval", "imagine", "calibrate", "diagnose", "report"),
-    *("export", "study", "tensorboard", "list", "doctor", "bench"),
+    *("export", "study", "plot", "scores", "tensorboard", "list", "doctor", "bench"),
 )
 
 

@@ -135,7 +135,7 @@ def test_the_run_folder_is_complete(run: Path) -> None:
     # On a slow machine the run saves more than once.
     assert files - {"checkpoint.1.pt"} == {
         *("checkpoint.pt", "config.yaml", "metrics.jsonl", "replay", "run.json", "videos"),
-        *("checkpoints", "lock"),
+        *("checkpoints", "console.log", "lock"),
     }
     names = {path.name for path in (run / "videos").iterdir()}
     films = ("open_loop", "imagined_policy", "plan_fan", "dream_against_reality")
