@@ -43,5 +43,7 @@ def test_the_report_has_the_evaluations_of_every_run(run: Path, tmp_path: Path) 
     beginnings.report(folder, out)
     with out.with_suffix(".csv").open() as file:
         assert [*dict.fromkeys(row["run"] for row in csv.DictReader(file))] == names
-    assert [x["run"] for x in json.loads(out.with_suffix(".json").read_text())] == names
+    described = json.loads(out.with_suffix(".json").read_text())
+    assert [x["run"] for x in described] == names
+    assert {x["sessions"][0]["command"][0] for x in described} == {"latentplan"}
     assert out.with_suffix(".png").stat().st_size > 1000

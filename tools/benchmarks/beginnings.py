@@ -6,7 +6,8 @@
 
 Does an agent that learns from a replay alone reach the agent that recorded it? Does an agent that
 begins with the weights of another run learn sooner than a fresh one? ``run`` trains the runs (or
-those of these names) one after the other into FOLDER, each in a process of its own with one thread.
+those of these names) one after the other into FOLDER, a relative path, each in a process of its own
+with one thread.
 ``report`` writes the evaluations as CSV, JSON and a chart.
 """
 
@@ -73,6 +74,9 @@ def report(folder: Path, out: Path) -> None:
         UserError: a run is missing, or a file cannot be written.
     """
     curves = {name: read_curve(folder / name) for name in settings(folder)}
+    for curve in curves.values():
+        for session in curve.description["sessions"]:
+            session["command"][0] = "latentplan"  # not the path of this machine
     write_curves(list(curves.values()), out)
     panels: dict[str, dict[str, list[Curve]]] = {
         title: {label: [curves[x] for x in names] for label, names in groups.items()}
