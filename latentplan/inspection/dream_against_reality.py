@@ -9,11 +9,12 @@ import torch
 
 from latentplan.agent import Agent
 from latentplan.behavior.imagination import imagine
-from latentplan.inspection.canvas import IMAGINED, TEXT, Charts, Line
+from latentplan.inspection.canvas import IMAGINED, Charts, Line
 from latentplan.inspection.film import make_comparison_film, make_film
 from latentplan.inspection.imagined_rollouts import headers_after_real_state, mean_action
 from latentplan.inspection.open_loop import decode, to_numpy
 from latentplan.nn.distributions import symlog
+from latentplan.runs.stamp import TEXT
 from latentplan.types import Timestep, join
 
 

@@ -13,7 +13,7 @@ import torch
 from latentplan.agent import Agent
 from latentplan.config.schema import Config
 from latentplan.envs import make_eval_env, pick_renderer
-from latentplan.evaluation.evaluate import run_episodes
+from latentplan.evaluation.episodes import run_episodes
 from latentplan.inspection.calibration import windows
 from latentplan.inspection.calibration_report import calibrate_agent
 from latentplan.inspection.dream_against_reality import make_dream_against_reality_film
@@ -28,10 +28,12 @@ from latentplan.inspection.visualizations import (
     visualizations,
 )
 from latentplan.runs import run_folder
-from latentplan.runs.logger import Logger, write_video
+from latentplan.runs.logger import Logger
 from latentplan.runs.source import RunSource
+from latentplan.runs.stamp import stamp
+from latentplan.runs.video import write_video
 from latentplan.runtime.device import pick_device
-from latentplan.types import Timestep, UserError
+from latentplan.types import Timestep, UserError, join
 
 log = logging.getLogger("latentplan")
 LENGTH = 24  # rows of a window
@@ -80,12 +82,14 @@ def imagine(
     renderer = pick_renderer(config)
     with make_eval_env(config, renderer, EPISODES, seed) as env:
         torch.manual_seed(seed)
-        episodes = run_episodes(agent, env, EPISODES).rows
+        played: list[Timestep] = []
+        run_episodes(agent, env, EPISODES, watch=played.append)
         film = make_dream_against_reality_film(agent, env, REAL_DECISIONS, DREAM_DECISIONS)
-    length = min(LENGTH, len(episodes.reward))
-    rows = windows(episodes, length, length)
+    length = min(LENGTH, len(played))
+    rows = windows(join(played, np.stack), length, length)
     logger = Logger(target, frame=frame)
     for name, frames in _all_visualizations(agent, config, rows, film):
+        frames = stamp(frames, folder.absolute().name, frame)
         path = logger.video(f"imagination/{name}", frames, frame, FPS)
         if len(frames) > 1:  # the logger wrote a GIF
             path = write_video(target / "videos" / f"{name}.mp4", frames, FPS)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from latentplan.agent import Agent
 from latentplan.behavior.imagination import follow, imagine
-from latentplan.inspection.canvas import IMAGINED, TEXT, UNCERTAIN, Charts, Line
+from latentplan.inspection.canvas import IMAGINED, UNCERTAIN, Charts, Line
 from latentplan.inspection.film import make_comparison_film, make_film, open_loop_headers
+from latentplan.runs.stamp import TEXT
 from latentplan.types import Latent, Timestep
 
 

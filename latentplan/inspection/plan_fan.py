@@ -21,19 +21,15 @@ from latentplan.inspection.canvas import (
     CHOSEN,
     DIM,
     GAP,
-    LINE_HEIGHT,
-    TEXT,
     UNCERTAIN,
-    Color,
     add_border,
     as_uint8,
     blank_image,
-    draw_text,
     format_number,
     round_up_to_even,
-    text_width,
 )
 from latentplan.inspection.open_loop import decode, to_numpy
+from latentplan.runs.stamp import LINE_HEIGHT, TEXT, Color, draw_text, text_width
 from latentplan.types import Latent
 
 MAX_CANDIDATES = 8  # number of candidates that are drawn, those with the highest scores

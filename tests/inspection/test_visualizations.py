@@ -25,7 +25,8 @@ from latentplan.inspection import (
 )
 from latentplan.inspection.latent_map import THUMBNAIL, latent_map
 from latentplan.inspection.visualizations import CAPTIONS, visualizations
-from latentplan.runs.logger import encode_gif, encode_png
+from latentplan.runs import stamp
+from latentplan.runs.video import encode_gif, encode_png
 from latentplan.types import Timestep
 
 GRAY = 127  # the gray level of an error of zero
@@ -132,8 +133,8 @@ PITCH = plan_fan.MIN_COLUMN_WIDTH + 2 * canvas.BORDER + canvas.GAP  # wider than
 
 def fan_tile(fan: np.ndarray, rank: int, step: int) -> np.ndarray:
     """The image of a predicted state, with its border, of the candidate with this rank."""
-    line = canvas.LINE_HEIGHT + canvas.GAP
-    top = line + rank * (line + SIDE + 2 * canvas.LINE_HEIGHT) + line
+    line = stamp.LINE_HEIGHT + canvas.GAP
+    top = line + rank * (line + SIDE + 2 * stamp.LINE_HEIGHT) + line
     return fan[top : top + SIDE, step * PITCH : step * PITCH + SIDE]
 
 
@@ -249,7 +250,7 @@ def test_without_images_there_are_charts() -> None:
         make_painter(spec=VECTOR_SPEC), painted_batch(2, 6, VECTOR_SPEC), 3
     ):
         names.append(visualization.name)
-        assert len(visualization.frames) == 1 and (visualization.frames != canvas.BACKGROUND).any()
+        assert len(visualization.frames) == 1 and (visualization.frames != stamp.BACKGROUND).any()
     assert names == ["open_loop", "imagined_policy", "plan_fan", "planner_against_policy"]
 
 
