@@ -12,7 +12,8 @@ from latentplan.runs.stamp import BACKGROUND, Color
 
 BORDER = 2  # pixels of the border around each image
 GAP = 2  # pixels between borders
-DIM: Color = (110, 110, 110)
+DIM: Color = (110, 110, 110)  # of lines and borders; too dark for text
+FAINT: Color = (170, 170, 170)  # of text that is less important
 CONTEXT: Color = (60, 180, 75)  # green: the model receives the true observation
 IMAGINED: Color = (245, 130, 48)  # orange: the model receives actions only
 CHOSEN: Color = (255, 225, 25)  # yellow: the candidate that the planner chose

@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from latentplan.inspection.canvas import (
     CONTEXT,
-    DIM,
+    FAINT,
     GAP,
     IMAGINED,
     Charts,
@@ -185,4 +185,4 @@ def _chart_label(title: str, lines: Sequence[Line], width: int) -> np.ndarray:
         labels = [(title, lines[0].color)]
     else:
         labels = [(title, TEXT), *((line.name, line.color) for line in lines)]
-    return draw_text([*labels, (range_label(lines), DIM)], width, CHART_HEIGHT)
+    return draw_text([*labels, (range_label(lines), FAINT)], width, CHART_HEIGHT)

@@ -12,11 +12,14 @@ import torch
 
 from latentplan.agent import Agent
 from latentplan.config.schema import Config
-from latentplan.envs import make_eval_env, pick_renderer
+from latentplan.envs import pick_renderer
 from latentplan.evaluation.episodes import run_episodes
 from latentplan.inspection.calibration import windows
 from latentplan.inspection.calibration_report import calibrate_agent
-from latentplan.inspection.dream_against_reality import make_dream_against_reality_film
+from latentplan.inspection.dream_against_reality import (
+    make_dream_against_reality_film,
+    make_film_env,
+)
 from latentplan.inspection.latent_map import latent_map
 from latentplan.inspection.visualizations import (
     DREAM_DECISIONS,
@@ -24,7 +27,6 @@ from latentplan.inspection.visualizations import (
     REAL_DECISIONS,
     SEQUENCES,
     Visualization,
-    film_or_still,
     visualizations,
 )
 from latentplan.runs import run_folder
@@ -79,12 +81,12 @@ def imagine(
     agent, config, _, payload = run_folder.load_agent(source, pick_device(device), plan)
     target = Path(out) if out else folder / "imagine"
     frame, files = payload["frames"], {}
-    renderer = pick_renderer(config)
-    with make_eval_env(config, renderer, EPISODES, seed) as env:
+    env, draws = make_film_env(config, pick_renderer(config), EPISODES, seed)
+    with env:
         torch.manual_seed(seed)
         played: list[Timestep] = []
         run_episodes(agent, env, EPISODES, watch=played.append)
-        film = make_dream_against_reality_film(agent, env, REAL_DECISIONS, DREAM_DECISIONS)
+        film = make_dream_against_reality_film(agent, env, REAL_DECISIONS, DREAM_DECISIONS, draws)
     length = min(LENGTH, len(played))
     rows = windows(join(played, np.stack), length, length)
     logger = Logger(target, frame=frame)
@@ -104,7 +106,10 @@ def imagine(
         log.warning("no calibration: %s", error)
     result: dict[str, Any] = {"run": str(folder), "frames": frame, "files": files}
     if not agent.world.spec.images:
-        result["note"] = "This run learns from state vectors: there are charts, but no images."
+        result["note"] = (
+            "This run learns from state vectors: the model predicts no images, and charts show the "
+            "entries of the vector that vary most."
+        )
     if config.plan.candidates == 1:
         result["planner"] = (
             "This run does not plan. With --plan candidates=4 the films show a planner."
@@ -124,4 +129,4 @@ def _all_visualizations(
     batch = rows.map(lambda x: x[spread]).to(agent.device)
     context = min(config.log.inspect_context, rows.reward.shape[1] - 1)
     yield from visualizations(agent, batch, context)
-    yield film_or_still(agent, "dream_against_reality", film)
+    yield Visualization("dream_against_reality", film)

@@ -20,6 +20,7 @@ from latentplan.inspection.canvas import (
     BORDER,
     CHOSEN,
     DIM,
+    FAINT,
     GAP,
     UNCERTAIN,
     add_border,
@@ -116,7 +117,8 @@ def _draw_candidate(
         tiles = [] if images is None else [add_border(images[step], np.asarray(color))]
         width = max(tiles[0].shape[1] if tiles else 0, MIN_COLUMN_WIDTH + 2 * BORDER) + GAP
         if not tiles:
-            tiles = [draw_text([(f"+{step}" if step else "now", color)], width, LINE_HEIGHT)]
+            word = (f"+{step}" if step else "now", FAINT if color == DIM else color)
+            tiles = [draw_text([word], width, LINE_HEIGHT)]
         labels = [*labels, *[("", TEXT)] * (lines - len(labels))]
         parts = [*tiles, draw_text(labels, width, LINE_HEIGHT * lines)]
         columns.append(_stack_vertically(parts, width))

@@ -5,6 +5,7 @@ Monitoring does not change the run, because evaluation and films have their own 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -16,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from latentplan.agent import Agent
 from latentplan.config.schema import Config
 from latentplan.data.replay import Replay
-from latentplan.envs import TooManyFaultsError, VectorEnv, make_eval_env
+from latentplan.envs import TooManyFaultsError, VectorEnv
 from latentplan.envs.rendering import Renderer
 from latentplan.envs.simulator import FRAME_SECONDS, Picture
 from latentplan.evaluation.episodes import score
@@ -32,14 +34,16 @@ from latentplan.inspection.calibration import (
     scalars,
     windows,
 )
-from latentplan.inspection.dream_against_reality import make_dream_against_reality_film
+from latentplan.inspection.dream_against_reality import (
+    make_dream_against_reality_film,
+    make_film_env,
+)
 from latentplan.inspection.tensorboard_layout import set_up_tensorboard
 from latentplan.inspection.visualizations import (
     DREAM_DECISIONS,
     FPS,
     REAL_DECISIONS,
     SEQUENCES,
-    film_or_still,
     visualizations,
 )
 from latentplan.runs.logger import Logger
@@ -102,6 +106,7 @@ class Monitor:
         self._returns = np.zeros(config.env.num_envs)
         self._lengths = np.zeros(config.env.num_envs, dtype=int)
         self._last_row = (time.monotonic(), frame, 0)  # time, frames, updates at the last row
+        self._messages = contextlib.ExitStack()
         self._bar = tqdm(
             total=config.steps,
             initial=frame,
@@ -109,6 +114,8 @@ class Monitor:
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
+        if not self._bar.disable:  # messages appear above the bar and do not break it
+            self._messages.enter_context(logging_redirect_tqdm())
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the schedules, for the checkpoint."""
@@ -182,6 +189,7 @@ class Monitor:
     def close(self) -> None:
         """Close the progress bar and the log files."""
         self._bar.close()
+        self._messages.close()
         self.logger.close()
 
     # --- reports ----------------------------------------------------------------------------
@@ -305,10 +313,12 @@ class Monitor:
             context = min(config.log.inspect_context, length - 1)
             for name, film in visualizations(agent, batch.to(device), context):
                 self._show(f"imagination/{name}", film, frames, FPS)
-            with make_eval_env(config, self.renderer, SEQUENCES, config.seed) as env:
-                film = make_dream_against_reality_film(agent, env, REAL_DECISIONS, DREAM_DECISIONS)
-            name, film = film_or_still(agent, "dream_against_reality", film)
-            self._show(f"imagination/{name}", film, frames, FPS)
+            env, draws = make_film_env(config, self.renderer, SEQUENCES, config.seed)
+            with env:
+                film = make_dream_against_reality_film(
+                    agent, env, REAL_DECISIONS, DREAM_DECISIONS, draws
+                )
+            self._show("imagination/dream_against_reality", film, frames, FPS)
 
     def _show(self, tag: str, film: np.ndarray, frames: int, fps: float, *more: str) -> None:
         """Log a film (T, H, W, 3) with the name of the run, the frame, and ``more`` texts on it."""
