@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
@@ -18,6 +18,7 @@ from latentplan.behavior.planner import Plan, plan_metrics
 from latentplan.behavior.returns import BonusScale, ReturnScale, UncertaintyScale
 from latentplan.config.schema import Config
 from latentplan.nn.optimizer import LaProp
+from latentplan.nn.random import Generators, draw_rows
 from latentplan.types import EnvSpec, Latent, PlanTarget, Timestep
 from latentplan.world.model import WorldModel
 
@@ -136,7 +137,7 @@ class Agent(nn.Module):
         row: Timestep,
         carry: Latent,
         mode: str = "sample",
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> tuple[Tensor, Latent]:
         """Choose actions for one row of N environments.
 
@@ -144,7 +145,8 @@ class Agent(nn.Module):
             row: (N, ...) tensors on the agent's device.
             carry: from :meth:`initial` or the previous call.
             mode: ``mean`` or ``sample`` of the policy, or ``planner``.
-            generator: random generator of all samples; default the global one.
+            generator: random generator of all samples, or one per environment, with which the
+                actions of an environment do not depend on the others; default the global one.
 
         Returns:
             Actions (N, A) in [-1, 1] and the new carry.
@@ -155,7 +157,7 @@ class Agent(nn.Module):
         dist = self.behavior.policy(latent)
         if mode == "mean":
             return dist.mode, latent
-        noise = torch.randn(dist.mean.shape, device=self.device, generator=generator)
+        noise = draw_rows(torch.randn, dist.mean.shape, generator, self.device)
         return dist.rsample(noise).clamp(-1, 1), latent
 
     @torch.no_grad()
@@ -185,18 +187,22 @@ class Agent(nn.Module):
         return action.clamp(-1, 1), latent, target, metrics
 
     def _plan(
-        self, latent: Latent, optimism: float, generator: torch.Generator | None = None
+        self, latent: Latent, optimism: float, generator: Generators = None
     ) -> tuple[Tensor, PlanTarget | None, Plan]:
         """Plan for N environments.
 
         Ensemble members are dealt out to blocks of rows. Without a shuffle an environment would
-        always be planned for by the same member.
+        always be planned for by the same member. With a generator per environment, every row draws
+        its member, and the order stays.
 
         Returns:
             The actions (N, A), what a search has found (N), and the plan, whose rows are shuffled.
         """
         n = latent.deter.shape[0]
-        order = torch.randperm(n, device=self.device, generator=generator)
+        if isinstance(generator, Sequence):
+            order = torch.arange(n, device=self.device)
+        else:
+            order = torch.randperm(n, device=self.device, generator=generator)
         plan = self.behavior.plan(latent.map(lambda x: x[order]), optimism, generator)
         back, target = order.argsort(), None
         if plan.refined is not None:

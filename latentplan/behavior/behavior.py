@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from latentplan.behavior.planner import Plan, Policy, plan, refine
 from latentplan.behavior.returns import BonusScale, ReturnScale, UncertaintyScale
 from latentplan.config.schema import Config
 from latentplan.nn.distributions import ActionDist
+from latentplan.nn.random import Generators, draw_rows
 from latentplan.types import EnvSpec, Latent, Prediction, Rollout, StepNoise
 
 
@@ -89,18 +90,19 @@ class Behavior:
         self,
         latent: Latent,
         optimism: float,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         first: ActionDist | None = None,
     ) -> Plan:
         """Plan with UP-MPC from N latents, by the ``plan`` section of the configuration.
 
         Args:
             optimism: weight of the uncertainty in the score.
-            generator: of the policy's noise and the model's; default the global one.
+            generator: of the policy's noise and the model's, or one per latent; default the global
+                one.
             first: the policy at ``latent``, where the caller has it already.
         """
         c, n, actions = self.config.plan, latent.deter.shape[0], self.world.spec.action_dim
-        normal = partial(torch.randn, device=latent.deter.device, generator=generator)
+        normal = partial(draw_rows, torch.randn, generator=generator, device=latent.deter.device)
         settings: dict[str, Any] = {
             "first": first,
             "candidates": c.candidates,
@@ -123,7 +125,7 @@ class Behavior:
                     rounds=c.rounds,
                     elites=c.elites,
                     width=c.width,
-                    noise=normal((c.rounds, n, c.candidates, actions)),
+                    noise=normal((c.rounds, n, c.candidates, actions), axis=1),
                     **settings,
                 )
             return plan(
@@ -131,9 +133,19 @@ class Behavior:
                 self.policy,
                 latent,
                 noise=normal((n, c.candidates, c.horizon, actions)),
-                step_noise=self.world.draw_noise(n, c.horizon, generator),
+                step_noise=self._step_noise(n, generator),
                 **settings,
             )
+
+    def _step_noise(self, n: int, generator: Generators) -> StepNoise:
+        """The model's noise for plans from ``n`` latents, of each latent's generator if given."""
+        horizon = self.config.plan.horizon
+        if not isinstance(generator, Sequence):
+            return self.world.draw_noise(n, horizon, generator)
+        rows = [self.world.draw_noise(1, horizon, of_row) for of_row in generator]
+        members = [x.member for x in rows if x.member is not None]
+        uniform = torch.cat([x.uniform for x in rows], 1)
+        return StepNoise(torch.cat(members, 1) if members else None, uniform)
 
     def imagine(
         self,

@@ -132,13 +132,25 @@ def _add_eval(commands: Commands) -> None:
     evaluate.add_argument("--seed", type=int, default=0, help=SEED_HELP)
     evaluate.add_argument(
         "--policy",
+        nargs="+",
         choices=("mean", "sample", "planner"),
-        default="mean",
-        help="act with the actor's mean action (default), its samples, or the planner",
+        default=["mean"],
+        help="act with the actor's mean action (default), its samples, or the planner; or with "
+        "several of them, each in the same episodes",
+    )
+    evaluate.add_argument(
+        "--no-planner",
+        dest="planner",
+        action="store_false",
+        help="do not score the planner beside the actor",
     )
     add_plan_arguments(evaluate)
     evaluate.add_argument(
-        "--video", type=expanded, help="path of the .mp4 or .gif file; default: in the run folder"
+        "--video",
+        type=expanded,
+        metavar="FILE",
+        help="path of an .mp4 or .gif file, with the name of the policy if there are several; "
+        "default: in the run folder, if the agent sees images",
     )
     evaluate.set_defaults(run=_eval)
 
@@ -152,6 +164,7 @@ def _eval(args: argparse.Namespace) -> int:
         episodes=args.episodes,
         seed=args.seed,
         policy=args.policy,
+        planner=args.planner,
         plan=args.plan,
         video=args.video,
         **run_options(args),

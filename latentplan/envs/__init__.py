@@ -37,9 +37,9 @@ __all__ = [
 _OBS = ("pixels", "state", "both")
 
 
-def needs_renderer(task: str, obs: str) -> bool:
+def needs_renderer(task: str, obs: str, film: bool = False) -> bool:
     """Whether the task is drawn with OpenGL, so that a renderer must be chosen."""
-    return parse_task(task)[0] == "dmc" and obs != "state"
+    return parse_task(task)[0] == "dmc" and (film or obs != "state")
 
 
 def make_vector(
@@ -52,10 +52,12 @@ def make_vector(
     mode: str = "train",
     renderer: Renderer | None = None,
     first_episodes: Sequence[int] | None = None,
+    film: bool = False,
 ) -> VectorEnv:
     """Build environments of a task.
 
-    Episode k of environment i starts from a seed that depends only on ``(seed, mode, i, k)``.
+    In training, episode k of environment i starts from a seed that depends only on ``(seed, i,
+    k)``. In evaluation, the k-th episode that any of them begins depends only on ``(seed, k)``.
 
     Args:
         task: any spelling that `parse_task` knows.
@@ -64,6 +66,7 @@ def make_vector(
         mode: ``train`` or ``eval``; the seeds of the two modes are disjoint.
         renderer: chosen here where images need one and none is given.
         first_episodes: (num_envs,) number of episodes that earlier sessions have begun.
+        film: whether `VectorEnv.draw` will be called.
 
     Raises:
         UserError: the task or a setting is invalid, or the task cannot be built or drawn.
@@ -87,19 +90,19 @@ def make_vector(
         check_bounds(key, value)
     if first_episodes is not None and len(first_episodes) != num_envs:
         raise ValueError(f"first_episodes has {len(first_episodes)} entries for {num_envs}")
-    if not needs_renderer(task, obs):
+    if not needs_renderer(task, obs, film):
         renderer = None
     elif renderer is None:
         renderer = choose_renderer(env.renderer, env.render_quality)
-    recipe = Recipe(f"{suite}:{name}", obs, env.image_size, env.module, renderer)
+    recipe = Recipe(f"{suite}:{name}", obs, env.image_size, env.module, renderer, film)
     return VectorEnv(
         recipe, env, num_envs=num_envs, seed=seed, mode=mode, first_episodes=first_episodes
     )
 
 
-def pick_renderer(config: Config) -> Renderer | None:
-    """The renderer for the images of a run; None where no images are drawn."""
-    if not needs_renderer(config.task, config.obs):
+def pick_renderer(config: Config, film: bool = False) -> Renderer | None:
+    """The renderer for the images and films of a run; None where OpenGL draws none."""
+    if not needs_renderer(config.task, config.obs, film):
         return None
     return choose_renderer(config.env.renderer, config.env.render_quality)
 
@@ -119,8 +122,13 @@ def make_train_env(
     )
 
 
-def make_eval_env(config: Config, renderer: Renderer | None, num_envs: int, seed: int) -> VectorEnv:
-    """Environments whose episodes never occur in training, for any seed."""
+def make_eval_env(
+    config: Config, renderer: Renderer | None, num_envs: int, seed: int, film: bool = False
+) -> VectorEnv:
+    """Environments whose episodes never occur in training, for any seed.
+
+    ``film`` as of :func:`make_vector`.
+    """
     return make_vector(
         config.task,
         config.obs,
@@ -129,6 +137,7 @@ def make_eval_env(config: Config, renderer: Renderer | None, num_envs: int, seed
         seed=seed,
         mode="eval",
         renderer=renderer,
+        film=film,
     )
 
 

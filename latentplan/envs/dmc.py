@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 from latentplan.config.tasks import split_dmc
 from latentplan.envs import rendering
-from latentplan.envs.simulator import flatten_state, image_space, vector_space
+from latentplan.envs.simulator import FILM_SIZE, flatten_state, image_space, vector_space
 from latentplan.types import UserError
 
 # A random model (lqr) is the same in every run and every worker. Episodes take their randomness
@@ -27,17 +27,23 @@ _UNLIMITED = 1e9  # dm_control writes 1e10 for an actuator without limits
 
 
 def build(
-    name: str, obs: str, image_size: int, renderer: rendering.Renderer | None
+    name: str,
+    obs: str,
+    image_size: int,
+    renderer: rendering.Renderer | None,
+    film: bool = False,
 ) -> ControlSuite:
     """Build a task.
 
     Args:
         name: as `parse_task` returns it.
-        renderer: may be None only if ``obs`` is ``state``.
+        renderer: may be None only if ``obs`` is ``state`` and no film is made.
+        film: whether `draw` will be called.
     """
-    if obs != "state" and renderer is None:
+    drawn = film or obs != "state"
+    if drawn and renderer is None:
         raise ValueError("pixels need a renderer")
-    return ControlSuite(name, obs, image_size, None if obs == "state" else renderer)
+    return ControlSuite(name, obs, image_size, renderer if drawn else None, film)
 
 
 def import_suite(renderer: rendering.Renderer | None) -> ModuleType:
@@ -81,14 +87,22 @@ class ControlSuite:
     is the view of camera 0, or of camera 2 for the quadruped, whose camera 0 does not follow it.
     """
 
+    success = None
+
     def __init__(
-        self, name: str, obs: str, image_size: int, renderer: rendering.Renderer | None
+        self,
+        name: str,
+        obs: str,
+        image_size: int,
+        renderer: rendering.Renderer | None,
+        film: bool = False,
     ) -> None:
         suite = import_suite(renderer)
         domain, task = split_dmc(name)
         self._env = suite.load(domain, task, task_kwargs={"random": _MODEL_SEED})
         self._size, self._camera_id = image_size, 2 if domain == "quadruped" else 0
-        self._camera: Any = None
+        self._cameras: dict[int, Any] = {}  # by the size of their images
+        self.frame_seconds = float(self._env.control_timestep())
         self._quality = renderer.quality if renderer else ""
         physics = self._env.physics
         if renderer is None:
@@ -96,6 +110,9 @@ class ControlSuite:
             physics._make_rendering_contexts = lambda: None
         else:
             rendering.tune_model(physics.model, self._quality, image_size)
+        if film:
+            buffer = physics.model.vis.global_
+            buffer.offwidth = buffer.offheight = max(image_size, FILM_SIZE)
         bounds = self._env.action_spec()
         limited = bounds.maximum < _UNLIMITED
         self.action_low = np.where(limited, bounds.minimum, -1.0)
@@ -140,14 +157,20 @@ class ControlSuite:
             observation["vector"] = flatten_state(self._state)
         return observation
 
+    def draw(self) -> np.ndarray:
+        return self._render(FILM_SIZE)
+
     def render(self) -> np.ndarray:
         """The present frame, (size, size, 3) uint8."""
-        if self._camera is None:
+        return self._render(self._size)
+
+    def _render(self, size: int) -> np.ndarray:
+        if size not in self._cameras:
             from dm_control.mujoco import engine
 
             # One camera is kept, because physics.render() builds a scene for every frame.
-            self._camera = engine.Camera(self._env.physics, self._size, self._size, self._camera_id)
-        return np.array(self._camera.render())
+            self._cameras[size] = engine.Camera(self._env.physics, size, size, self._camera_id)
+        return np.array(self._cameras[size].render())
 
     def describe_renderer(self) -> str:
         """The driver's name (GL_RENDERER); `render` must have been called before."""
@@ -157,7 +180,7 @@ class ControlSuite:
             return context.call(GL.glGetString, GL.GL_RENDERER).decode()
 
     def close(self) -> None:
-        if self._camera is not None:
-            self._camera._scene.free()
-            self._camera = None
+        for camera in self._cameras.values():
+            camera._scene.free()
+        self._cameras.clear()
         self._env.physics.free()  # while its rendering thread still runs

@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from latentplan.envs.simulator import Simulator, image_space, vector_space
+from latentplan.envs.simulator import (
+    FILM_SIZE,
+    FRAME_SECONDS,
+    Simulator,
+    image_space,
+    vector_space,
+)
 
 
 def build(name: str, obs: str, image_size: int) -> Simulator:
@@ -35,12 +41,12 @@ class Blob:
     FRAMES = 64
     SPEED = 0.12  # per frame at full action
     _RADIUS = 0.4  # a world model takes long to represent a blob of few pixels
+    frame_seconds, success = FRAME_SECONDS, None
 
     def __init__(self, obs: str, image_size: int) -> None:
         self.observation_space = _observation_space(obs, image_size, 2)
         self.action_low, self.action_high = -np.ones(2), np.ones(2)
-        axis = np.linspace(-1.2, 1.2, image_size)
-        self._x, self._y = axis[None, :], -axis[:, None]  # y points up
+        self._size = image_size
         self._position = np.zeros(2)
         self._frame = 0
 
@@ -57,18 +63,22 @@ class Blob:
     def observe(self) -> dict[str, np.ndarray]:
         observation = {}
         if "image" in self.observation_space.spaces:
-            observation["image"] = self._draw()
+            observation["image"] = self._image(self._size)
         if "vector" in self.observation_space.spaces:
             observation["vector"] = self._position.astype(np.float32)
         return observation
 
+    def draw(self) -> np.ndarray:
+        return self._image(FILM_SIZE)
+
     def close(self) -> None: ...
 
-    def _draw(self) -> np.ndarray:
-        x, y = self._position
-        distance = ((self._x - x) ** 2 + (self._y - y) ** 2) / self._RADIUS**2
-        goal = (np.abs(self._x) < 0.08) & (np.abs(self._y) < 0.08)
-        image = np.zeros((self._x.size, self._y.size, 3), np.uint8)
+    def _image(self, size: int) -> np.ndarray:
+        axis = np.linspace(-1.2, 1.2, size)
+        x, y = axis[None, :], -axis[:, None]  # y points up
+        distance = ((x - self._position[0]) ** 2 + (y - self._position[1]) ** 2) / self._RADIUS**2
+        goal = (np.abs(x) < 0.08) & (np.abs(y) < 0.08)
+        image = np.zeros((size, size, 3), np.uint8)
         image[..., 0] = 255 * np.exp(-distance)
         image[..., 1] = 180 * goal
         image[..., 2] = 40
@@ -84,6 +94,8 @@ class Count:
     frame is its number. Episode e lasts `frames(e)` frames; even episodes terminate, odd ones are
     truncated.
     """
+
+    frame_seconds, success = FRAME_SECONDS, None
 
     def __init__(self, obs: str, image_size: int) -> None:
         self.observation_space = _observation_space(obs, image_size, 4)
@@ -116,14 +128,17 @@ class Count:
     def observe(self) -> dict[str, np.ndarray]:
         observation = {}
         if "image" in self.observation_space.spaces:
-            image = np.zeros((self._size, self._size, 3), np.uint8)
-            half = self._size // 2
-            image[:half] = (self._episode % 256, self._frame % 256, self._frame // 256)
-            image[half:, :, :2] = self.action_bytes(self._action)
-            observation["image"] = image
+            observation["image"] = self.draw()
         if "vector" in self.observation_space.spaces:
             values = (self._episode, self._frame, *self._action)
             observation["vector"] = np.array(values, np.float32)
         return observation
+
+    def draw(self) -> np.ndarray:
+        image = np.zeros((self._size, self._size, 3), np.uint8)
+        half = self._size // 2
+        image[:half] = (self._episode % 256, self._frame % 256, self._frame // 256)
+        image[half:, :, :2] = self.action_bytes(self._action)
+        return image
 
     def close(self) -> None: ...

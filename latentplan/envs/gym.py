@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,13 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from latentplan.envs.simulator import flatten_state, image_space, is_image, vector_space
+from latentplan.envs.simulator import (
+    FRAME_SECONDS,
+    flatten_state,
+    image_space,
+    is_image,
+    vector_space,
+)
 from latentplan.types import UserError, shown
 
 _VALUES = {  # of Gymnasium's methods
@@ -26,16 +33,17 @@ _VALUES = {  # of Gymnasium's methods
 }
 
 
-def build(name: str, obs: str, module: str) -> GymEnvironment:
+def build(name: str, obs: str, module: str, film: bool = False) -> GymEnvironment:
     """Build the environment with the registered id ``name``.
 
     Args:
         obs: ``pixels``, ``state`` or ``both``.
         module: a module name or a .py file, which is imported first; empty: none.
+        film: whether `draw` will be called.
     """
     if module:
         import_module(module)
-    return GymEnvironment(name, obs)
+    return GymEnvironment(name, obs, film)
 
 
 def import_module(module: str) -> None:
@@ -99,6 +107,16 @@ def _number(name: str, value: Any) -> float:
         ) from None
 
 
+def _success(info: Any) -> bool | None:
+    """What an environment says about success, under either of its usual names."""
+    for name in ("success", "is_success"):
+        if isinstance(info, Mapping) and isinstance(
+            info.get(name), bool | int | float | np.generic
+        ):
+            return bool(info[name])
+    return None
+
+
 class GymEnvironment:
     """A Gymnasium environment; see `latentplan.envs.simulator.Simulator`.
 
@@ -107,8 +125,9 @@ class GymEnvironment:
     result of ``render()``. It has its own size; the parent process resizes it.
     """
 
-    def __init__(self, name: str, obs: str) -> None:
+    def __init__(self, name: str, obs: str, film: bool = False) -> None:
         self._name = name
+        self.success: bool | None = None
         self._env = self._make(None)
         entries = self._entries_of_space(self._env.observation_space)
         images = [key for key, space in entries.items() if _is_image_space(space)]
@@ -121,7 +140,9 @@ class GymEnvironment:
         self._state_keys = [key for key in entries if key not in images]
         self._image_key = images[0] if images else None
         self._draws = obs in ("pixels", "both") and self._image_key is None
-        if self._draws:
+        modes = self._env.metadata.get("render_modes") or ()
+        self._renders = self._draws or (film and "rgb_array" in modes)
+        if self._renders:
             self._env.close()
             os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame without a display
             self._env = self._make("rgb_array")
@@ -139,13 +160,14 @@ class GymEnvironment:
 
     def reset(self, seed: int, episode: int) -> None:
         observation, _ = self._values("reset", self._env.reset(seed=seed))
-        self._observation = self._entries(observation)
+        self._observation, self.success = self._entries(observation), None
 
     def advance(self, action: np.ndarray) -> tuple[float, bool, bool]:
         space = self._env.action_space
         action = action.reshape(space.shape).astype(space.dtype)
         values = self._values("step", self._env.step(action))
-        observation, reward, terminated, truncated, _ = values
+        observation, reward, terminated, truncated, info = values
+        self.success = _success(info)
         self._observation = self._entries(observation)
         return (
             _number("reward", reward),
@@ -161,8 +183,31 @@ class GymEnvironment:
             observation["vector"] = self._flat_state()
         return observation
 
+    def draw(self) -> np.ndarray:
+        if self._renders:
+            return self._render()
+        if self._image_key is not None:
+            return self._own_image()
+        raise UserError(
+            f"gym:{self._name} cannot be drawn: it has no render mode rgb_array, and observes no "
+            "image."
+        )
+
+    @property
+    def frame_seconds(self) -> float:
+        # Gymnasium has no name for the time step. Its own physics environments call it `dt`.
+        for value in (getattr(self._env.unwrapped, "dt", None), self._frame_rate()):
+            if isinstance(value, int | float) and 0 < value < math.inf:
+                return float(value)
+        return FRAME_SECONDS
+
     def close(self) -> None:
         self._env.close()
+
+    def _frame_rate(self) -> float | None:
+        """Seconds per frame by the rate that the environment declares for films."""
+        rate = self._env.metadata.get("render_fps")
+        return 1 / rate if isinstance(rate, int | float) and rate > 0 else None
 
     def _make(self, render_mode: str | None) -> gymnasium.Env:
         try:

@@ -1,7 +1,8 @@
 """Where one environment runs: in a worker process, or in this process.
 
 Both kinds take a command and give an answer. A command is the number of an episode, which begins,
-or an action (A,). An answer is an `Outcome`, or the `Fault` that prevented it.
+an action (A,), or ``DRAW``. An answer is an `Outcome`, a `Picture`, or the `Fault` that prevented
+it.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ import numpy as np
 from gymnasium.vector.utils import clear_mpi_env_vars
 
 from latentplan.envs.faults import Fault, fault_of
-from latentplan.envs.simulator import EpisodeEnv, Outcome, Spaces
+from latentplan.envs.simulator import EpisodeEnv, Outcome, Picture, Spaces
 from latentplan.envs.workers import EnvMaker, follow_parent, main_hidden
 
-Command = int | np.ndarray
-Answer = Outcome | Fault
+DRAW = "draw"
+Command = int | np.ndarray | str
+Answer = Outcome | Picture | Fault
 
 
 def _answer(env: EpisodeEnv, command: Command) -> Answer:
     try:
+        if isinstance(command, str):
+            return env.draw()
         return env.reset(command) if isinstance(command, int) else env.step(command)
     except (Exception, SystemExit) as error:  # environments may raise any exception
         return fault_of(error)

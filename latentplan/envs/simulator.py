@@ -11,11 +11,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from gymnasium import spaces
+from PIL import Image
 
 from latentplan.envs.faults import BadValueError
 from latentplan.types import UserError
 
 MODES = ("train", "eval")
+FILM_SIZE = 256  # pixels of the shorter side of a picture for people
+FRAME_SECONDS = 1 / 30  # of a task that does not tell how long its frames last
 _LARGEST_REWARD = float(np.finfo(np.float32).max)
 
 
@@ -26,6 +29,14 @@ class Simulator(Protocol):
     action_low: np.ndarray  # (A,) finite bounds
     action_high: np.ndarray
 
+    @property
+    def frame_seconds(self) -> float:
+        """Simulated seconds per frame."""
+
+    @property
+    def success(self) -> bool | None:
+        """What the task said about the last frame. None: it says nothing about success."""
+
     def reset(self, seed: int, episode: int) -> None:
         """Begin an episode that depends only on ``seed``; ``episode`` is its number."""
 
@@ -34,6 +45,13 @@ class Simulator(Protocol):
 
     def observe(self) -> dict[str, np.ndarray]:
         """The present observation. It is read once per decision: skipped frames are not drawn."""
+
+    def draw(self) -> np.ndarray:
+        """The scene as people look at it, (h, w, 3) uint8, for any observations of the agent.
+
+        Raises:
+            UserError: the task cannot be drawn.
+        """
 
     def close(self) -> None: ...
 
@@ -86,6 +104,26 @@ def episode_seed(seed: int, mode: str, index: int, episode: int) -> int:
     return (hashed & ~1) | MODES.index(mode)
 
 
+class Picture(NamedTuple):
+    """A picture for people."""
+
+    image: np.ndarray  # (h, w, 3) uint8; the shorter side has FILM_SIZE pixels or slightly more
+    seconds: float  # simulated seconds from one decision to the next
+
+
+def film_image(image: np.ndarray) -> np.ndarray:
+    """Scale an image (h, w, 3) uint8 to the size of a film.
+
+    A small one is enlarged by a whole number, so that its pixels stay visible as squares.
+    """
+    shorter = min(image.shape[:2])
+    if shorter <= FILM_SIZE:
+        scale = -(-FILM_SIZE // shorter)
+        return image.repeat(scale, 0).repeat(scale, 1)
+    height, width = (round(side * FILM_SIZE / shorter) for side in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
+
+
 class Outcome(NamedTuple):
     """What a reset or a decision leads to. It consists of plain values that a worker can send."""
 
@@ -94,6 +132,7 @@ class Outcome(NamedTuple):
     terminated: bool = False
     truncated: bool = False
     frames: int = 0  # that were used; 0: a reset
+    success: bool | None = None  # whether the task called a frame a success; None: it says nothing
 
 
 class EpisodeEnv:
@@ -150,9 +189,12 @@ class EpisodeEnv:
         low, high = self._simulator.action_low, self._simulator.action_high
         scaled = to_bounds(action, low, high)
         total, frames, terminated, truncated = 0.0, 0, False, False
+        success: bool | None = None
         while frames < self._repeat and not (terminated or truncated):
             reward, terminated, truncated = self._simulator.advance(scaled)
             total += float(reward)
+            if self._simulator.success is not None:
+                success = bool(success) or self._simulator.success
             frames += 1
             self._frame += 1
             truncated = not terminated and (truncated or self._frame >= self._limit)
@@ -160,7 +202,18 @@ class EpisodeEnv:
             raise BadValueError(
                 f"The environment returned a reward of {total}, which is not finite in float32."
             )
-        return Outcome(self._observe(), total, bool(terminated), bool(truncated), frames)
+        return Outcome(self._observe(), total, bool(terminated), bool(truncated), frames, success)
+
+    def draw(self) -> Picture:
+        """The present scene.
+
+        Raises:
+            UserError: the task cannot be drawn.
+        """
+        if self._simulator is None:
+            raise RuntimeError("draw before reset")
+        seconds = self._simulator.frame_seconds * self._repeat
+        return Picture(film_image(self._simulator.draw()), seconds)
 
     def close(self) -> None:
         if self._simulator is not None:

@@ -15,8 +15,8 @@ import numpy as np
 
 from latentplan.config.schema import EnvConfig
 from latentplan.envs.faults import Fault, FaultPolicy
-from latentplan.envs.processes import Answer, InProcessEnv, WorkerEnv
-from latentplan.envs.simulator import Outcome, Spaces
+from latentplan.envs.processes import DRAW, Answer, InProcessEnv, WorkerEnv
+from latentplan.envs.simulator import Outcome, Picture, Spaces, episode_seed
 from latentplan.envs.workers import (
     CLOSE_SECONDS,
     EnvMaker,
@@ -24,7 +24,7 @@ from latentplan.envs.workers import (
     describe_here,
     describe_in_process,
 )
-from latentplan.types import EnvSpec, Timestep
+from latentplan.types import EnvSpec, Timestep, UserError
 
 _STOP_SECONDS = 3.0  # that a step may still take after a request to stop
 _FAULT_SECONDS = 0.5  # in which environments may close after a fault
@@ -56,8 +56,13 @@ class VectorEnv:
         num_envs: N.
         spec: the observations and actions.
         episodes: (N,) int64 episodes that were begun so far, with those of earlier sessions.
+        numbers: (N,) int64, the number of the present episode of each environment. In training,
+            every environment counts its own episodes. In evaluation they take the next number from
+            one sequence, so that episode k is the same for any number of environments.
+        seeds: (N,) int64, the seed of the present episode of each environment.
         is_last: (N,) bool, whether the last row ended its episode. It is False for an episode that
             was cut by a fault.
+        success: what the task said about the last decision of each environment; None: nothing.
     """
 
     def __init__(
@@ -73,6 +78,8 @@ class VectorEnv:
         self.num_envs = num_envs
         self.episodes = np.array(first_episodes or [0] * num_envs, np.int64)
         self.is_last = np.zeros(num_envs, bool)
+        self.numbers, self.seeds = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)
+        self.success: list[bool | None] = [None] * num_envs
         self._timeout, self._size = env.timeout, env.image_size
         in_process = env.workers and not recipe.task.startswith("dummy:")
         known = describe_in_process(recipe, env.timeout) if in_process else describe_here(recipe)
@@ -80,7 +87,11 @@ class VectorEnv:
         # A second episode of an earlier session, or a trained agent, tells that the task works.
         worked = mode == "eval" or bool((self.episodes > 1).any())
         self._policy = FaultPolicy(recipe.task, num_envs, env.max_faults, worked=worked)
-        self._makers = [EnvMaker(recipe, known, env, seed, mode, i) for i in range(num_envs)]
+        self._together = mode == "eval"  # the episodes have one sequence of numbers
+        self._makers = [
+            EnvMaker(recipe, known, env, seed, mode, 0 if self._together else i)
+            for i in range(num_envs)
+        ]
         self._kind: type[InProcessEnv | WorkerEnv] = WorkerEnv if env.workers else InProcessEnv
         self._pending: np.ndarray | None = None
         self._envs: list[InProcessEnv | WorkerEnv] = []
@@ -146,6 +157,22 @@ class VectorEnv:
         self.step_async(action)
         return self.step_wait()
 
+    def draw(self, i: int) -> Picture:
+        """The present scene of environment i, as people look at it, for any observations.
+
+        The environments must have been made for films (``film``, see `make_vector`).
+
+        Raises:
+            UserError: the task cannot be drawn.
+        """
+        self._check_open()
+        self._envs[i].send(DRAW)
+        answer = self._answers([i], _never)[i]
+        if isinstance(answer, Picture):
+            return answer
+        assert isinstance(answer, Fault)  # a drawing has no other answer
+        raise UserError(answer.sentence)
+
     def close(self) -> None:
         """End the environments; workers that have not ended after a few seconds are killed."""
         self._end(CLOSE_SECONDS)
@@ -164,7 +191,11 @@ class VectorEnv:
 
     def _begin(self, i: int) -> None:
         """Let environment i begin its next episode."""
-        self._envs[i].send(int(self.episodes[i]))
+        number = int(self.episodes.sum() if self._together else self.episodes[i])
+        maker = self._makers[i]
+        self.numbers[i] = number
+        self.seeds[i] = episode_seed(maker.seed, maker.mode, maker.index, number)
+        self._envs[i].send(number)
         self.episodes[i] += 1
 
     def _receive(
@@ -184,7 +215,7 @@ class VectorEnv:
                 for i, answer in self._answers(waiting, stopping).items():
                     if isinstance(answer, Outcome):
                         outcomes[i] = answer
-                    else:
+                    elif isinstance(answer, Fault):
                         first[i] = True
                         self._rebuild(i, answer)
         except BaseException:
@@ -231,6 +262,7 @@ class VectorEnv:
     ) -> tuple[Timestep, np.ndarray]:
         terminated = np.array([x.terminated for x in outcomes])
         self.is_last = terminated | np.array([x.truncated for x in outcomes])
+        self.success = [x.success for x in outcomes]
         if self.is_last.any():
             self._policy.episode_ended()
         obs = {name: np.stack([x.observation[name] for x in outcomes]) for name in self.spec.obs}

@@ -37,13 +37,14 @@ class Recipe:
     image_size: int
     module: str
     renderer: Renderer | None
+    film: bool = False  # pictures for people will be drawn
 
     def build(self) -> Simulator:
         suite, name = parse_task(self.task)
         if suite == "dmc":
-            return dmc.build(name, self.obs, self.image_size, self.renderer)
+            return dmc.build(name, self.obs, self.image_size, self.renderer, self.film)
         if suite == "gym":
-            return gym.build(name, self.obs, self.module)
+            return gym.build(name, self.obs, self.module, self.film)
         return dummy.build(name, self.obs, self.image_size)
 
     def describe(self) -> Spaces:

@@ -13,7 +13,7 @@ import numpy as np
 from latentplan.agent import Agent
 from latentplan.config.schema import Config
 from latentplan.envs import make_eval_env, pick_renderer
-from latentplan.evaluation.evaluate import run_episodes
+from latentplan.evaluation.episodes import run_episodes
 from latentplan.inspection.calibration import (
     CONTEXT,
     HORIZON,
@@ -30,7 +30,7 @@ from latentplan.runs import run_folder
 from latentplan.runs.logger import Logger
 from latentplan.runs.source import RunSource
 from latentplan.runtime.device import pick_device
-from latentplan.types import Timestep, UserError
+from latentplan.types import Timestep, UserError, join
 
 RELIABILITY_STEPS = 5  # steps ahead at which the reliability is computed
 SEED = 7919  # seed of the held-out episodes; scores use the seed of the run
@@ -150,8 +150,9 @@ def held_out(agent: Agent, config: Config, episodes: int) -> Timestep:
         for field in ("obs", "action_dim"):
             if getattr(env.spec, field) != getattr(agent.world.spec, field):
                 raise UserError(f"{config.task} has other observations or actions than the agent.")
-        rows = run_episodes(agent, env, episodes, "sample").rows
-    result = windows(rows, CONTEXT + HORIZON, CONTEXT)
+        rows: list[Timestep] = []
+        run_episodes(agent, env, episodes, "sample", watch=rows.append)
+    result = windows(join(rows, np.stack), CONTEXT + HORIZON, CONTEXT)
     if not len(result.reward):
         raise UserError(
             f"The calibration needs episodes of at least {CONTEXT + HORIZON} decisions, and all "

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from latentplan.runs.stamp import BACKGROUND, Color
 
 BORDER = 2  # pixels of the border around each image
 GAP = 2  # pixels between borders
-LINE_HEIGHT = 15  # pixels of a line of text
-FONT_SIZE = 12
-
-Color = tuple[int, int, int]
-BACKGROUND: Color = (24, 24, 24)
-TEXT: Color = (235, 235, 235)
-DIM: Color = (110, 110, 110)
+DIM: Color = (110, 110, 110)  # of lines and borders; too dark for text
+FAINT: Color = (170, 170, 170)  # of text that is less important
 CONTEXT: Color = (60, 180, 75)  # green: the model receives the true observation
 IMAGINED: Color = (245, 130, 48)  # orange: the model receives actions only
 CHOSEN: Color = (255, 225, 25)  # yellow: the candidate that the planner chose
@@ -99,30 +95,6 @@ def add_border(images: np.ndarray, colors: np.ndarray) -> np.ndarray:
     out[:] = np.asarray(colors)[..., None, None, :]
     out[..., BORDER:-BORDER, BORDER:-BORDER, :] = images
     return out
-
-
-def draw_text(
-    lines: Sequence[tuple[str, Color]], width: int, height: int, background: Color = BACKGROUND
-) -> np.ndarray:
-    """Draw lines of text, flush left and centered vertically: (height, width, 3) uint8."""
-    image = Image.new("RGB", (width, height), background)
-    draw = ImageDraw.Draw(image)
-    top = (height - LINE_HEIGHT * len(lines)) / 2
-    for i, (line, color) in enumerate(lines):
-        position = (4, top + LINE_HEIGHT * (i + 0.5))
-        draw.text(position, line, fill=tuple(int(c) for c in color), font=_font(), anchor="lm")
-    return np.asarray(image)
-
-
-def text_width(line: str) -> int:
-    """The width in pixels of one line of text, with its margins."""
-    return int(np.ceil(_font().getlength(line))) + 8
-
-
-@cache
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    # This font is part of Pillow, so that films look the same on every machine.
-    return ImageFont.load_default(FONT_SIZE)
 
 
 def blank_image(*shape: int) -> np.ndarray:

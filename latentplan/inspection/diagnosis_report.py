@@ -7,13 +7,15 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from latentplan.agent import Agent
 from latentplan.config.loading import load_resolved
 from latentplan.config.schema import Config
 from latentplan.envs import pick_renderer
-from latentplan.evaluation.evaluate import CANDIDATES, Scores, score, summary
+from latentplan.evaluation.episodes import score
+from latentplan.evaluation.evaluate import CANDIDATES, summary
 from latentplan.inspection.behavior_quality import measure_actor, measure_critic, measure_planner
 from latentplan.inspection.calibration_report import SEED
 from latentplan.inspection.diagnosis import verdicts
@@ -28,7 +30,7 @@ from latentplan.runs import run_folder
 from latentplan.runs.source import RunSource
 from latentplan.runtime import disk
 from latentplan.runtime.device import pick_device
-from latentplan.types import UserError
+from latentplan.types import Timestep, UserError, join
 
 COLUMNS = 100  # of the text
 
@@ -100,11 +102,11 @@ def measure(agent: Agent, config: Config, episodes: int) -> dict[str, Any]:
     Raises:
         UserError: every episode is too short.
     """
-    scores: dict[str, Scores] = {}
-    modes = ("mean", "sample", "planner")
-    for mode, result in score(agent, config, pick_renderer(config), modes, episodes, SEED):
-        scores[mode] = result
-    rows = scores["sample"].rows
+    sampled: list[Timestep] = []
+    modes, renderer = ("mean", "sample", "planner"), pick_renderer(config)
+    watch = {"sample": sampled.append}
+    scores = dict(score(agent, config, renderer, modes, episodes, SEED, watch=watch))
+    rows = join(sampled, np.stack)
     visits = visit(agent, rows)
     if not len(visits.env):
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,12 +10,25 @@ import torch
 
 from latentplan.agent import Agent
 from latentplan.behavior.imagination import imagine
-from latentplan.inspection.canvas import IMAGINED, TEXT, Charts, Line
+from latentplan.config.schema import Config
+from latentplan.envs import (
+    Renderer,
+    VectorEnv,
+    make_eval_env,
+    needs_renderer,
+    pick_renderer,
+)
+from latentplan.envs.simulator import Picture
+from latentplan.inspection.canvas import IMAGINED, Charts, Line
+from latentplan.inspection.entries import end_chart, entry_charts
 from latentplan.inspection.film import make_comparison_film, make_film
 from latentplan.inspection.imagined_rollouts import headers_after_real_state, mean_action
 from latentplan.inspection.open_loop import decode, to_numpy
 from latentplan.nn.distributions import symlog
-from latentplan.types import Timestep, join
+from latentplan.runs.stamp import TEXT
+from latentplan.types import Timestep, UserError, join
+
+log = logging.getLogger("latentplan")
 
 
 class Env(Protocol):
@@ -26,10 +40,39 @@ class Env(Protocol):
 
     def step(self, action: np.ndarray) -> tuple[Timestep, Any]: ...
 
+    def draw(self, i: int) -> Picture: ...
+
+
+def make_film_env(
+    config: Config, renderer: Renderer | None, num_envs: int, seed: int
+) -> tuple[VectorEnv, bool]:
+    """Evaluation environments for :func:`make_dream_against_reality_film`.
+
+    Args:
+        config: the configuration of the run.
+        renderer: that of the agent's images, or None if it sees none.
+        num_envs, seed: as of :func:`latentplan.envs.make_eval_env`.
+
+    Returns:
+        The environments, and whether they can be drawn beside the vectors that the agent sees.
+
+    Raises:
+        UserError: the environments cannot be built.
+    """
+    # In this process a renderer could disturb the environments of training.
+    safe = config.env.workers or not needs_renderer(config.task, config.obs, film=True)
+    if config.obs == "state" and safe:
+        try:
+            drawing = pick_renderer(config, film=True)
+            return make_eval_env(config, drawing, num_envs, seed, film=True), True
+        except UserError as error:  # the film does without the pictures
+            log.debug("no pictures: %s", error)
+    return make_eval_env(config, renderer, num_envs, seed), False
+
 
 @torch.no_grad()
 def make_dream_against_reality_film(
-    agent: Agent, env: Env, real_decisions: int, horizon: int
+    agent: Agent, env: Env, real_decisions: int, horizon: int, draws: bool = False
 ) -> np.ndarray:
     """Play, imagine from the state that was reached, then take the imagined actions.
 
@@ -41,11 +84,13 @@ def make_dream_against_reality_film(
         env: N environments.
         real_decisions: decisions that are played before the agent imagines.
         horizon: decisions that are imagined.
+        draws: show the scene beside vectors, where it can be drawn.
 
     Returns:
         (T, H, W, 3) uint8 with T <= horizon + 1: reality, dream and error. The charts show the
-        rewards and the distance between dream and reality. There are only charts if the agent
-        sees no images.
+        rewards, whether the episode goes on, and the distance between dream and reality. If the
+        agent sees no images, there are the scene and charts of the vector instead. Without a
+        scene, only the mark of the charts would move, so T is 1.
     """
     generator = torch.Generator(agent.device).manual_seed(0)
     row, _ = env.reset()
@@ -58,7 +103,7 @@ def make_dream_against_reality_film(
     state = agent.world.filter(row.to(agent.device), carry, generator=generator)
     noise = agent.world.draw_noise(len(row.reward), horizon)
     dream = imagine(agent.world.step_unmeasured, mean_action(agent), state, horizon, noise)
-    rows = [row]
+    rows, scenes = [row], [_scene(env, len(row.reward)) if draws else None]
     for action in dream.choice.action.clamp(-1, 1).unbind(1):
         if env.is_last.any():
             break
@@ -66,28 +111,47 @@ def make_dream_against_reality_film(
         if row.is_first.any():  # an environment failed, and its episode was cut
             break
         rows.append(row)
+        if scenes[0] is not None:
+            scenes.append(_scene(env, len(row.reward)))
     real = join(rows, lambda x: np.stack(x, 1))
     length = len(rows)
     name = next(iter(agent.world.spec.obs))
     image = name in agent.world.spec.images
     latents = dream.latent.map(lambda x: x[:, :length])
-    dreamed = to_numpy(decode(agent, latents)[name])
-    dream_reward = np.pad(to_numpy(dream.reward), ((0, 0), (1, 0)), constant_values=np.nan)
+    decoded = decode(agent, latents)[name]
+    dreamed = to_numpy(decoded)
+    dream_reward, dream_cont = (
+        np.pad(to_numpy(x), ((0, 0), (1, 0)), constant_values=np.nan)[:, :length]
+        for x in (dream.reward, dream.cont)
+    )
+    labels = ("reality", "dream")
     real_reward = np.where(np.arange(length) > 0, real.reward, np.nan)
     error = _distance(dreamed, real.obs[name], image)
     charts: Charts = {
         "reward": [
             Line("reality", real_reward, TEXT),
-            Line("dream", dream_reward[:, :length], IMAGINED),
+            Line("dream", dream_reward, IMAGINED),
         ],
+        "continue": end_chart(real.is_terminal, dream_cont, labels),
         "distance": [Line("distance", error, IMAGINED, (0.0,))],
     }
     headers = headers_after_real_state("dreamed", length - 1)
-    if not image:
-        return make_film({}, headers, charts)
-    return make_comparison_film(
-        real.obs[name], dreamed, headers, charts, names=("reality", "dream")
-    )
+    if image:
+        return make_comparison_film(real.obs[name], dreamed, headers, charts, names=labels)
+    charts = {**entry_charts(real.obs[name], decoded, name, labels), **charts}
+    pictures = [scene for scene in scenes if scene is not None]
+    if len(pictures) == length:
+        return make_film({"reality": np.stack(pictures, 1)}, headers, charts, scale=1)
+    return make_film({}, headers, charts)[-1:]
+
+
+def _scene(env: Env, count: int) -> np.ndarray | None:
+    """The scenes (count, h, w, 3) uint8 of the environments; None where they cannot be drawn."""
+    try:
+        return np.stack([env.draw(i).image for i in range(count)])
+    except UserError as error:
+        log.debug("no pictures: %s", error)
+        return None
 
 
 def _distance(dreamed: np.ndarray, real: np.ndarray, image: bool) -> np.ndarray:

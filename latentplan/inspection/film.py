@@ -23,28 +23,23 @@ from einops import rearrange, repeat
 from torch.nn.functional import pad
 
 from latentplan.inspection.canvas import (
-    BACKGROUND,
     CONTEXT,
-    DIM,
+    FAINT,
     GAP,
     IMAGINED,
-    LINE_HEIGHT,
-    TEXT,
     Charts,
-    Color,
     Line,
     add_border,
     as_uint8,
     blank_image,
     difference,
     draw_chart,
-    draw_text,
     range_label,
     round_up_to_even,
-    text_width,
     value_range,
     x_positions,
 )
+from latentplan.runs.stamp import BACKGROUND, LINE_HEIGHT, TEXT, Color, draw_text, text_width
 from latentplan.runtime.torchvision_compat import make_grid
 
 HEADER_HEIGHT = LINE_HEIGHT + 3
@@ -190,4 +185,4 @@ def _chart_label(title: str, lines: Sequence[Line], width: int) -> np.ndarray:
         labels = [(title, lines[0].color)]
     else:
         labels = [(title, TEXT), *((line.name, line.color) for line in lines)]
-    return draw_text([*labels, (range_label(lines), DIM)], width, CHART_HEIGHT)
+    return draw_text([*labels, (range_label(lines), FAINT)], width, CHART_HEIGHT)

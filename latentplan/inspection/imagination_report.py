@@ -12,11 +12,14 @@ import torch
 
 from latentplan.agent import Agent
 from latentplan.config.schema import Config
-from latentplan.envs import make_eval_env, pick_renderer
-from latentplan.evaluation.evaluate import run_episodes
+from latentplan.envs import pick_renderer
+from latentplan.evaluation.episodes import run_episodes
 from latentplan.inspection.calibration import windows
 from latentplan.inspection.calibration_report import calibrate_agent
-from latentplan.inspection.dream_against_reality import make_dream_against_reality_film
+from latentplan.inspection.dream_against_reality import (
+    make_dream_against_reality_film,
+    make_film_env,
+)
 from latentplan.inspection.latent_map import latent_map
 from latentplan.inspection.visualizations import (
     DREAM_DECISIONS,
@@ -24,14 +27,15 @@ from latentplan.inspection.visualizations import (
     REAL_DECISIONS,
     SEQUENCES,
     Visualization,
-    film_or_still,
     visualizations,
 )
 from latentplan.runs import run_folder
-from latentplan.runs.logger import Logger, write_video
+from latentplan.runs.logger import Logger
 from latentplan.runs.source import RunSource
+from latentplan.runs.stamp import stamp
+from latentplan.runs.video import write_video
 from latentplan.runtime.device import pick_device
-from latentplan.types import Timestep, UserError
+from latentplan.types import Timestep, UserError, join
 
 log = logging.getLogger("latentplan")
 LENGTH = 24  # rows of a window
@@ -77,15 +81,17 @@ def imagine(
     agent, config, _, payload = run_folder.load_agent(source, pick_device(device), plan)
     target = Path(out) if out else folder / "imagine"
     frame, files = payload["frames"], {}
-    renderer = pick_renderer(config)
-    with make_eval_env(config, renderer, EPISODES, seed) as env:
+    env, draws = make_film_env(config, pick_renderer(config), EPISODES, seed)
+    with env:
         torch.manual_seed(seed)
-        episodes = run_episodes(agent, env, EPISODES).rows
-        film = make_dream_against_reality_film(agent, env, REAL_DECISIONS, DREAM_DECISIONS)
-    length = min(LENGTH, len(episodes.reward))
-    rows = windows(episodes, length, length)
+        played: list[Timestep] = []
+        run_episodes(agent, env, EPISODES, watch=played.append)
+        film = make_dream_against_reality_film(agent, env, REAL_DECISIONS, DREAM_DECISIONS, draws)
+    length = min(LENGTH, len(played))
+    rows = windows(join(played, np.stack), length, length)
     logger = Logger(target, frame=frame)
     for name, frames in _all_visualizations(agent, config, rows, film):
+        frames = stamp(frames, folder.absolute().name, frame)
         path = logger.video(f"imagination/{name}", frames, frame, FPS)
         if len(frames) > 1:  # the logger wrote a GIF
             path = write_video(target / "videos" / f"{name}.mp4", frames, FPS)
@@ -100,7 +106,10 @@ def imagine(
         log.warning("no calibration: %s", error)
     result: dict[str, Any] = {"run": str(folder), "frames": frame, "files": files}
     if not agent.world.spec.images:
-        result["note"] = "This run learns from state vectors: there are charts, but no images."
+        result["note"] = (
+            "This run learns from state vectors: the model predicts no images, and charts show the "
+            "entries of the vector that vary most."
+        )
     if config.plan.candidates == 1:
         result["planner"] = (
             "This run does not plan. With --plan candidates=4 the films show a planner."
@@ -120,4 +129,4 @@ def _all_visualizations(
     batch = rows.map(lambda x: x[spread]).to(agent.device)
     context = min(config.log.inspect_context, rows.reward.shape[1] - 1)
     yield from visualizations(agent, batch, context)
-    yield film_or_still(agent, "dream_against_reality", film)
+    yield Visualization("dream_against_reality", film)

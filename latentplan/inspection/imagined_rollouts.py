@@ -11,7 +11,6 @@ from latentplan.inspection.canvas import (
     CONTEXT,
     IMAGINED,
     SECOND,
-    TEXT,
     UNCERTAIN,
     Charts,
     Line,
@@ -20,6 +19,7 @@ from latentplan.inspection.canvas import (
 )
 from latentplan.inspection.film import Header, make_film
 from latentplan.inspection.open_loop import decode, to_numpy
+from latentplan.runs.stamp import TEXT
 from latentplan.types import Choice, Latent, Rollout, Timestep
 
 

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from latentplan.agent import Agent
 from latentplan.behavior.imagination import follow, imagine
-from latentplan.inspection.canvas import IMAGINED, TEXT, UNCERTAIN, Charts, Line
+from latentplan.inspection.canvas import IMAGINED, UNCERTAIN, Charts, Line
+from latentplan.inspection.entries import end_chart, entry_charts
 from latentplan.inspection.film import make_comparison_film, make_film, open_loop_headers
+from latentplan.runs.stamp import TEXT
 from latentplan.types import Latent, Timestep
 
 
@@ -20,6 +22,7 @@ class OpenLoop(NamedTuple):
 
     decoded: dict[str, Tensor]  # {name: (B, T, *shape)}
     reward: Tensor  # (B, T) predicted reward of arriving in each row
+    cont: Tensor  # (B, T) predicted probability that the episode continues after each row
     uncertainty: Tensor  # (B, T) of the action that led to each row; NaN in context rows
 
 
@@ -36,10 +39,11 @@ def open_loop(agent: Agent, batch: Timestep, context: int) -> OpenLoop:
     latents = Latent(
         *(torch.cat([a, b[:, 1:]], 1) for a, b in zip(posterior, rollout.latent, strict=True))
     )
-    reward, _ = world.outcome(world.features(latents))
+    reward, cont = world.outcome(world.features(latents))
     assert rollout.uncertainty is not None  # `step` always computes it
     unknown = torch.full_like(batch.reward[:, :context], torch.nan)
-    return OpenLoop(decode(agent, latents), reward, torch.cat([unknown, rollout.uncertainty], 1))
+    uncertainty = torch.cat([unknown, rollout.uncertainty], 1)
+    return OpenLoop(decode(agent, latents), reward, cont, uncertainty)
 
 
 def decode(agent: Agent, latent: Latent) -> dict[str, Tensor]:
@@ -58,7 +62,8 @@ def make_open_loop_film(agent: Agent, batch: Timestep, context: int) -> np.ndarr
     """Make the film of :func:`open_loop`.
 
     Returns:
-        (T, H, W, 3) uint8. It shows only charts if the agent sees no images.
+        (T, H, W, 3) uint8. If the agent sees no images, it shows the entries of the vector that
+        vary most in the place of images.
     """
     result = open_loop(agent, batch, context)
     rewards = (
@@ -67,11 +72,14 @@ def make_open_loop_film(agent: Agent, batch: Timestep, context: int) -> np.ndarr
     )
     charts: Charts = {
         "reward": rewards,
+        "continue": end_chart(batch.is_terminal.cpu().numpy(), to_numpy(result.cont)),
         "uncertainty": [Line("uncertainty", to_numpy(result.uncertainty), UNCERTAIN)],
     }
     headers = open_loop_headers(context, batch.reward.shape[1])
     images = agent.world.spec.images
     if not images:
-        return make_film({}, headers, charts)
+        name = agent.world.spec.vectors[0]
+        entries = entry_charts(to_numpy(batch.obs[name]), result.decoded[name], name)
+        return make_film({}, headers, {**entries, **charts})
     truth = batch.obs[images[0]].cpu().numpy()
     return make_comparison_film(truth, to_numpy(result.decoded[images[0]]), headers, charts)

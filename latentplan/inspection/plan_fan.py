@@ -20,20 +20,17 @@ from latentplan.inspection.canvas import (
     BORDER,
     CHOSEN,
     DIM,
+    FAINT,
     GAP,
-    LINE_HEIGHT,
-    TEXT,
     UNCERTAIN,
-    Color,
     add_border,
     as_uint8,
     blank_image,
-    draw_text,
     format_number,
     round_up_to_even,
-    text_width,
 )
 from latentplan.inspection.open_loop import decode, to_numpy
+from latentplan.runs.stamp import LINE_HEIGHT, TEXT, Color, draw_text, text_width
 from latentplan.types import Latent
 
 MAX_CANDIDATES = 8  # number of candidates that are drawn, those with the highest scores
@@ -120,7 +117,8 @@ def _draw_candidate(
         tiles = [] if images is None else [add_border(images[step], np.asarray(color))]
         width = max(tiles[0].shape[1] if tiles else 0, MIN_COLUMN_WIDTH + 2 * BORDER) + GAP
         if not tiles:
-            tiles = [draw_text([(f"+{step}" if step else "now", color)], width, LINE_HEIGHT)]
+            word = (f"+{step}" if step else "now", FAINT if color == DIM else color)
+            tiles = [draw_text([word], width, LINE_HEIGHT)]
         labels = [*labels, *[("", TEXT)] * (lines - len(labels))]
         parts = [*tiles, draw_text(labels, width, LINE_HEIGHT * lines)]
         columns.append(_stack_vertically(parts, width))

@@ -27,8 +27,10 @@ CAPTIONS = {
     "open_loop": (
         "Predictions of the world model. In frames with a green border the model receives the "
         "true observations, in frames with an orange border only the actions. Error is model - "
-        "truth; it is gray where they agree. The charts show the rewards and the disagreement of "
-        "the ensemble."
+        "truth; it is gray where they agree. The charts show the rewards, whether the episode went "
+        "on and the predicted probability of that, and the disagreement of the ensemble. A run "
+        "from state vectors has charts of the entries that vary most in the place of images, and a "
+        "mark at the first imagined row."
     ),
     "imagined_policy": (
         "The mean actions of the policy, imagined from a real state. The charts show the "
@@ -49,13 +51,13 @@ CAPTIONS = {
     ),
     "dream_against_reality": (
         "A rollout that the policy imagines from a real state, and the simulator under the same "
-        "actions. Distance is the root mean square error of the observation."
+        "actions. Distance is the root mean square error of the observation. A run from state "
+        "vectors has charts of the entries that vary most, and the scene where it can be drawn."
     ),
     "calibration": (
-        "The relation between the uncertainty and the errors of the model. Left: their rank "
-        "correlation, k decisions ahead; 0 is chance and 1 is perfect. Middle: growth of the "
-        "errors with k. Right: mean error of windows, grouped by their uncertainty. A rising line "
-        "means that more uncertain predictions have larger errors."
+        "The errors of the model where it is certain (left) and where it is uncertain (right), in "
+        "units of the mean error. A rising line means that more uncertain predictions have larger "
+        "errors; a level one means that the uncertainty says nothing."
     ),
 }
 
@@ -81,7 +83,7 @@ def visualizations(agent: Agent, batch: Timestep, context: int) -> Iterator[Visu
     sequences = batch.map(lambda x: x[:SEQUENCES])
     context_rows = sequences.map(lambda x: x[:, :context])
     film = make_open_loop_film(agent, sequences, context)
-    yield film_or_still(agent, "open_loop", film)
+    yield film_or_still(agent, "open_loop", film, still=context)
     film = make_imagined_policy_film(agent, context_rows, POLICY_HORIZON)
     yield film_or_still(agent, "imagined_policy", film)
     state = last_state(agent, context_rows.map(lambda x: x[:1]))
@@ -92,9 +94,9 @@ def visualizations(agent: Agent, batch: Timestep, context: int) -> Iterator[Visu
         yield film_or_still(agent, "planner_against_policy", film)
 
 
-def film_or_still(agent: Agent, name: str, film: np.ndarray) -> Visualization:
-    """Name a film (T, H, W, 3). Only its last frame is kept if the agent sees no images.
+def film_or_still(agent: Agent, name: str, film: np.ndarray, still: int = -1) -> Visualization:
+    """Name a film (T, H, W, 3). Only frame ``still`` is kept if the agent sees no images.
 
     Without images only the mark of the charts moves.
     """
-    return Visualization(name, film if agent.world.spec.images else film[-1:])
+    return Visualization(name, film if agent.world.spec.images else film[[still]])

@@ -1,10 +1,7 @@
-"""Metrics as JSON lines and TensorBoard events, and videos as GIF summaries and files."""
+"""Metrics as JSON lines and TensorBoard events, with films."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
 import json
 import math
 import os
@@ -18,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -26,10 +22,9 @@ from torch.utils.tensorboard.summary import hparams
 
 from latentplan.runs import metrics_file
 from latentplan.runs.sinks import Sinks
+from latentplan.runs.video import encode_gif, encode_png, write_bytes
 from latentplan.types import UserError
 
-MAX_GIF_FRAMES = 250  # frames of longer videos are skipped, so that an event file stays small
-MAX_PALETTE_PIXELS = 2**18  # computing the palette takes about a second per million pixels
 _EMPTY: Mapping[str, float] = MappingProxyType({})
 
 
@@ -114,7 +109,7 @@ class Logger:
             ("png", encode_png(frames[0])) if len(frames) == 1 else ("gif", encode_gif(frames, fps))
         )
         path = self._folder / "videos" / f"{tag.replace('/', '-')}-{frame}.{kind}"
-        _write_bytes(path, encoded)
+        write_bytes(path, encoded)
         height, width = frames.shape[1:3]
         image = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=encoded
@@ -185,103 +180,6 @@ class Logger:
         self._file.close()
         if self._sinks is not None:
             self._sinks.close()
-
-
-def encode_png(image: np.ndarray) -> bytes:
-    """Encode an image (H, W, 3) uint8 as a PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def encode_gif(frames: np.ndarray, fps: float) -> bytes:
-    """Encode ``frames`` (T, H, W, 3) uint8 as an endless GIF with one palette for all frames.
-
-    If there are more than ``MAX_GIF_FRAMES`` frames, only every n-th is kept and is shown n times
-    as long. The duration of the video stays the same.
-
-    Raises:
-        ValueError: ``frames`` has another shape or dtype, or is empty.
-    """
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
-        raise ValueError(f"want (T, H, W, 3) uint8 frames, got {frames.dtype} {frames.shape}")
-    stride = math.ceil(len(frames) / MAX_GIF_FRAMES)
-    frames, fps = frames[::stride], fps / stride
-    count, height, width, _ = frames.shape
-    sample = frames[:: math.ceil(frames[..., 0].size / MAX_PALETTE_PIXELS)]
-    palette = _stack_vertically(sample).quantize(255, Image.Quantize.MEDIANCUT)
-    # The 256th entry of the palette marks pixels that did not change. Dithering is off because its
-    # noise differs from frame to frame, so that it cannot be compressed.
-    indexed = _stack_vertically(frames).quantize(palette=palette, dither=Image.Dither.NONE)
-    images = [indexed.crop((0, t * height, width, (t + 1) * height)) for t in range(count)]
-    buffer = io.BytesIO()
-    # Viewers show frames of less than 20 ms for 100 ms.
-    duration = max(20, round(100 / fps) * 10)
-    images[0].save(
-        buffer, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0
-    )
-    return buffer.getvalue()
-
-
-def write_video(path: Path, frames: np.ndarray, fps: float) -> Path:
-    """Write ``frames`` (T, H, W, 3) uint8 as an mp4 file or a GIF.
-
-    A GIF is written if ``path`` ends in ``.gif``, or if ffmpeg is missing or fails.
-
-    Returns:
-        The path that was written, with the suffix ``.mp4`` or ``.gif``.
-
-    Raises:
-        UserError: neither file can be written there.
-    """
-    path = Path(path)
-    if path.suffix != ".gif" and importlib.util.find_spec("imageio_ffmpeg"):
-        path = path.with_suffix(".mp4")
-        if _write_mp4(path, frames, fps):
-            return path
-    path = path.with_suffix(".gif")
-    _write_bytes(path, encode_gif(frames, fps))
-    return path
-
-
-def _write_mp4(path: Path, frames: np.ndarray, fps: float) -> bool:
-    """Write an mp4 file with ffmpeg. If that fails, return False and leave ``path`` as it was."""
-    import imageio_ffmpeg  # optional, and slow to import
-
-    # The codec halves the resolution of colors, so height and width must be even.
-    padding = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
-    frames = np.ascontiguousarray(np.pad(frames, padding, mode="edge"))
-    temporary = path.with_name(f".{path.stem}-new.mp4")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        size = (frames.shape[2], frames.shape[1])
-        writer = imageio_ffmpeg.write_frames(str(temporary), size, fps=fps, macro_block_size=2)
-        writer.send(None)
-        for image in frames:
-            writer.send(image)
-        writer.close()
-        if not temporary.stat().st_size:  # close() raises no error if ffmpeg failed
-            raise OSError("ffmpeg wrote nothing")
-        os.replace(temporary, path)
-    # There is no ffmpeg binary for this platform, or it fails. It may fail to list its encoders.
-    except (OSError, RuntimeError, IndexError):
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        return False
-    return True
-
-
-def _stack_vertically(frames: np.ndarray) -> Image.Image:
-    """One image (T * H, W) of all frames, so that a single call of Pillow quantizes all frames."""
-    return Image.fromarray(np.ascontiguousarray(frames).reshape(-1, *frames.shape[2:]))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def _mean(scalars: list[Tensor | float]) -> float:

@@ -5,6 +5,7 @@ Monitoring does not change the run, because evaluation and films have their own 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -16,13 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from latentplan.agent import Agent
 from latentplan.config.schema import Config, sink_names
 from latentplan.data.replay import Replay
-from latentplan.envs import TooManyFaultsError, has_environment, make_eval_env
+from latentplan.envs import TooManyFaultsError, VectorEnv, has_environment
 from latentplan.envs.rendering import Renderer
-from latentplan.evaluation.evaluate import score
+from latentplan.envs.simulator import FRAME_SECONDS, Picture
+from latentplan.evaluation.episodes import score
 from latentplan.inspection.calibration import (
     CONTEXT,
     HORIZON,
@@ -31,22 +34,24 @@ from latentplan.inspection.calibration import (
     scalars,
     windows,
 )
-from latentplan.inspection.dream_against_reality import make_dream_against_reality_film
+from latentplan.inspection.dream_against_reality import (
+    make_dream_against_reality_film,
+    make_film_env,
+)
 from latentplan.inspection.tensorboard_layout import set_up_tensorboard
 from latentplan.inspection.visualizations import (
     DREAM_DECISIONS,
     FPS,
     REAL_DECISIONS,
     SEQUENCES,
-    Visualization,
-    film_or_still,
     visualizations,
 )
 from latentplan.runs.console_log import FILE_ONLY
 from latentplan.runs.logger import Logger
 from latentplan.runs.sinks import Sinks
+from latentplan.runs.stamp import stamp
 from latentplan.runtime.clock import Every, Stopwatch, disk, memory
-from latentplan.types import Timestep
+from latentplan.types import Timestep, join
 
 log = logging.getLogger("latentplan")
 CALIBRATION_WINDOWS = 10, 30  # smallest and largest number of windows that are evaluated
@@ -105,6 +110,7 @@ class Monitor:
         self._returns = np.zeros(config.env.num_envs)
         self._lengths = np.zeros(config.env.num_envs, dtype=int)
         self._last_row = (time.monotonic(), frame, 0)  # time, frames, updates at the last row
+        self._messages = contextlib.ExitStack()
         self._bar = tqdm(
             total=config.steps,
             initial=frame,
@@ -112,6 +118,8 @@ class Monitor:
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
+        if not self._bar.disable:  # messages appear above the bar and do not break it
+            self._messages.enter_context(logging_redirect_tqdm())
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the schedules, for the checkpoint."""
@@ -186,6 +194,7 @@ class Monitor:
     def close(self) -> None:
         """Close the progress bar and the log files."""
         self._bar.close()
+        self._messages.close()
         self.logger.close()
 
     # --- reports ----------------------------------------------------------------------------
@@ -240,8 +249,17 @@ class Monitor:
             planning = last and config.plan.candidates > 1
             modes = ["mean", "sample"] + ["planner"] * planning
             means, faults = {}, 0
+            rows: list[Timestep] = []
+            filmed = ("mean", "planner") if config.eval.video else ()
             for mode, scores in score(
-                self.agent, config, self.renderer, modes, config.eval.episodes, config.seed
+                self.agent,
+                config,
+                self.renderer,
+                modes,
+                config.eval.episodes,
+                config.seed,
+                watch={"mean": rows.append},
+                cameras=dict.fromkeys(filmed, _as_seen) if self.agent.world.spec.images else {},
             ):
                 means[mode], name = scores.mean, METRIC_NAMES[mode]
                 faults += scores.faults
@@ -253,11 +271,12 @@ class Monitor:
                     }
                 )
                 log.info("%s at frame %d: %.1f", LABELS[mode], frames, scores.mean)
-                film = scores.film(self.agent.world.spec)
-                if film is not None and config.eval.video and mode != "sample":
-                    self.logger.video(f"episode/{name}_video", film, frames, fps=30)
+                if scores.film is not None:
+                    film = np.stack(scores.film.frames)
+                    self._show(f"episode/{name}_video", film, frames, scores.film.fps, mode)
                 if mode == "mean":
-                    self._calibrate(scores.rows)
+                    self._calibrate(join(rows, np.stack))
+                    rows.clear()
             self.logger.add({"env/eval_faults": float(faults)})
             if "planner" in means:
                 gap = means["planner"] - means["mean"]
@@ -298,13 +317,23 @@ class Monitor:
             if not len(batch.reward):  # all episodes are shorter than `length`
                 return
             context = min(config.log.inspect_context, length - 1)
-            for visualization in visualizations(agent, batch.to(device), context):
-                self._show(visualization, frames)
+            for name, film in visualizations(agent, batch.to(device), context):
+                self._show(f"imagination/{name}", film, frames, FPS)
             if not self._has_env:
                 return
-            with make_eval_env(config, self.renderer, SEQUENCES, config.seed) as env:
-                film = make_dream_against_reality_film(agent, env, REAL_DECISIONS, DREAM_DECISIONS)
-            self._show(film_or_still(agent, "dream_against_reality", film), frames)
+            env, draws = make_film_env(config, self.renderer, SEQUENCES, config.seed)
+            with env:
+                film = make_dream_against_reality_film(
+                    agent, env, REAL_DECISIONS, DREAM_DECISIONS, draws
+                )
+            self._show("imagination/dream_against_reality", film, frames, FPS)
 
-    def _show(self, visualization: Visualization, frames: int) -> None:
-        self.logger.video(f"imagination/{visualization.name}", visualization.frames, frames, FPS)
+    def _show(self, tag: str, film: np.ndarray, frames: int, fps: float, *more: str) -> None:
+        """Log a film (T, H, W, 3) with the name of the run, the frame, and ``more`` texts on it."""
+        named = stamp(film, self.folder.absolute().name, frames, *more)
+        self.logger.video(tag, named, frames, fps)
+
+
+def _as_seen(env: VectorEnv, row: Timestep) -> Picture:
+    """A camera that shows what the agent sees, which costs nothing to draw."""
+    return Picture(row.obs[env.spec.images[0]][0].copy(), FRAME_SECONDS)

@@ -21,6 +21,7 @@ from latentplan.nn.distributions import (
 )
 from latentplan.nn.ensemble import bootstrap_mask
 from latentplan.nn.layers import MLP
+from latentplan.nn.random import Generators, draw_rows
 from latentplan.types import EnvSpec, Latent, Prediction, StepNoise, Timestep, WorldLoss
 from latentplan.world.barlow import Barlow
 from latentplan.world.decoder import Decoder
@@ -113,18 +114,18 @@ class WorldModel(nn.Module):
         row: Timestep,
         latent: Latent,
         uniform: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> Latent:
         """The posterior state (N) after one observed row (N).
 
         Args:
             latent: the state (N) before the row.
-            uniform: (N, S) in [0, 1); drawn by ``generator`` when not given.
+            uniform: (N, S) in [0, 1); drawn by ``generator``, or by one per row, when not given.
         """
         embed = self.encode(row.obs)
         if uniform is None:
             shape = embed.shape[0], self.config.stoch
-            uniform = torch.rand(shape, device=embed.device, generator=generator)
+            uniform = draw_rows(torch.rand, shape, generator, embed.device)
         return self.rssm.filter(latent, embed, row.prev_action, row.is_first, uniform)
 
     def observe(

@@ -250,12 +250,6 @@ def test_eval_needs_at_least_one_episode(home: Path, capsys: pytest.CaptureFixtu
     assert "episodes" in error_of(capsys, "eval", home / "run", "--episodes", 0)
 
 
-def test_a_video_needs_a_run_with_images(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sentence = error_of(capsys, "eval", home / "run", "--video", home / "film.mp4")
-    assert "no images" in sentence and "obs=state" in sentence
-    assert not list(home.glob("film*"))
-
-
 @pytest.mark.parametrize("seed", [-1, 2**64])
 @pytest.mark.parametrize("command", ["eval", "imagine"])
 def test_a_seed_outside_the_accepted_range_is_an_error(

@@ -14,7 +14,8 @@ import psutil
 import pytest
 from environments import children, make, run_python, walk
 
-from latentplan.envs import StepInterruptedError
+from latentplan.config.schema import EnvConfig
+from latentplan.envs import StepInterruptedError, make_vector
 from latentplan.envs.gym import import_module
 from latentplan.types import EnvSpec, UserError
 
@@ -322,3 +323,28 @@ def test_a_file_can_import_its_neighbours(tmp_path: Path, monkeypatch: pytest.Mo
     file.write_text("from latentplan_test_neighbour import LENGTH\nassert LENGTH == 10\n")
     import_module(str(file))
     assert sys.modules.pop("latentplan_test_neighbour").LENGTH == 10
+
+
+# --- films ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [False, True])
+@pytest.mark.parametrize(("kind", "obs"), [("Plain", "state"), ("Image", "pixels")])
+def test_the_camera_of_a_film_is_not_what_the_agent_sees(
+    module: str, kind: str, obs: str, workers: bool
+) -> None:
+    settings = EnvConfig(module=module, repeat=3, workers=workers)
+    with make_vector(f"gym:{kind}-v0", obs, settings, num_envs=2, seed=0, film=True) as env:
+        env.reset()
+        picture = env.draw(1)
+        env.step(np.zeros((2, 2)))  # a drawing changes nothing
+    assert picture.image.shape == (600, 300, 3)  # 100 x 50, enlarged six times
+    assert (picture.image[:300] == 255).all() and not picture.image[300:].any()
+    assert picture.seconds == pytest.approx(3 / 30)
+
+
+def test_an_environment_without_a_picture_cannot_be_drawn(module: str) -> None:
+    with make("gym:Plain-v0", module=module) as env:  # made without a film
+        env.reset()
+        with pytest.raises(UserError, match="cannot be drawn"):
+            env.draw(0)

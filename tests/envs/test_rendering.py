@@ -235,3 +235,40 @@ def test_the_tested_pair_is_the_one_that_is_installed() -> None:
     pins = (ROOT / "constraints.txt").read_text().splitlines()
     for name, version in doctor.TESTED.items():
         assert any(pin.replace("-", "_") == f"{name}=={version}" for pin in pins)
+
+
+FILM = """
+import json
+import numpy as np
+from latentplan.config.schema import EnvConfig
+from latentplan.envs import Renderer, make_vector
+
+def play(obs, film, workers=False):
+    settings, renderer = EnvConfig(workers=workers, repeat=2), Renderer("BACKEND", "fast", True, "")
+    rows, pictures = [], []
+    with make_vector(
+        "cartpole_swingup", obs, settings, num_envs=1, seed=0, renderer=renderer, film=film
+    ) as env:
+        rows.append(env.reset()[0])
+        for _ in range(3):
+            pictures += [env.draw(0)] if film else []
+            rows.append(env.step(np.ones((1, 1)))[0])
+    return rows, pictures
+
+if __name__ == "__main__":
+    plain, filmed = play("pixels", False)[0], play("pixels", True)[0]
+    assert all(np.array_equal(a.obs["image"], b.obs["image"]) for a, b in zip(plain, filmed))
+    for workers in (False, True):
+        rows, pictures = play("state", True, workers)
+        assert set(rows[0].obs) == {"vector"}
+        assert {x.image.shape for x in pictures} == {(256, 256, 3)}
+        assert {x.seconds for x in pictures} == {0.02}  # two frames of 0.01 s
+        assert len({x.image.tobytes() for x in pictures}) == 3 and pictures[0].image.mean() > 10
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_film_is_drawn_for_any_observations(backend: str, tmp_path: Path) -> None:
+    """The images of the agent are the same with and without a film."""
+    (tmp_path / "film.py").write_text(FILM.replace("BACKEND", backend))
+    run_python(str(tmp_path / "film.py"))

@@ -6,6 +6,7 @@ import pytest
 from latentplan.inspection import canvas, film
 from latentplan.inspection.canvas import Line, draw_chart, format_number, value_range
 from latentplan.inspection.film import label_width, make_comparison_film, open_loop_headers
+from latentplan.runs import stamp
 
 B, T, SIZE, SCALE = 2, 6, 16, 2
 TILE = SIZE * SCALE + 2 * canvas.BORDER
@@ -89,7 +90,7 @@ def test_labels_and_headers_are_drawn() -> None:
     labels = movie[:, :, :LEFT]
     assert (labels == labels[0]).all(), "labels do not change"
     rows = [labels[0, film.HEADER_HEIGHT + r * PITCH :][:PITCH] for r in range(3)]
-    assert all((row == canvas.TEXT).all(-1).any() for row in rows)
+    assert all((row == stamp.TEXT).all(-1).any() for row in rows)
     assert not np.array_equal(rows[0], rows[1]) and not np.array_equal(rows[1], rows[2])
     headers = movie[:, : film.HEADER_HEIGHT, LEFT:]
     assert len({header.tobytes() for header in headers}) == T, "every frame has its own header"
@@ -98,7 +99,7 @@ def test_labels_and_headers_are_drawn() -> None:
 def test_height_and_width_are_even_for_images_of_any_shape() -> None:
     for shape in [(1, 2, 9, 7, 3), (3, 2, 8, 24, 3)]:
         truth = np.zeros(shape, np.uint8)
-        lines = {"reward": [Line("reward", np.zeros(shape[:2]), canvas.TEXT)]}
+        lines = {"reward": [Line("reward", np.zeros(shape[:2]), stamp.TEXT)]}
         for more in ({"scale": 1}, {"scale": 3}, {"charts": lines}):
             movie = _film(truth, truth, 1, **more)
             assert movie.shape[1] % 2 == 0 and movie.shape[2] % 2 == 0
@@ -125,7 +126,7 @@ def test_arrays_of_another_shape_or_dtype_are_an_error() -> None:
 # --- charts ---------------------------------------------------------------------------------
 
 
-def _heights(image: np.ndarray, color: canvas.Color) -> dict[int, float]:
+def _heights(image: np.ndarray, color: stamp.Color) -> dict[int, float]:
     """The mean row of the pixels in ``color``, by column."""
     rows, columns = np.nonzero((image == color).all(-1))
     return {int(x): float(rows[columns == x].mean()) for x in np.unique(columns)}
@@ -149,7 +150,7 @@ def test_missing_values_leave_a_gap() -> None:
 
 
 def test_ranges_include_all_values_and_are_never_empty() -> None:
-    line = Line("x", np.array([np.nan, 2.0, -1.0]), canvas.TEXT)
+    line = Line("x", np.array([np.nan, 2.0, -1.0]), stamp.TEXT)
     assert value_range([line]) == (-1.0, 2.0)
     assert value_range([line._replace(included=(5.0,))]) == (-1.0, 5.0)
     assert value_range([line._replace(values=np.ones(3))]) == (0.5, 1.5), "never empty"
@@ -165,7 +166,7 @@ def test_ranges_include_all_values_and_are_never_empty() -> None:
 def test_a_mark_moves_over_unchanged_charts() -> None:
     truth = _sequences()
     values = np.linspace(0, 1, B * T).reshape(B, T)
-    lines = {"reward": [Line("true", values, canvas.TEXT), Line("model", values, canvas.SECOND)]}
+    lines = {"reward": [Line("true", values, stamp.TEXT), Line("model", values, canvas.SECOND)]}
     movie = _film(truth, truth, charts=lines)
     below = movie[:, film.HEADER_HEIGHT + 3 * PITCH + canvas.GAP :]
     assert below.shape[1] >= film.CHART_HEIGHT - 1
@@ -173,11 +174,11 @@ def test_a_mark_moves_over_unchanged_charts() -> None:
     for t, x in enumerate(np.rint(canvas.x_positions(T, TILE)).astype(int)):
         for b in range(B):
             column = below[t, : film.CHART_HEIGHT - canvas.GAP, left + b * PITCH + x]
-            assert (column == canvas.TEXT).all()
+            assert (column == stamp.TEXT).all()
     assert (below[:, :, :left] == below[0, :, :left]).all()
 
 
 def test_a_film_without_images_shows_charts() -> None:
-    lines = {"reward": [Line("reward", np.zeros((3, T)), canvas.TEXT)]}
+    lines = {"reward": [Line("reward", np.zeros((3, T)), stamp.TEXT)]}
     movie = film.make_film({}, open_loop_headers(2, T), lines)
     assert movie.shape[0] == T and movie.shape[2] >= 3 * film.CHART_WIDTH

@@ -15,9 +15,11 @@ from painter import SIZE, VECTOR_SPEC, PaintedEnv, make_painter, painted_batch
 from PIL import Image
 
 from latentplan.behavior.imagination import imagine
+from latentplan.envs.simulator import Picture
 from latentplan.inspection import (
     canvas,
     dream_against_reality,
+    entries,
     film,
     imagined_rollouts,
     open_loop,
@@ -25,8 +27,10 @@ from latentplan.inspection import (
 )
 from latentplan.inspection.latent_map import THUMBNAIL, latent_map
 from latentplan.inspection.visualizations import CAPTIONS, visualizations
-from latentplan.runs.logger import encode_gif, encode_png
-from latentplan.types import Timestep
+from latentplan.nn.distributions import symlog
+from latentplan.runs import stamp
+from latentplan.runs.video import encode_gif, encode_png
+from latentplan.types import Timestep, UserError
 
 GRAY = 127  # the gray level of an error of zero
 
@@ -71,6 +75,28 @@ def test_the_film_of_a_perfect_model_shows_no_error(content: SimpleNamespace) ->
     uncertainty = lines(content, "uncertainty")["uncertainty"]
     assert np.isnan(uncertainty[:, :3]).all(), "context rows are not predicted"
     np.testing.assert_allclose(uncertainty[:, 3:], added[:, 2:], atol=1e-6)
+
+
+def test_a_film_of_vectors_compares_the_entries_that_vary_most(content: SimpleNamespace) -> None:
+    batch = painted_batch(2, 7, VECTOR_SPEC)
+    batch.is_terminal[1, 6] = True
+    open_loop.make_open_loop_film(make_painter(spec=VECTOR_SPEC), batch, 3)
+    entry = lines(content, "vector[0]")
+    np.testing.assert_array_equal(entry["true"], batch.obs["vector"][..., 0])
+    np.testing.assert_allclose(entry["model"], entry["true"], atol=1e-5)
+    ends = lines(content, "continue")
+    assert ends["true"][1, 6] == 0 and ends["true"].sum() == 13 and (ends["model"] == 1).all()
+
+
+def test_the_entries_of_a_chart_are_those_that_vary_most() -> None:
+    truth = np.zeros((2, 5, 9), np.float32)
+    for entry, scale in ((1, 3.0), (4, 0.5), (5, 1e-3), (6, 40.0), (8, 0.2)):
+        truth[..., entry] = scale * np.linspace(-1, 1, 5)
+    charts = entries.entry_charts(truth, symlog(torch.from_numpy(truth)) * 0, "vector")
+    assert list(charts) == ["vector[1]", "vector[4]", "vector[6]", "vector[8]"]
+    true, model = charts["vector[6]"]
+    np.testing.assert_array_equal(true.values, truth[..., 6])
+    assert not model.values.any()
 
 
 def test_the_model_receives_no_observations_after_the_context(content: SimpleNamespace) -> None:
@@ -132,8 +158,8 @@ PITCH = plan_fan.MIN_COLUMN_WIDTH + 2 * canvas.BORDER + canvas.GAP  # wider than
 
 def fan_tile(fan: np.ndarray, rank: int, step: int) -> np.ndarray:
     """The image of a predicted state, with its border, of the candidate with this rank."""
-    line = canvas.LINE_HEIGHT + canvas.GAP
-    top = line + rank * (line + SIDE + 2 * canvas.LINE_HEIGHT) + line
+    line = stamp.LINE_HEIGHT + canvas.GAP
+    top = line + rank * (line + SIDE + 2 * stamp.LINE_HEIGHT) + line
     return fan[top : top + SIDE, step * PITCH : step * PITCH + SIDE]
 
 
@@ -210,6 +236,32 @@ def test_the_environment_takes_the_dreamed_actions(content: SimpleNamespace) -> 
     np.testing.assert_allclose(rewards["dream"], rewards["reality"], atol=1e-6)
 
 
+@pytest.mark.parametrize("drawable", [True, False])
+def test_a_dream_of_vectors_is_shown_beside_the_scene(
+    content: SimpleNamespace, drawable: bool
+) -> None:
+    class VectorEnv(PaintedEnv):
+        def _row(self, action: torch.Tensor, first: bool = False) -> Timestep:
+            row = super()._row(action, first)
+            return row._replace(obs={"vector": self.level.numpy()})
+
+        def draw(self, i: int) -> Picture:
+            if not drawable:
+                raise UserError("no picture")
+            return Picture(np.full((20, 30, 3), 255 * float(self.level[i]), np.uint8), 0.1)
+
+    agent = make_painter(spec=VECTOR_SPEC)
+    movie = dream_against_reality.make_dream_against_reality_film(
+        agent, VectorEnv(100), 3, 5, draws=True
+    )
+    entry = lines(content, "vector[0]")
+    np.testing.assert_allclose(entry["dream"], entry["reality"], atol=1e-5)
+    assert len(movie) == (6 if drawable else 1)
+    if drawable:
+        scene = level(content.rows["reality"])
+        np.testing.assert_allclose(scene, 255 * entry["reality"], atol=1)
+
+
 def test_the_distance_grows_with_the_difference_from_reality(content: SimpleNamespace) -> None:
     dream_against_reality.make_dream_against_reality_film(
         make_painter(), PaintedEnv(100, drift=4 / 255), 3, 5
@@ -249,7 +301,7 @@ def test_without_images_there_are_charts() -> None:
         make_painter(spec=VECTOR_SPEC), painted_batch(2, 6, VECTOR_SPEC), 3
     ):
         names.append(visualization.name)
-        assert len(visualization.frames) == 1 and (visualization.frames != canvas.BACKGROUND).any()
+        assert len(visualization.frames) == 1 and (visualization.frames != stamp.BACKGROUND).any()
     assert names == ["open_loop", "imagined_policy", "plan_fan", "planner_against_policy"]
 
 

@@ -18,7 +18,7 @@ import latentplan.training.loop
 from latentplan.agent import Agent
 from latentplan.data.replay import Replay
 from latentplan.envs import VectorEnv, make_eval_env, make_train_env
-from latentplan.evaluation.evaluate import run_episodes
+from latentplan.evaluation.episodes import run_episodes
 from latentplan.inspection.curves import read_metrics
 from latentplan.runs import checkpoint, run_folder
 from latentplan.runtime.device import pick_device
@@ -48,19 +48,19 @@ def are_passed_on(carries: list[tuple[Latent, Latent]]) -> bool:
 # --- evaluation -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "lengths"), [(1, [7, 10, 8]), (2, [7, 11, 10])])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_scores_are_the_returns_of_whole_episodes(
-    count: int, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+    count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the counting environment, the reward of a frame is the number of the frame.
 
-    The second of two environments plays episodes 3 and 4. The first one plays the shorter episodes
-    0 and 1, and then another episode until the second one has ended. That episode does not count.
+    Episodes 0, 1, 2 and 3 have 7, 10, 8 and 11 frames. Two environments play the first two, and the
+    one that ends first plays the third. Episodes that end earlier than these do not count.
     """
+    lengths = [7, 10, 8, 11]
     carries = record_carries(monkeypatch, "act")
-    first = [0, 3][:count]
-    with make("dummy:count", num_envs=count, repeat=1, mode="eval", first_episodes=first) as env:
-        result = run_episodes(Agent(env.spec, agent_config()), env, 3)
+    with make("dummy:count", num_envs=count, repeat=1, mode="eval") as env:
+        result = run_episodes(Agent(env.spec, agent_config()), env, 4)
     assert result.lengths == lengths
     assert result.returns == [n * (n + 1) / 2 for n in lengths]
     assert are_passed_on(carries)
