@@ -20,6 +20,7 @@ from latentplan.datasets.minari_episodes import MinariEpisodes
 from latentplan.types import Timestep, UserError
 
 LENGTH = 4
+pytestmark = pytest.mark.filterwarnings("ignore")  # minari asks for an author and a description
 
 
 class Counter(gymnasium.Env):
@@ -80,24 +81,40 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "datasets"
 
 
-def record(env: gymnasium.Env, name: str, episodes: int = 3) -> np.ndarray:
+def record(env: Counter, name: str, episodes: int = 3) -> np.ndarray:
     """Record random episodes, and return their actions (episodes, T, A)."""
     import minari
+    from minari.data_collector import EpisodeBuffer
 
-    pytest.importorskip("jax")  # minari needs it to record, and not to read
-    collector = minari.DataCollector(env, jpeg_encoding=False)
     env.action_space.seed(0)
-    actions = []
-    for _ in range(episodes):
-        collector.reset()
-        actions.append([])
+    buffers = []
+    for number in range(episodes):
+        observations, steps = [env.reset()[0]], []
         for _ in range(LENGTH):
             action = env.action_space.sample()
-            actions[-1].append(action)
-            collector.step(action)
-    collector.create_dataset(dataset_id=name, algorithm_name="random", author="test")
-    collector.close()
-    return np.array(actions)
+            observation, *outcome, _ = env.step(action)
+            observations.append(observation)
+            steps.append((action, *outcome))
+        buffers.append(
+            EpisodeBuffer(
+                number, None, None, stack(observations), *map(list, zip(*steps, strict=True))
+            )
+        )
+    minari.create_dataset_from_buffers(
+        name,
+        buffers,
+        observation_space=env.observation_space,
+        action_space=env.action_space,
+        jpeg_encoding=False,
+    )
+    return np.array([buffer.actions for buffer in buffers])
+
+
+def stack(observations: list[Any]) -> Any:
+    """Observations as minari stores them: the entries of a Dict by name."""
+    if not isinstance(observations[0], dict):
+        return observations
+    return {name: [x[name] for x in observations] for name in observations[0]}
 
 
 def read(folder: Path, to: Path) -> Timestep:
