@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -166,13 +167,26 @@ def _tensorboard(args: argparse.Namespace) -> NoReturn:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder.")
-        if len(folders) > 1 and "," in os.path.abspath(folder):  # TensorBoard has no quotes
-            raise UserError(f"{folder} has a comma in its path: show it alone, or its parent.")
-    spec = ",".join(f"{name}:{folder}" for name, folder in _short_names(folders).items())
-    logdir = ["--logdir", str(folders[0])] if len(folders) == 1 else ["--logdir_spec", spec]
+    logdir = _log_folder(folders)
     address = ["--host", args.host, "--port", str(args.port)]
     # This process becomes the server. A signal then reaches the server, and none is left behind.
     os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", *logdir, *address])
+
+
+def _log_folder(folders: list[Path]) -> list[str]:
+    """The arguments of TensorBoard that name the folders."""
+    named = _short_names(folders)
+    if len(named) == 1:
+        return ["--logdir", str(folders[0])]
+    # TensorBoard splits a list at commas, and a name from its folder at the first colon.
+    if not any("," in str(folder) or ":" in name for name, folder in named.items()):
+        return ["--logdir_spec", ",".join(f"{name}:{folder}" for name, folder in named.items())]
+    # The folder stays, because this process becomes the server. It holds nothing but these links.
+    links = Path(tempfile.mkdtemp(prefix="latentplan-tensorboard-"))
+    for name, folder in named.items():
+        (links / name).parent.mkdir(parents=True, exist_ok=True)
+        (links / name).symlink_to(folder, target_is_directory=True)
+    return ["--logdir", str(links)]
 
 
 def _short_names(folders: list[Path]) -> dict[str, Path]:

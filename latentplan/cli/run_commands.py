@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from latentplan.runtime import cores
 if TYPE_CHECKING:
     from latentplan.config.schema import Config
 
+log = logging.getLogger("latentplan")
 STOPPING = (
     "Ctrl-C, SIGTERM and SIGHUP save a checkpoint and stop, with the exit codes 130, 143 and 129. "
     "The end of steps or train.minutes is exit code 0."
@@ -228,6 +230,7 @@ def _calibrate(args: argparse.Namespace) -> int:
         **run_options(args),
     )
     print(to_json(report))
+    log.info("%s", report["verdict"])
     return 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from latentplan.inspection.calibration import (
     scalars,
     windows,
 )
+from latentplan.inspection.diagnosis import RANKS
 from latentplan.inspection.plots import pyplot
 from latentplan.runs import run_folder
 from latentplan.runs.logger import Logger
@@ -33,6 +36,7 @@ from latentplan.runtime.device import pick_device
 from latentplan.types import Timestep, UserError, join
 
 RELIABILITY_STEPS = 5  # steps ahead at which the reliability is computed
+GOOD_RANKS = 0.5  # rank correlation: a quarter of the variance of the ranks is explained
 SEED = 7919  # seed of the held-out episodes; scores use the seed of the run
 
 
@@ -61,7 +65,7 @@ def calibrate(
         module, trust, checkpoint: as in :func:`latentplan.evaluation.evaluate.evaluate`.
 
     Returns:
-        The content of ``calibration.json``, and the path of the plot.
+        The content of ``calibration.json``, with a ``verdict`` in words, and the path of the plot.
 
     Raises:
         UserError: the folder contains no run, the episodes are too few or too short, the unseen
@@ -125,6 +129,7 @@ def calibrate_agent(
         "auroc": separation,
         "auroc_same_task": separation_same_task,
     }
+    report["verdict"] = verdict(report)
     target = out / "calibration"
     target.mkdir(parents=True, exist_ok=True)
     (target / "calibration.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -161,34 +166,72 @@ def held_out(agent: Agent, config: Config, episodes: int) -> Timestep:
     return result
 
 
+def verdict(report: Mapping[str, Any]) -> str:
+    """What the numbers of a report mean, in words."""
+    rho = report["rank_correlation"]["latent"][RELIABILITY_STEPS - 1]
+    if not math.isfinite(rho):
+        return (
+            "There is no verdict: the uncertainty or the error is the same in all windows. "
+            "An ensemble of one member never disagrees."
+        )
+    reward = report["rank_correlation"]["reward"][RELIABILITY_STEPS - 1]
+    also = f", and {reward:.2f} with that of the reward" if math.isfinite(reward) else ""
+    fact = (
+        f"rank correlation {rho:.2f} with the error of the latent state{also}, "
+        f"{RELIABILITY_STEPS} decisions ahead, in {report['windows']} windows; 0 is chance and 1 "
+        "is perfect"
+    )
+    if rho < RANKS:
+        meaning = (
+            "The uncertainty does not tell where the model errs, so neither a bonus nor a penalty "
+            "for it is of use"
+        )
+    elif rho < GOOD_RANKS:
+        meaning = "The uncertainty tells roughly where the model errs"
+    else:
+        meaning = "The uncertainty tells well where the model errs"
+    sentence = f"{meaning} ({fact})."
+    if report["auroc"] is not None:
+        sentence += (
+            f" It is higher in {report['unseen']} than in the replay with probability "
+            f"{report['auroc']:.2f}; 0.5 is chance."
+        )
+    return sentence
+
+
 def draw_plot(report: dict[str, Any], path: Path) -> Path:
-    """Plot rank correlation and error against steps ahead, and the reliability.
+    """Plot the mean errors of windows against their uncertainty, under the verdict.
+
+    The windows are in groups of equal size, from the least to the most uncertain one. An error of 1
+    is the mean over all groups.
 
     Args:
         report: the content of ``calibration.json``.
         path: the PNG to write, which is also the result.
     """
     plt = pyplot()
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    for name, rho in report["rank_correlation"].items():
-        steps = range(1, len(rho) + 1)
-        axes[0].plot(steps, rho, marker=".", label=name)
-        error = np.asarray(report["mean_error"][name])
-        axes[1].plot(steps, error / max(error[-1], 1e-12), marker=".", label=name)
-        bins = report["reliability"][name]
-        largest = max(*bins["error"], 1e-12)
-        axes[2].plot(bins["uncertainty"], np.asarray(bins["error"]) / largest, marker=".")
-    axes[0].axhline(0, color="gray", linewidth=1)
-    labels = (
-        ("steps ahead", "rank correlation with the error"),
-        ("steps ahead", "mean error / error of the last step"),
-        (f"summed uncertainty, {RELIABILITY_STEPS} steps", "mean error / largest mean error"),
+    figure, axis = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    groups = 0
+    for name in report["rank_correlation"]:
+        errors = np.asarray(report["reliability"][name]["error"])
+        groups = len(errors)
+        relative = errors / max(float(errors.mean()), 1e-12)
+        label = "latent state" if name == "latent" else name
+        axis.plot(range(1, groups + 1), relative, marker="o", label=f"error of the {label}")
+    axis.axhline(1, color="gray", linewidth=1, linestyle="--", label="no relation")
+    axis.set_xticks(
+        range(1, groups + 1),
+        ["least", *map(str, range(2, groups)), "most"] if groups > 1 else ["all"],
     )
-    for axis, (x, y) in zip(axes, labels, strict=True):
-        axis.set_xlabel(x)
-        axis.set_ylabel(y)
-        axis.grid(alpha=0.3)
-    axes[0].legend(frameon=False, fontsize=8)
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel(f"windows in {groups} groups, by the uncertainty of the model")
+    axis.set_ylabel(f"error, {RELIABILITY_STEPS} decisions ahead / mean error")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=9)
+    run = Path(report["run"]).absolute().name
+    described = f"{run}, {report['task']}, frame {report['frames']:,}"
+    wrapped = textwrap.fill(report["verdict"], 105)
+    axis.set_title(f"{described}\n{wrapped}", fontsize=9, loc="left")
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

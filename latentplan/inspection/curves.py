@@ -20,6 +20,9 @@ COLUMNS = (
     *("frame", "seconds", "mean", "std", "planner"),
 )
 
+WIDTH, PER_ROW = 13, 4  # inches of a figure, and largest number of panels beside each other
+HEIGHTS = {1: 4.5, 2: 3.8, 3: 3.4, 4: 3.0}  # inches of a panel, by the number of columns
+CONFIDENCE, RESAMPLES = 95, 1000  # percent of the bootstrap's resamples that lie in a band
 EVALUATION = ("time", "episode/eval_score", "episode/eval_std")  # what every evaluation logs
 
 
@@ -114,17 +117,20 @@ def draw_curves(
     panels: Mapping[str, Mapping[str, Sequence[Curve]]],
     path: Path | BinaryIO,
     *,
+    title: str = "",
     goal: float | None = None,
     minutes: bool = False,
 ) -> None:
     """Plot returns against frames.
 
     There is a panel for each title and a color for each label. A thin line is one run. If a label
-    has several runs, a thick line is their mean at the frames that all of them have.
+    has several runs, a thick line is their mean, and a band the CONFIDENCE % interval of the mean
+    by a bootstrap over the runs. With few runs the interval is too narrow.
 
     Args:
         panels: {title: {label: curves}}.
         path: the PNG to write.
+        title: the title of the whole figure.
         goal: a return at which a dashed line is drawn.
         minutes: draw every panel a second time, against wall-clock time.
 
@@ -134,23 +140,31 @@ def draw_curves(
     plt = pyplot()
     x_keys = ("frame", "seconds") if minutes else ("frame",)
     views = [(title, key) for title in panels for key in x_keys]
-    width = min(4.5, 13 / len(views))
-    figure, axes = plt.subplots(
-        1, len(views), figsize=(width * len(views), 3.2), squeeze=False, layout="constrained"
+    columns = min(len(views), PER_ROW)
+    rows = -(-len(views) // columns)
+    height = rows * HEIGHTS[columns] + 0.3 * bool(title)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(WIDTH, height), squeeze=False, layout="constrained"
     )
+    if title:
+        figure.suptitle(title, fontsize=11)
+    axes = grid.ravel()
+    for axis in axes[len(views) :]:
+        axis.set_axis_off()
     labels = list(dict.fromkeys(label for groups in panels.values() for label in groups))
-    for axis, (title, key) in zip(axes[0], views, strict=True):
-        for label, curves in panels[title].items():
+    for axis, (panel, key) in zip(axes, views, strict=False):
+        for label, curves in panels[panel].items():
             _draw_group(axis, curves, key, f"C{labels.index(label)}", label)
-        axis.set_title(title, fontsize=9)
+        axis.set_title(panel, fontsize=9)
         axis.set_xlabel("thousand environment frames" if key == "frame" else "minutes")
         axis.grid(alpha=0.3)
         axis.set_ylim(bottom=0)
         if goal is not None:
             axis.axhline(goal, color="gray", linestyle="--", linewidth=1)
-        if axis is axes[0, 0] or not panels[title].keys() <= panels[views[0][0]].keys():
+        if axis is axes[0] or not panels[panel].keys() <= panels[views[0][0]].keys():
             axis.legend(frameon=False, fontsize=8)
-    axes[0, 0].set_ylabel("evaluation return")
+    for axis in grid[:, 0]:
+        axis.set_ylabel("evaluation return")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -162,15 +176,60 @@ def _draw_group(axis: Any, curves: Sequence[Curve], key: str, color: str, label:
     for _, rows in curves:
         x, y = [row[key] / unit for row in rows], [row["mean"] for row in rows]
         axis.plot(x, y, color=color, linewidth=1, alpha=1 if single else 0.35)
-    x, y = mean_curve(curves) if key == "frame" and not single else ([], [])
-    axis.plot([frame / unit for frame in x], y, color=color, label=label)
+    frames, scores = aligned(curves) if key == "frame" and not single else ([], np.empty((0, 0)))
+    x = [frame / unit for frame in frames]
+    axis.plot(x, scores.mean(0) if len(scores) else [], color=color, label=label)
+    if frames and len(scores) > 1:
+        rng = np.random.default_rng(0)
+        drawn = scores[rng.integers(len(scores), size=(RESAMPLES, len(scores)))].mean(1)
+        outside = (100 - CONFIDENCE) / 2
+        low, high = np.percentile(drawn, [outside, 100 - outside], axis=0)
+        axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def aligned(curves: Sequence[Curve]) -> tuple[list[int], np.ndarray]:
+    """The scores of runs at common frames.
+
+    Runs may have been evaluated at different frames. Between two evaluations, the score of a run is
+    interpolated. Runs without an evaluation are left out.
+
+    Returns:
+        The F frames at which any run was evaluated, from the first one that all runs have reached
+        to the last one, and the scores (runs, F). F is 0 if the runs have no frames in common.
+    """
+    known = [rows for _, rows in curves if rows]
+    if not known:
+        return [], np.empty((0, 0))
+    first = max(rows[0]["frame"] for rows in known)
+    last = min(rows[-1]["frame"] for rows in known)
+    frames = sorted({x["frame"] for rows in known for x in rows if first <= x["frame"] <= last})
+    scores = [
+        np.interp(frames, [x["frame"] for x in rows], [x["mean"] for x in rows]) for rows in known
+    ]
+    return frames, np.array(scores)
 
 
 def mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float]]:
-    """The frames at which every run was evaluated, and the mean over the runs at each of them."""
-    scores = [{row["frame"]: row["mean"] for row in rows} for _, rows in curves]
-    frames = sorted(set.intersection(*(set(x) for x in scores)))
-    return frames, [float(np.mean([x[frame] for x in scores])) for frame in frames]
+    """The frames of :func:`aligned`, and the mean over the runs at each of them."""
+    frames, scores = aligned(curves)
+    return frames, [float(x) for x in scores.mean(0)] if frames else []
+
+
+def missing(curves: Mapping[str, Mapping[str, Sequence[Curve]]]) -> list[str]:
+    """A sentence for every run and mean that a figure of :func:`draw_curves` does not have."""
+    sentences = []
+    for title, groups in curves.items():
+        for label, group in groups.items():
+            sentences += [
+                f"{curve.description['run']} is not in the figure: it has not been evaluated yet."
+                for curve in group
+                if not curve.rows
+            ]
+            if sum(bool(curve.rows) for curve in group) > 1 and not aligned(group)[0]:
+                sentences.append(
+                    f"{title}, {label} has no mean: its runs were not evaluated at common frames."
+                )
+    return sentences
 
 
 def _rounded(score: float | None) -> float | None:

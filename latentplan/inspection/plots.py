@@ -20,4 +20,6 @@ def pyplot() -> ModuleType:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    # A user's own style may have a transparent background, or the colors of a dark screen.
+    pyplot.style.use("default")
     return pyplot

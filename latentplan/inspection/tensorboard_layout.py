@@ -72,9 +72,11 @@ METRIC_GROUPS = {
     "replay, and `disk` is the size of the run folder.",
     "replay": "Number of rows that can be sampled.",
 }
-# TensorBoard shows the first five, in alphabetical order, until others are selected.
+# TensorBoard shows the first five, in alphabetical order, until others are selected. These describe
+# a run, so their names begin with a number.
+FIRST_HYPERPARAMETERS = ("task", "seed", "size", "obs", "ablation")
 HYPERPARAMETERS = (
-    *("ablation", "obs", "seed", "size", "task", "env.repeat", "train.ratio"),
+    *("env.repeat", "train.ratio"),
     *("behavior.improvement", "behavior.gradient", "behavior.entropy", "behavior.horizon"),
     *("distill.weight", "mpdp.beta", "mpdp.horizon", "mpdp.policies"),
     *("plan.candidates", "plan.explore_rate", "plan.horizon", "plan.imagine_rate"),
@@ -105,6 +107,7 @@ def help_text() -> str:
 
 
 def hyperparameters(config: Config) -> dict[str, str | float]:
-    """The values of the configuration keys in ``HYPERPARAMETERS``."""
+    """The values of the configuration keys, by their names in TensorBoard."""
     flat = flatten(asdict(config))
-    return {key: flat[key] for key in HYPERPARAMETERS}
+    first = {f"{i + 1} {key}": flat[key] for i, key in enumerate(FIRST_HYPERPARAMETERS)}
+    return {**first, **{key: flat[key] for key in HYPERPARAMETERS}}

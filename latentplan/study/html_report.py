@@ -15,17 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from latentplan.config.loading import load_resolved
-from latentplan.inspection.curves import Curve, draw_curves, read_curve, read_metrics
+from latentplan.inspection.curves import (
+    CONFIDENCE,
+    Curve,
+    draw_curves,
+    missing,
+    read_curve,
+    read_metrics,
+)
 from latentplan.inspection.imagination_report import imagine
 from latentplan.inspection.plots import pyplot
 from latentplan.inspection.tensorboard_layout import FIRST_PAGE
 from latentplan.inspection.visualizations import CAPTIONS
 from latentplan.runs import resuming
+from latentplan.study.report import title_of
 from latentplan.types import UserError
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; color: #222;
-       padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; color: #222;
+       background: #fff; padding: 0 1rem }
+figure.wide, figure.wide img { width: 100% }
 h2 { border-top: 2px solid #ddd; padding-top: 1rem; margin-top: 3rem }
 table { border-collapse: collapse } td, th { padding: .2rem .8rem; text-align: left;
        border-bottom: 1px solid #ddd }
@@ -64,17 +73,26 @@ def write_report(
         raise UserError("None of these runs has been evaluated yet.")
     # An error about the folder comes before the films are made.
     out.parent.mkdir(parents=True, exist_ok=True)
+    panels = _panels(curves)
+    title = title_of("latentplan", list(panels))
+    caption = (
+        "Evaluation return of the policy's mean action. A thin line is one run, a thick one the "
+        f"mean of runs that differ only in the seed, and a band its {CONFIDENCE} % interval by a "
+        "bootstrap over the runs, which is too narrow for few runs."
+    )
     parts = [
         _summary(curves),
-        _figure(_returns(curves), "Evaluation return of the policy's mean action."),
+        _figure(_returns(panels, title), caption, wide=True),
+        *(f"<p>{escape(sentence)}</p>" for sentence in missing(panels)),
     ]
     for run, curve in curves.items():
         files = imagine(run, device=device, module=module, trust=trust)
         parts += _run_section(run, curve, files)
     body = "\n".join(parts)
     html = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>latentplan</title>'
-        f"<style>{STYLE}</style></head>\n<body><h1>latentplan</h1>\n{body}\n</body></html>\n"
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
     )
     out.write_text(html, encoding="utf-8")
     return out
@@ -100,7 +118,8 @@ def _run_section(run: Path, curve: Curve, imagined: dict[str, Any]) -> list[str]
     """HTML about one run. ``imagined`` is what `imagine` returned for it."""
     sessions = curve.description["sessions"]
     parts = [f"<h2>{escape(run.name)}</h2>", _commands(run, sessions), "<h3>Curves</h3>"]
-    parts.append(_figure(_charts(read_metrics(run)), "The curves to check first, against frames."))
+    charts = _charts(read_metrics(run))
+    parts.append(_figure(charts, "The curves to check first, against frames.", wide=True))
     parts.append("<h3>Imagination</h3>")
     parts += [f"<p>{escape(imagined[k])}</p>" for k in ("note", "planner") if k in imagined]
     parts += [
@@ -132,13 +151,18 @@ def _typed(command: Sequence[str]) -> str:
     return shlex.join(["latentplan", *command[1:]])
 
 
-def _returns(curves: dict[Path, Curve]) -> tuple[str, bytes]:
+def _panels(curves: dict[Path, Curve]) -> dict[str, dict[str, list[Curve]]]:
+    """The curves by task and label."""
     panels: dict[str, dict[str, list[Curve]]] = {}
     labels = _labels(list(curves))
     for run, curve in curves.items():
         panels.setdefault(curve.description["task"], {}).setdefault(labels[run], []).append(curve)
+    return panels
+
+
+def _returns(panels: dict[str, dict[str, list[Curve]]], title: str) -> tuple[str, bytes]:
     buffer = io.BytesIO()
-    draw_curves(panels, buffer)
+    draw_curves(panels, buffer, title=title)
     return ".png", buffer.getvalue()
 
 
@@ -188,7 +212,8 @@ def _charts(metrics: Sequence[dict[str, Any]]) -> tuple[str, bytes]:
     return ".png", buffer.getvalue()
 
 
-def _figure(file: tuple[str, bytes], caption: str) -> str:
+def _figure(file: tuple[str, bytes], caption: str, wide: bool = False) -> str:
+    """HTML of a figure with its caption; ``wide``: as wide as the page."""
     suffix, content = file
     source = f"data:{TYPES[suffix]};base64,{base64.b64encode(content).decode()}"
     shown = (
@@ -196,7 +221,8 @@ def _figure(file: tuple[str, bytes], caption: str) -> str:
         if suffix == ".mp4"
         else f'<img src="{source}" alt="">'
     )
-    return f"<figure>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
+    kind = ' class="wide"' if wide else ""
+    return f"<figure{kind}>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

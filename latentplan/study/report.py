@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from latentplan.config.tasks import parse_task
 from latentplan.inspection.curves import (
     Curve,
     draw_curves,
+    missing,
     read_curve,
     read_curves,
     report_path,
@@ -26,13 +28,14 @@ from latentplan.study.run_metrics import (
     read_run_metrics,
     write_run_metrics,
 )
-from latentplan.study.statistics import CONFIDENCE, Estimate, aggregate
+from latentplan.study.statistics import CONFIDENCE, Estimate, aggregate, mean_of_runs
 from latentplan.types import UserError
 
+MOST_TASKS = 4  # that a title names
 HEAD = (
     "task",
     "ablation",
-    "final return: mean (each seed)",
+    f"final return: mean [{CONFIDENCE} % by a bootstrap over seeds] (each seed)",
     "mean of the curve",
     "planner, final",
     "frames to reward",
@@ -55,11 +58,19 @@ class Result(NamedTuple):
     done: bool
 
 
+def title_of(name: str, tasks: Sequence[str]) -> str:
+    """The title of a report: its name, its tasks and the date of today."""
+    named = ", ".join(tasks) if len(tasks) <= MOST_TASKS else f"{len(tasks)} tasks"
+    return f"{name}: {named}, {datetime.date.today().isoformat()}"
+
+
 Panels = dict[str, dict[str, list[Result]]]  # by task, then ablation: the results of its runs
 
 
 def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
     """Write ``out``.csv and .json (curves), ``out``_run_metrics.csv and ``out``.png.
+
+    The title of the figure has the name of the study, its tasks and the date.
 
     All metrics of a run are blank if its replay is missing or no longer has its first rows. Metrics
     that need the model are blank if the checkpoint has another architecture.
@@ -71,7 +82,8 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
 
     Returns:
         A Markdown table with a row per task and ablation. If the study has several tasks and
-        several ablations with several runs each, a second table has a row per ablation.
+        several ablations with several runs each, a second table has a row per ablation. Sentences
+        at the end name missing curves.
 
     Raises:
         UserError: no run of the study has been evaluated yet, a run is damaged or has other
@@ -97,7 +109,8 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
         task: {ablation: [result.curve for result in group] for ablation, group in groups.items()}
         for task, groups in panels.items()
     }
-    draw_curves(curves, report_path(out, ".png"))
+    title = title_of(path.stem, list(panels))
+    draw_curves(curves, report_path(out, ".png"), title=title)
     rows = [
         _row(task, ablation, group)
         for task, groups in panels.items()
@@ -105,7 +118,11 @@ def report(path: Path, out: Path, also: Sequence[Path] = ()) -> str:
     ]
     known = {job.ablation for job in results}
     ablations = [name for name in dict.fromkeys(job.ablation for job in matrix) if name in known]
-    return "\n\n".join([_table(HEAD, rows), *_over_tasks(panels, ablations)])
+    absent = [job.folder.name for job in matrix if job not in results]
+    notes = missing(curves)
+    if absent:
+        notes.append(f"Not evaluated yet, and left out: {', '.join(absent)}.")
+    return "\n\n".join([_table(HEAD, rows), *_over_tasks(panels, ablations), *notes])
 
 
 def _from_folders(matrix: Sequence[Job]) -> dict[Job, Result]:
@@ -151,7 +168,7 @@ def _row(task: str, ablation: str, group: Sequence[Result]) -> list[str]:
     return [
         task,
         _label(ablation, group),
-        f"{np.mean(final):.0f} ({', '.join(f'{x:.0f}' for x in final)})",
+        f"{_with_interval(final)} ({', '.join(f'{x:.0f}' for x in final)})",
         _average(means, 0),
         _average(planner, 0),
         never,
@@ -211,6 +228,12 @@ def _final(result: Result) -> float:
 
 def _mean_of_curve(result: Result) -> float:
     return float(np.mean([row["mean"] for row in result.curve.rows]))
+
+
+def _with_interval(scores: Sequence[float]) -> str:
+    """A mean over runs, with its interval if there are several runs."""
+    mean = mean_of_runs(scores)
+    return f"{mean.value:.0f}" if len(scores) == 1 else _interval(mean, 0)
 
 
 def _interval(x: Estimate, digits: int) -> str:

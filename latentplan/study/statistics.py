@@ -66,6 +66,13 @@ def aggregate(scores: Scores, baseline: str) -> dict[str, Aggregate]:
     return result
 
 
+def mean_of_runs(scores: Sequence[float]) -> Estimate:
+    """The mean of the runs of one task and ablation, and its interval; one run has none."""
+    runs = np.asarray(scores, float)
+    drawn = runs[np.random.default_rng(0).integers(runs.size, size=(RESAMPLES, runs.size))]
+    return _estimate(runs.mean(keepdims=True), drawn.mean(1))
+
+
 def _estimate(value: NDArray, resampled: NDArray) -> Estimate:
     outside = (100 - CONFIDENCE) / 2
     low, high = np.percentile(resampled, [outside, 100 - outside])

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from environments import ROOT, run_python
+from tensorboard.compat.tensorflow_stub.io import gfile
 
 from latentplan import __version__
 from latentplan.cli import machine_commands as machine
@@ -147,14 +148,25 @@ def test_tensorboard_is_reachable_only_from_this_machine_by_default(
     assert second[2:] == ["--host", "0.0.0.0", "--port", "7"]
 
 
-def test_tensorboard_cannot_show_several_folders_with_a_comma(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_tensorboard_shows_runs_with_commas_and_colons_in_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folders = [tmp_path / "lr=1,b=2", tmp_path / "other"]
-    for folder in folders:
-        folder.mkdir()
-    assert main(["tensorboard", *map(str, folders)]) == 2
-    assert "comma" in capsys.readouterr().err
+    """TensorBoard's list of folders has no quotes, so it gets a folder of links."""
+    called = []
+    monkeypatch.setattr(machine.os, "execv", lambda program, command: called.append(command))
+    monkeypatch.setattr(machine.tempfile, "tempdir", str(tmp_path))
+    names = ["lr=1,b=2/run", "12:30/run", "plain/run"]
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+    main(["tensorboard", *(str(tmp_path / name) for name in names)])
+    option, links = called[0][3:5]
+    assert option == "--logdir"
+    for name in names:
+        assert (Path(links) / name).resolve() == tmp_path / name
+    # TensorBoard walks through links.
+    (tmp_path / names[1] / "events.out.tfevents.1").touch()
+    found = [folder for folder, _, files in gfile.walk(links) if files]
+    assert found == [str(Path(links) / names[1])]
 
 
 def test_tensorboard_takes_the_place_of_this_process(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,17 @@ def test_scalars_are_named_after_the_steps_ahead() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("rho", "words"),
+    [(-0.3, "does not tell"), (0.3, "roughly"), (0.8, "tells well"), (float("nan"), "no verdict")],
+)
+def test_the_verdict_says_what_the_correlation_means(rho: float, words: str) -> None:
+    correlations = {"latent": [0.0, 0.0, 0.0, 0.0, rho], "reward": [0.1] * 5}
+    report = {"rank_correlation": correlations, "windows": 30, "auroc": None}
+    sentence = calibration_report.verdict(report)
+    assert words in sentence and (math.isnan(rho) or f"{rho:.2f}" in sentence)
+
+
 def test_new_rows_are_distinguished_from_replayed_ones(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +177,7 @@ def test_a_run_is_calibrated(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert all(len(rho) == 15 for rho in report["rank_correlation"].values())
     assert 0 < report["auroc"] < 1 and report["unseen"] == "dummy:pixels"
     assert 0 < report["auroc_same_task"] < 1
+    assert report["verdict"].startswith("The uncertainty ") and "0.5 is chance" in report["verdict"]
     assert (run / "calibration" / "calibration.png").stat().st_size > 5000
     assert list((run / "calibration").glob("events.out.tfevents*"))
     assert main(["calibrate", str(run), "--episodes", "0"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import json
 import re
 from html.parser import HTMLParser
@@ -19,7 +20,7 @@ from latentplan.config.loading import load_resolved
 from latentplan.inspection.curves import Curve, read_curve
 from latentplan.inspection.visualizations import CAPTIONS
 from latentplan.runs import run_folder
-from latentplan.study.html_report import _returns
+from latentplan.study.html_report import _panels, _returns
 from latentplan.training.loop import train
 
 PLANNED = ("plan.candidates=3", "plan.horizon=2")
@@ -62,7 +63,8 @@ def test_imagine_explains_missing_images(
     result = json.loads(capsys.readouterr().out)
     assert "no images" in result["note"] and "--plan candidates=4" in result["planner"]
     assert "planner_against_policy" not in result["files"]
-    assert all(path.endswith(".png") for path in result["files"].values())
+    films = {name for name, path in result["files"].items() if not path.endswith(".png")}
+    assert films == {"dream_against_reality"}  # the scene can be drawn, for any observations
     more = ["--out", str(tmp_path / "more"), "--plan", "candidates=4"]
     assert main(["imagine", str(runs[1]), *more]) == 0
     assert "planner_against_policy" in json.loads(capsys.readouterr().out)["files"]
@@ -114,6 +116,8 @@ def test_a_report_is_one_file_without_links(
     assert capsys.readouterr().out.strip() == str(out)
     text = out.read_text()
     page = Page(text)
+    title = f"latentplan: dummy:pixels, {datetime.date.today().isoformat()}"
+    assert f"<title>{title}</title>" in text and f"<h1>{title}</h1>" in text
     assert len(page.sources) >= 10 and all(x.startswith("data:") for x in page.sources)
     for source in page.sources:
         content = base64.b64decode(source.split("base64,")[1])
@@ -129,7 +133,8 @@ def test_only_runs_that_differ_in_the_seed_share_a_curve(
 ) -> None:
     drawn: dict[str, dict[str, list[Curve]]] = {}
     monkeypatch.setattr(
-        "latentplan.study.html_report.draw_curves", lambda panels, buffer: drawn.update(panels)
+        "latentplan.study.html_report.draw_curves",
+        lambda panels, buffer, title: drawn.update(panels),
     )
     eight = ["ablation=coplanner", "plan.candidates=8"]
     runs = {
@@ -147,7 +152,7 @@ def test_only_runs_that_differ_in_the_seed_share_a_curve(
         run_folder.record_session(tmp_path / name, config, {})
         (tmp_path / name / "metrics.jsonl").touch()
         curves[tmp_path / name] = read_curve(tmp_path / name)
-    _returns(curves)
+    _returns(_panels(curves), "title")
     assert {
         task: {
             label: "".join(x.description["run"] for x in group) for label, group in groups.items()

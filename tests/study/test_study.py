@@ -16,7 +16,7 @@ from environments import ROOT
 
 from latentplan.cli.main import main
 from latentplan.config.loading import flatten, load, preset_folder
-from latentplan.inspection.curves import Curve, mean_curve, read_curve
+from latentplan.inspection.curves import Curve, mean_curve, missing, read_curve
 from latentplan.runs import checkpoint, resuming, run_folder
 from latentplan.study.matrix import jobs, read_study, table
 from latentplan.training.loop import train
@@ -304,6 +304,25 @@ def test_a_mean_curve_has_the_frames_common_to_all_runs() -> None:
         for points in ([(10, 1.0), (20, 2.0), (25, 9.0)], [(10, 3.0), (20, 6.0)])
     ]
     assert mean_curve(curves) == ([10, 20], [2.0, 4.0])
+
+
+def test_a_mean_curve_survives_uneven_evaluations() -> None:
+    points = {"a": [(10, 1.0), (20, 3.0), (40, 7.0)], "b": [(15, 0.0), (35, 20.0)], "c": []}
+    curves = [
+        Curve({"run": name}, [{"frame": f, "mean": m} for f, m in rows])
+        for name, rows in points.items()
+    ]
+    frames, means = mean_curve(curves)
+    assert frames == [15, 20, 35]
+    assert means == pytest.approx([(2 + 0) / 2, (3 + 5) / 2, (6 + 20) / 2])
+    apart = Curve({"run": "d"}, [{"frame": 50, "mean": 1.0}])
+    assert mean_curve([curves[0], apart]) == ([], [])
+    assert missing({"walk": {"dreamer": curves[:2]}}) == []
+    sentences = missing({"walk": {"dreamer": curves, "mpdp": [curves[0], apart]}})
+    assert [sentence.split()[:3] for sentence in sentences] == [
+        ["c", "is", "not"],
+        ["walk,", "mpdp", "has"],
+    ]
 
 
 def test_a_failed_run_is_named_in_the_log(tmp_path: Path) -> None:
