@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.machinery import SourceFileLoader
-from pathlib import Path
-from types import CodeType
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from latentplan.envs import rendering
+from latentplan.envs.modules import import_module
 from latentplan.envs.simulator import flatten_state, image_space, is_image, vector_space
 from latentplan.types import UserError, shown
 
@@ -26,67 +23,47 @@ _VALUES = {  # of Gymnasium's methods
 }
 
 
-def build(name: str, obs: str, module: str) -> GymEnvironment:
+def build(
+    name: str, obs: str, module: str, image_size: int, renderer: rendering.Renderer | None
+) -> GymEnvironment:
     """Build the environment with the registered id ``name``.
 
     Args:
         obs: ``pixels``, ``state`` or ``both``.
         module: a module name or a .py file, which is imported first; empty: none.
+        image_size: pixels per side of the frames that a MuJoCo environment draws.
+        renderer: how MuJoCo draws; None where the environment draws without OpenGL.
     """
+    if renderer is not None:  # before MuJoCo is imported
+        os.environ.update(rendering.environment_variables(renderer))
     if module:
         import_module(module)
-    return GymEnvironment(name, obs)
-
-
-def import_module(module: str) -> None:
-    """Import the module or file that registers a user's environments.
-
-    A file can import its neighbours by their names, as in ``python FOLDER/file.py``.
-
-    Raises:
-        UserError: it does not exist, or its import fails.
-    """
-    try:
-        if not module.endswith(".py"):
-            importlib.import_module(module)
-            return
-        path = Path(module).resolve()
-        name = f"{path.stem}_{hashlib.sha1(str(path).encode()).hexdigest()[:8]}"
-        if name in sys.modules:
-            return
-        loader = _FromSource(name, str(path))
-        spec = importlib.util.spec_from_file_location(name, path, loader=loader)
-        if spec is None:
-            raise ImportError(f"{path} cannot be imported")
-        loaded = importlib.util.module_from_spec(spec)
-        sys.modules[name] = loaded  # pickle looks up the classes of the module there
-        if str(path.parent) not in sys.path:
-            sys.path.insert(0, str(path.parent))
-        try:
-            loader.exec_module(loaded)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    except Exception as error:  # a user's code may raise any exception
-        raise UserError(
-            f"env.module={module} could not be imported: {type(error).__name__}: {error}"
-        ) from error
-
-
-class _FromSource(SourceFileLoader):
-    """Compiles a file each time it is imported.
-
-    Compiled code in ``__pycache__`` beside the file may say anything, and only the file is compared
-    with the record of trusted files.
-    """
-
-    def get_code(self, fullname: str) -> CodeType:
-        path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
+    return GymEnvironment(name, obs, image_size, renderer)
 
 
 def _is_image_space(space: spaces.Space) -> bool:
     return isinstance(space, spaces.Box) and is_image(space.shape, space.dtype)
+
+
+def _takes_frame_size(env: gymnasium.Env) -> bool:
+    """Whether an environment draws with Gymnasium's MuJoCo renderer, in a size that it can be told.
+
+    The width and height of another environment may be those of its world.
+    """
+    mujoco_env = sys.modules.get("gymnasium.envs.mujoco.mujoco_env")
+    kind = type(env.unwrapped)
+    if mujoco_env is None or not issubclass(kind, mujoco_env.MujocoEnv) or env.spec is None:
+        return False
+    if inspect.isfunction(env.spec.entry_point) or {"width", "height"} & set(env.spec.kwargs):
+        return False
+    # Down to the class whose parameters they are.
+    for initialize in (vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)):
+        parameters = inspect.signature(initialize).parameters
+        if {"width", "height"} <= set(parameters):
+            return True
+        if all(x.kind is not inspect.Parameter.VAR_KEYWORD for x in parameters.values()):
+            return False
+    return False
 
 
 def _number(name: str, value: Any) -> float:
@@ -107,9 +84,11 @@ class GymEnvironment:
     result of ``render()``. It has its own size; the parent process resizes it.
     """
 
-    def __init__(self, name: str, obs: str) -> None:
+    def __init__(
+        self, name: str, obs: str, image_size: int, renderer: rendering.Renderer | None
+    ) -> None:
         self._name = name
-        self._env = self._make(None)
+        self._env = self._make({})
         entries = self._entries_of_space(self._env.observation_space)
         images = [key for key, space in entries.items() if _is_image_space(space)]
         if len(images) > 1:
@@ -122,9 +101,17 @@ class GymEnvironment:
         self._image_key = images[0] if images else None
         self._draws = obs in ("pixels", "both") and self._image_key is None
         if self._draws:
+            drawn_by_mujoco = _takes_frame_size(self._env)
             self._env.close()
             os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame without a display
-            self._env = self._make("rgb_array")
+            # Not every environment takes a render_mode, so it is passed only where it is needed.
+            arguments: dict[str, Any] = {"render_mode": "rgb_array"}
+            if drawn_by_mujoco:
+                arguments |= {"width": image_size, "height": image_size}
+            self._env = self._make(arguments)
+            if drawn_by_mujoco and renderer is not None:
+                model: Any = self._env.unwrapped
+                rendering.tune_model(model.model, renderer.quality, image_size)
         self.action_low, self.action_high = self._action_bounds()
         parts: dict[str, spaces.Space[Any]] = {}
         if obs in ("pixels", "both"):
@@ -162,19 +149,20 @@ class GymEnvironment:
         return observation
 
     def close(self) -> None:
+        viewer = self._enter_mujoco_context()
+        if viewer is not None:
+            viewer.con.free()  # later it would free what another context has under the same names
         self._env.close()
 
-    def _make(self, render_mode: str | None) -> gymnasium.Env:
+    def _make(self, arguments: dict[str, Any]) -> gymnasium.Env:
         try:
-            # Not every environment takes a render_mode, so it is passed only where it is needed.
-            mode: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-            return gymnasium.make(self._name, disable_env_checker=True, **mode)
+            return gymnasium.make(self._name, disable_env_checker=True, **arguments)
         except gymnasium.error.UnregisteredEnv as error:
             raise UserError(
                 f"Gymnasium has no environment {self._name!r} ({error}). "
                 "Your own environment needs env.module=FILE.py, a file that registers it."
             ) from error
-        except gymnasium.error.DependencyNotInstalled as error:
+        except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
             raise UserError(f"gym:{self._name} needs another package: {error}.") from error
 
     def _entries_of_space(self, space: spaces.Space) -> dict[str, spaces.Space]:
@@ -246,7 +234,18 @@ class GymEnvironment:
         assert self._image_key is not None  # else :meth:`_render` makes the image
         return np.asarray(self._observation[self._image_key])
 
+    def _enter_mujoco_context(self) -> Any:
+        """Make the OpenGL context of Gymnasium's MuJoCo renderer current; return its viewer.
+
+        The renderer assumes that no other environment of this process draws. None: it is not used.
+        """
+        viewer = getattr(getattr(self._env.unwrapped, "mujoco_renderer", None), "viewer", None)
+        if viewer is not None:
+            viewer.make_context_current()
+        return viewer
+
     def _render(self) -> np.ndarray:
+        self._enter_mujoco_context()
         try:
             frame = self._env.render()
         except gymnasium.error.DependencyNotInstalled as error:

@@ -15,7 +15,7 @@ import pytest
 from environments import children, make, run_python, walk
 
 from latentplan.envs import StepInterruptedError
-from latentplan.envs.gym import import_module
+from latentplan.envs.modules import import_module
 from latentplan.types import EnvSpec, UserError
 
 MODULE = """
