@@ -100,6 +100,7 @@ class ControlSuite:
         limited = bounds.maximum < _UNLIMITED
         self.action_low = np.where(limited, bounds.minimum, -1.0)
         self.action_high = np.where(limited, bounds.maximum, 1.0)
+        self.action_dtype = "float64"
         parts: dict[str, spaces.Space[Any]] = {}
         if obs in ("pixels", "both"):
             parts["image"] = image_space(image_size, image_size)

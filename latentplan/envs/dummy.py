@@ -39,6 +39,7 @@ class Blob:
     def __init__(self, obs: str, image_size: int) -> None:
         self.observation_space = _observation_space(obs, image_size, 2)
         self.action_low, self.action_high = -np.ones(2), np.ones(2)
+        self.action_dtype = "float64"
         axis = np.linspace(-1.2, 1.2, image_size)
         self._x, self._y = axis[None, :], -axis[:, None]  # y points up
         self._position = np.zeros(2)
@@ -88,6 +89,7 @@ class Count:
     def __init__(self, obs: str, image_size: int) -> None:
         self.observation_space = _observation_space(obs, image_size, 4)
         self.action_low, self.action_high = -np.ones(2), np.ones(2)
+        self.action_dtype = "float64"
         self._size = image_size
         self._episode = self._frame = 0
         self._action = np.zeros(2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -14,9 +14,18 @@ from gymnasium import spaces
 
 from latentplan.envs import rendering
 from latentplan.envs.modules import import_module
-from latentplan.envs.simulator import flatten_state, image_space, is_image, vector_space
+from latentplan.envs.observations import (
+    IMAGE_AXES,
+    ObservationError,
+    entries_of,
+    image_size_of,
+    read,
+    size_of,
+)
+from latentplan.envs.simulator import image_space, vector_space
 from latentplan.types import UserError, shown
 
+_UNLIMITED = 1e9  # a bound of this size or more only says that there is none
 _VALUES = {  # of Gymnasium's methods
     "reset": ("observation", "info"),
     "step": ("observation", "reward", "terminated", "truncated", "info"),
@@ -39,10 +48,6 @@ def build(
     if module:
         import_module(module)
     return GymEnvironment(name, obs, image_size, renderer)
-
-
-def _is_image_space(space: spaces.Space) -> bool:
-    return isinstance(space, spaces.Box) and is_image(space.shape, space.dtype)
 
 
 def _takes_frame_size(env: gymnasium.Env) -> bool:
@@ -79,9 +84,9 @@ def _number(name: str, value: Any) -> float:
 class GymEnvironment:
     """A Gymnasium environment; see `latentplan.envs.simulator.Simulator`.
 
-    The vector holds the numbers of the observation, the entries of a Dict in the order of their
-    names. The image is the observation's own uint8 (h, w, 3) entry where there is one, else the
-    result of ``render()``. It has its own size; the parent process resizes it.
+    Its observations are used as `latentplan.envs.observations` says. Where they have no image of
+    their own, the image is the result of ``render()``. It has its own size; the parent process
+    resizes it.
     """
 
     def __init__(
@@ -89,51 +94,30 @@ class GymEnvironment:
     ) -> None:
         self._name = name
         self._env = self._make({})
-        entries = self._entries_of_space(self._env.observation_space)
-        images = [key for key, space in entries.items() if _is_image_space(space)]
-        if len(images) > 1:
-            raise UserError(
-                f"gym:{name} observes several images ({', '.join(images)}): wrap it so that one "
-                "is left."
-            )
-        self._entry_keys = list(entries)
-        self._state_keys = [key for key in entries if key not in images]
-        self._image_key = images[0] if images else None
-        self._draws = obs in ("pixels", "both") and self._image_key is None
+        try:
+            self.entries = entries_of(self._env.observation_space, obs)
+        except UserError as error:
+            raise UserError(f"gym:{name} cannot be used: {error}") from error
+        own_size = image_size_of(self.entries)
+        self._draws = obs in ("pixels", "both") and own_size is None
         if self._draws:
-            drawn_by_mujoco = _takes_frame_size(self._env)
-            self._env.close()
-            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame without a display
-            # Not every environment takes a render_mode, so it is passed only where it is needed.
-            arguments: dict[str, Any] = {"render_mode": "rgb_array"}
-            if drawn_by_mujoco:
-                arguments |= {"width": image_size, "height": image_size}
-            self._env = self._make(arguments)
-            if drawn_by_mujoco and renderer is not None:
-                model: Any = self._env.unwrapped
-                rendering.tune_model(model.model, renderer.quality, image_size)
-        self.action_low, self.action_high = self._action_bounds()
+            self._make_drawing(image_size, renderer)
+        self._set_actions()
         parts: dict[str, spaces.Space[Any]] = {}
         if obs in ("pixels", "both"):
-            parts["image"] = self._find_image_space(entries)
+            parts["image"] = image_space(*(own_size or self._size_of_frames()))
         if obs in ("state", "both"):
-            if not self._state_keys:
-                raise UserError(f"gym:{name} observes nothing but images; use obs=pixels.")
-            dims = [int(np.prod(entries[key].shape or ())) for key in self._state_keys]
-            parts["vector"] = vector_space(sum(dims))
+            numbers = [size_of(entry) for entry in self.entries if entry.use not in IMAGE_AXES]
+            parts["vector"] = vector_space(sum(numbers))
         self.observation_space = spaces.Dict(parts)
-        self._observation: dict[str, Any] = {}
+        self._observation: Any = None
 
     def reset(self, seed: int, episode: int) -> None:
-        observation, _ = self._values("reset", self._env.reset(seed=seed))
-        self._observation = self._entries(observation)
+        self._observation, _ = self._values("reset", self._env.reset(seed=seed))
 
     def advance(self, action: np.ndarray) -> tuple[float, bool, bool]:
-        space = self._env.action_space
-        action = action.reshape(space.shape).astype(space.dtype)
-        values = self._values("step", self._env.step(action))
-        observation, reward, terminated, truncated, _ = values
-        self._observation = self._entries(observation)
+        values = self._values("step", self._env.step(action.reshape(self.action_shape)))
+        self._observation, reward, terminated, truncated, _ = values
         return (
             _number("reward", reward),
             bool(_number("terminated", terminated)),
@@ -141,12 +125,11 @@ class GymEnvironment:
         )
 
     def observe(self) -> dict[str, np.ndarray]:
-        observation = {}
-        if "image" in self.observation_space.spaces:
-            observation["image"] = self._render() if self._draws else self._own_image()
-        if "vector" in self.observation_space.spaces:
-            observation["vector"] = self._flat_state()
-        return observation
+        try:
+            observation = read(self.entries, self._observation)
+        except ObservationError as error:
+            raise UserError(f"The environment returned {error}.") from error
+        return observation | ({"image": self._render()} if self._draws else {})
 
     def close(self) -> None:
         viewer = self._enter_mujoco_context()
@@ -165,21 +148,19 @@ class GymEnvironment:
         except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
             raise UserError(f"gym:{self._name} needs another package: {error}.") from error
 
-    def _entries_of_space(self, space: spaces.Space) -> dict[str, spaces.Space]:
-        entries = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
-        for key, entry in entries.items():
-            if not isinstance(entry, spaces.Box):
-                part = f"entry {key!r} of its observations" if key else "its observation"
-                raise UserError(
-                    f"gym:{self._name} cannot be used: {part} is a {type(entry).__name__}, "
-                    "and only Box (or a Dict of Box) is supported."
-                )
-            if entry.dtype == np.uint8 and len(entry.shape) == 3 and not _is_image_space(entry):
-                raise UserError(
-                    f"gym:{self._name} cannot be used: an image must be (height, width, 3), not "
-                    f"{entry.shape}; wrap the environment."
-                )
-        return entries
+    def _make_drawing(self, image_size: int, renderer: rendering.Renderer | None) -> None:
+        """Build the environment anew, so that it draws itself."""
+        drawn_by_mujoco = _takes_frame_size(self._env)
+        self._env.close()
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame without a display
+        # Not every environment takes a render_mode, so it is passed only where it is needed.
+        arguments: dict[str, Any] = {"render_mode": "rgb_array"}
+        if drawn_by_mujoco:
+            arguments |= {"width": image_size, "height": image_size}
+        self._env = self._make(arguments)
+        if drawn_by_mujoco and renderer is not None:
+            env: Any = self._env.unwrapped
+            rendering.tune_model(env.model, renderer.quality, image_size)
 
     def _values(self, method: str, result: Any) -> Sequence[Any]:
         """The values that ``method`` returned, if their number is that of Gymnasium."""
@@ -192,47 +173,33 @@ class GymEnvironment:
             )
         return result
 
-    def _entries(self, observation: Any) -> dict[str, Any]:
-        entries = observation if isinstance(observation, Mapping) else {"": observation}
-        for key in self._entry_keys:
-            if key not in entries:
-                raise UserError(f"The environment returned an observation without {key!r}.")
-        return dict(entries)
-
-    def _flat_state(self) -> np.ndarray:
-        states = {key: self._observation[key] for key in self._state_keys}
-        try:
-            return flatten_state(states)
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"The environment returned an observation that is not numbers: {error}."
-            ) from error
-
-    def _action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+    def _set_actions(self) -> None:
         space = self._env.action_space
         if not isinstance(space, spaces.Box):
             raise UserError(
                 f"gym:{self._name} cannot be used: its actions are {type(space).__name__}, "
                 "and only Box is supported."
             )
-        if not space.is_bounded():
+        kind = np.dtype(space.dtype)
+        if kind.kind not in "iuf":
+            raise UserError(f"gym:{self._name} cannot be used: its actions are a Box of {kind}.")
+        self.action_low, self.action_high = (
+            bound.reshape(-1).astype(float) for bound in (space.low, space.high)
+        )
+        largest = _UNLIMITED if kind.kind != "f" else min(_UNLIMITED, float(np.finfo(kind).max))
+        unlimited = (-self.action_low >= largest) | (self.action_high >= largest)
+        if unlimited.any():
             raise UserError(
-                f"gym:{self._name} cannot be used: its actions have no bounds. Wrap it in "
-                "gymnasium.wrappers.RescaleAction, or give its Box finite limits."
+                f"gym:{self._name} cannot be used: its actions have no bounds in "
+                f"{unlimited.sum()} of {unlimited.size} dimensions. Give its Box finite limits, "
+                "or wrap it in gymnasium.wrappers.TransformAction with such a Box."
             )
-        return space.low.reshape(-1).astype(float), space.high.reshape(-1).astype(float)
+        self.action_shape, self.action_dtype = space.shape, kind.name
 
-    def _find_image_space(self, entries: dict[str, spaces.Space]) -> spaces.Box:
-        if self._image_key is not None:
-            shape = entries[self._image_key].shape
-            assert shape is not None  # of an image space
-            return image_space(*shape[:2])
+    def _size_of_frames(self) -> tuple[int, int]:
         self._env.reset(seed=0)
-        return image_space(*self._render().shape[:2])
-
-    def _own_image(self) -> np.ndarray:
-        assert self._image_key is not None  # else :meth:`_render` makes the image
-        return np.asarray(self._observation[self._image_key])
+        height, width = self._render().shape[:2]
+        return height, width
 
     def _enter_mujoco_context(self) -> Any:
         """Make the OpenGL context of Gymnasium's MuJoCo renderer current; return its viewer.
@@ -250,7 +217,7 @@ class GymEnvironment:
             frame = self._env.render()
         except gymnasium.error.DependencyNotInstalled as error:
             raise UserError(f"Drawing gym:{self._name} needs another package: {error}.") from error
-        if not isinstance(frame, np.ndarray) or not is_image(frame.shape, frame.dtype):
+        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.shape[2:] != (3,):
             raise UserError(
                 f"gym:{self._name} does not draw: render() must return a uint8 array "
                 "(height, width, 3) in render mode rgb_array."

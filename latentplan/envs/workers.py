@@ -75,7 +75,11 @@ class Recipe:
                 )
                 if begin:
                     _begin(simulator)
-                return Spaces(simulator.observation_space, low, high)
+                space, dtype = simulator.observation_space, simulator.action_dtype
+                if isinstance(simulator, gym.GymEnvironment):
+                    more = simulator.action_shape, simulator.entries
+                    return Spaces(space, low, high, dtype, *more)
+                return Spaces(space, low, high, dtype)
         except UserError:
             raise
         except Exception as error:  # simulators and users' code may raise any exception
