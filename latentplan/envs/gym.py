@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from latentplan.envs import rendering
+from latentplan.envs.isolation import seed_global_generators
 from latentplan.envs.modules import import_module
 from latentplan.envs.observations import (
     IMAGE_AXES,
@@ -45,6 +46,8 @@ def build(
     """
     if renderer is not None:  # before MuJoCo is imported
         os.environ.update(rendering.environment_variables(renderer))
+    # What an import or a constructor draws at random is the same in every worker.
+    seed_global_generators(0)
     if module:
         import_module(module)
     return GymEnvironment(name, obs, image_size, renderer)
@@ -113,6 +116,11 @@ class GymEnvironment:
         self._observation: Any = None
 
     def reset(self, seed: int, episode: int) -> None:
+        seed %= 2**31  # some environments refuse larger seeds
+        seed_global_generators(seed)
+        for env in (self._env, self._env.unwrapped):  # their spaces may differ
+            env.action_space.seed(seed)
+            env.observation_space.seed(seed)
         self._observation, _ = self._values("reset", self._env.reset(seed=seed))
 
     def advance(self, action: np.ndarray) -> tuple[float, bool, bool]:

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from latentplan.config.schema import EnvConfig
 from latentplan.config.tasks import parse_task
 from latentplan.envs import dmc, dummy, gym
+from latentplan.envs.isolation import Isolation, send_output_to_stderr
 from latentplan.envs.rendering import Renderer
 from latentplan.envs.simulator import EpisodeEnv, Simulator, Spaces
 from latentplan.types import UserError
@@ -161,6 +162,7 @@ def follow_parent() -> None:
 
 def _describe_worker(recipe: Recipe, pipe: Connection) -> None:
     follow_parent()
+    send_output_to_stderr()
     if recipe.renderer is None:  # what is built here must not choose a renderer by itself
         os.environ["MUJOCO_GL"] = "disabled"
     try:
@@ -173,7 +175,11 @@ def _describe_worker(recipe: Recipe, pipe: Connection) -> None:
 
 # Evaluations build environments again and again. The spaces stay, and a fault while they are looked
 # up would end the run.
-describe_here = functools.cache(Recipe.describe)
+@functools.cache
+def describe_here(recipe: Recipe) -> Spaces:
+    """Run `Recipe.describe` in this process."""
+    with Isolation()():
+        return recipe.describe()
 
 
 @functools.cache
