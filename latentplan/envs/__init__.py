@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from latentplan.config.schema import Config, EnvConfig
 from latentplan.config.tasks import parse_task
@@ -73,7 +74,20 @@ def _renderer_for(recipe: Recipe, env: EnvConfig) -> Renderer | None:
 
 def _recipe(task: str, obs: str, env: EnvConfig) -> Recipe:
     suite, name = parse_task(task)
-    return Recipe(f"{suite}:{name}", obs, env.image_size, env.module, None)
+    if env.kwargs and suite != "gym":
+        raise UserError(f"env.kwargs are arguments of gym: environments, and {task} has none.")
+    if env.camera and suite != "dmc":
+        raise UserError(
+            f"env.camera is for dm_control tasks, not for {task}: a gym: environment takes "
+            "arguments instead, such as env.kwargs.camera_name=track."
+        )
+    kwargs = tuple((key, _hashable(value)) for key, value in env.kwargs.items())
+    task = f"{suite}:{name}"
+    return Recipe(task, obs, env.image_size, env.module, None, kwargs, env.camera)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 def make_vector(

@@ -18,7 +18,7 @@ from gymnasium import spaces
 from latentplan.config.tasks import split_dmc
 from latentplan.envs import rendering
 from latentplan.envs.simulator import flatten_state, image_space, vector_space
-from latentplan.types import UserError
+from latentplan.types import UserError, shown
 
 # A random model (lqr) is the same in every run and every worker. Episodes take their randomness
 # from the seed of `reset`.
@@ -27,17 +27,21 @@ _UNLIMITED = 1e9  # dm_control writes 1e10 for an actuator without limits
 
 
 def build(
-    name: str, obs: str, image_size: int, renderer: rendering.Renderer | None
+    name: str, obs: str, image_size: int, renderer: rendering.Renderer | None, camera: str = ""
 ) -> ControlSuite:
     """Build a task.
 
     Args:
         name: as `parse_task` returns it.
         renderer: may be None only if ``obs`` is ``state``.
+        camera: its name or number; empty: the usual one.
+
+    Raises:
+        UserError: there is no such camera.
     """
     if obs != "state" and renderer is None:
         raise ValueError("pixels need a renderer")
-    return ControlSuite(name, obs, image_size, None if obs == "state" else renderer)
+    return ControlSuite(name, obs, image_size, None if obs == "state" else renderer, camera)
 
 
 def import_suite(renderer: rendering.Renderer | None) -> ModuleType:
@@ -82,12 +86,18 @@ class ControlSuite:
     """
 
     def __init__(
-        self, name: str, obs: str, image_size: int, renderer: rendering.Renderer | None
+        self,
+        name: str,
+        obs: str,
+        image_size: int,
+        renderer: rendering.Renderer | None,
+        camera: str,
     ) -> None:
         suite = import_suite(renderer)
         domain, task = split_dmc(name)
         self._env = suite.load(domain, task, task_kwargs={"random": _MODEL_SEED})
-        self._size, self._camera_id = image_size, 2 if domain == "quadruped" else 0
+        self._size = image_size
+        self._camera_id = self._find_camera(camera) if camera else 2 * (domain == "quadruped")
         self._camera: Any = None
         self._quality = renderer.quality if renderer else ""
         physics = self._env.physics
@@ -109,6 +119,16 @@ class ControlSuite:
             parts["vector"] = vector_space(sum(int(np.prod(shape)) for shape in shapes))
         self.observation_space = spaces.Dict(parts)
         self._state: dict[str, Any] = {}
+
+    def _find_camera(self, camera: str) -> int:
+        model = self._env.physics.model
+        names = [model.id2name(i, "camera") for i in range(model.ncam)]
+        if camera in names:
+            return names.index(camera)
+        if camera.isascii() and camera.isdigit() and int(camera) < len(names):
+            return int(camera)
+        known = ", ".join(f"{i} ({name})" if name else f"{i}" for i, name in enumerate(names))
+        raise UserError(f"env.camera={shown(camera, quoted=False)} does not exist: use {known}.")
 
     def reset(self, seed: int, episode: int) -> None:
         # The task draws everything from this generator. A new one makes the episode independent of

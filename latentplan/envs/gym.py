@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium
@@ -34,7 +35,12 @@ _VALUES = {  # of Gymnasium's methods
 
 
 def build(
-    name: str, obs: str, module: str, image_size: int, renderer: rendering.Renderer | None
+    name: str,
+    obs: str,
+    module: str,
+    image_size: int,
+    renderer: rendering.Renderer | None,
+    arguments: Mapping[str, Any] = MappingProxyType({}),
 ) -> GymEnvironment:
     """Build the environment with the registered id ``name``.
 
@@ -43,6 +49,7 @@ def build(
         module: a module name or a .py file, which is imported first; empty: none.
         image_size: pixels per side of the frames that a MuJoCo environment draws.
         renderer: how MuJoCo draws; None where the environment draws without OpenGL.
+        arguments: for ``gymnasium.make``.
     """
     if renderer is not None:  # before MuJoCo is imported
         os.environ.update(rendering.environment_variables(renderer))
@@ -50,7 +57,7 @@ def build(
     seed_global_generators(0)
     if module:
         import_module(module)
-    return GymEnvironment(name, obs, image_size, renderer)
+    return GymEnvironment(name, obs, image_size, renderer, arguments)
 
 
 def _takes_frame_size(env: gymnasium.Env) -> bool:
@@ -93,9 +100,14 @@ class GymEnvironment:
     """
 
     def __init__(
-        self, name: str, obs: str, image_size: int, renderer: rendering.Renderer | None
+        self,
+        name: str,
+        obs: str,
+        image_size: int,
+        renderer: rendering.Renderer | None,
+        arguments: Mapping[str, Any],
     ) -> None:
-        self._name = name
+        self._name, self._arguments = name, {"disable_env_checker": True, **arguments}
         self._env = self._make({})
         try:
             self.entries = entries_of(self._env.observation_space, obs)
@@ -147,7 +159,7 @@ class GymEnvironment:
 
     def _make(self, arguments: dict[str, Any]) -> gymnasium.Env:
         try:
-            return gymnasium.make(self._name, disable_env_checker=True, **arguments)
+            return gymnasium.make(self._name, **(self._arguments | arguments))
         except gymnasium.error.UnregisteredEnv as error:
             raise UserError(
                 f"Gymnasium has no environment {self._name!r} ({error}). "

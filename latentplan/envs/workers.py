@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.connection import Connection
+from typing import Any
 
 from latentplan.config.schema import EnvConfig
 from latentplan.config.tasks import parse_task
@@ -50,13 +51,16 @@ class Recipe:
     image_size: int
     module: str
     renderer: Renderer | None
+    kwargs: tuple[tuple[str, Any], ...] = ()  # arguments of a Gymnasium environment
+    camera: str = ""  # of a dm_control task
 
     def build(self) -> Simulator:
         suite, name = parse_task(self.task)
         if suite == "dmc":
-            return dmc.build(name, self.obs, self.image_size, self.renderer)
+            return dmc.build(name, self.obs, self.image_size, self.renderer, self.camera)
         if suite == "gym":
-            return gym.build(name, self.obs, self.module, self.image_size, self.renderer)
+            size, arguments = self.image_size, dict(self.kwargs)
+            return gym.build(name, self.obs, self.module, size, self.renderer, arguments)
         return dummy.build(name, self.obs, self.image_size)
 
     def describe(self, *, begin: bool = False) -> Spaces:
