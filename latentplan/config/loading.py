@@ -162,6 +162,15 @@ def _quoted(value: Any) -> Any:
     return Quoted(value) if isinstance(value, str) else value
 
 
+def to_override(key: str, value: Any) -> str:
+    """The item ``key=value`` for a setting of a YAML file."""
+    if key != NAMED:
+        return f"{key}={value}"
+    tree = _quoted(typed(value))
+    text = yaml.dump(tree, Dumper=_Dumper, default_flow_style=True, width=2**16)
+    return f"{key}={text.strip()}"
+
+
 def to_sealed_yaml(config: Config) -> str:
     """:func:`to_yaml`, behind a line with its CRC32."""
     text = to_yaml(config)

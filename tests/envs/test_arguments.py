@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from environments import make
 
-from latentplan.config.loading import as_config, load, load_resolved, to_yaml
+from latentplan.config import yaml_text
+from latentplan.config.loading import (
+    as_config,
+    flatten,
+    load,
+    load_resolved,
+    to_override,
+    to_yaml,
+)
 from latentplan.runs.resuming import identity
 from latentplan.types import UserError
 
@@ -73,7 +81,9 @@ def test_arguments_reach_the_environment(module: str, workers: bool) -> None:
 def test_values_of_arguments_keep_their_types(text: str, value: Any, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(f"env:\n  kwargs:\n    size: {text}\n    other: 1\n")
+    settings = flatten(yaml_text.read_mapping(file, "study"))
     for config in (
+        load([], [to_override(key, text) for key, text in settings.items()]),
         load([], [f"env.kwargs.size={text}", "env.kwargs.other=1"]),
         load([file]),
         load([file], ["env.kwargs.other=2", "env.kwargs={other: 1}"]),
