@@ -79,6 +79,24 @@ def _has_many_parts(value: object) -> bool:
     return False
 
 
+class Entry(NamedTuple):
+    """One entry of an environment's observations, and how it is used."""
+
+    path: tuple[str | int, ...]  # the keys that lead to it; (): the observation itself
+    use: str  # numbers, one_hot, or the axes of an image, as in latentplan.envs.observations
+    shape: tuple[int, ...]
+    dtype: str
+    counts: tuple[int, ...] = ()  # of one_hot: the number of choices of each of its integers
+    starts: tuple[int, ...] = ()  # of one_hot: the first choice of each of its integers
+    high: int = 255  # of an image: the value of white, 255 or 1
+
+    @classmethod
+    def from_list(cls, plain: Sequence[Any]) -> Entry:
+        """Read the values of an entry, whose tuples have become lists in a file."""
+        values: list[Any] = [tuple(x) if isinstance(x, list) else x for x in plain]
+        return cls(*values)
+
+
 class EnvSpec(NamedTuple):
     """The observations and actions of an environment, in plain values that can be saved as JSON.
 
@@ -91,18 +109,25 @@ class EnvSpec(NamedTuple):
     repeat: int  # frames per decision
     action_low: tuple[float, ...] = ()  # (A,) the environment's actions for -1
     action_high: tuple[float, ...] = ()  # and for 1; both are empty where they are not known
+    action_shape: tuple[int, ...] | None = None  # in the environment; None: (A,)
+    action_dtype: str = "float64"  # in the environment
+    entries: tuple[Entry, ...] = ()  # of a Gymnasium environment's own observations
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a file; :meth:`from_dict` reads them."""
         obs = {name: [list(shape), dtype] for name, (shape, dtype) in self.obs.items()}
-        return self._asdict() | {"obs": obs}
+        parts = [[list(x) if isinstance(x, tuple) else x for x in entry] for entry in self.entries]
+        return self._asdict() | {"obs": obs, "entries": parts}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> EnvSpec:
         """Read what :meth:`to_dict` of this or an earlier version wrote."""
         obs = {name: (tuple(shape), dtype) for name, (shape, dtype) in plain["obs"].items()}
         bounds = {k: tuple(plain.get(k, ())) for k in ("action_low", "action_high")}
-        return cls(**{**plain, "obs": obs, **bounds})
+        entries = tuple(Entry.from_list(x) for x in plain.get("entries", ()))
+        shape = plain.get("action_shape")
+        shape = None if shape is None else tuple(shape)
+        return cls(**{**plain, "obs": obs, **bounds, "entries": entries, "action_shape": shape})
 
     @property
     def images(self) -> list[str]:

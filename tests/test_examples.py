@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from environments import make, walk
 from tiny import run_config
 
 from latentplan import load
@@ -112,6 +113,18 @@ def test_a_run_is_evaluated_from_elsewhere_and_after_its_file_has_moved(
     assert json.loads(capsys.readouterr().out) == expected
     for command in ("calibrate", "imagine", "report"):
         assert main([command, str(home / "run"), "--module", "moved.py"]) == 0
+
+
+def test_a_wrapped_environment_has_the_limits_of_its_wrappers() -> None:
+    kwargs = {"limit": 3, "largest_reward": 0.5, "sticky": 0.0}
+    settings = {"module": str(EXAMPLES / "wrapped_env.py"), "image_size": 32, "repeat": 1}
+    with make("gym:WrappedPendulum-v0", "pixels", workers=True, kwargs=kwargs, **settings) as env:
+        rows, _ = walk(env, 4)
+    assert [bool(row.is_first[0]) for row in rows] == [True, False, False, False, True]
+    rewards = [float(row.reward[0]) for row in rows]
+    assert min(rewards) == -0.5 and max(rewards) <= 0.5
+    images = [row.obs["image"][0] for row in rows]
+    assert images[0].mean() > 200 and (images[0] != images[1]).any()  # a white background
 
 
 def test_the_environment_draws_itself_for_agents_that_see() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from latentplan.envs.probe import GYM_TASK
 from latentplan.envs.rendering import BACKENDS, DEFAULT, QUALITIES, Probe, automatic_backends, probe
 from latentplan.runs.provenance import version
 from latentplan.runtime.device import has_cuda
@@ -37,6 +38,7 @@ def diagnose(folder: str | Path = ".") -> tuple[str, bool]:
     by_name = {p.backend: p for p in probes}
     automatic = [by_name[backend] for backend in automatic_backends()]
     chosen = next((p for p in automatic if p.works), None)
+    gym = probe(chosen.backend, _SECONDS, "gym") if chosen else None
     devices, device_warnings = _devices(chosen)
     machine, machine_warnings = _machine(Path(folder))
     warnings += device_warnings + machine_warnings
@@ -45,14 +47,15 @@ def diagnose(folder: str | Path = ".") -> tuple[str, bool]:
         *versions,
         "Rendering (64 x 64, cheetah; time per frame)",
         *[_describe(p) for p in probes],
+        *([_describe_gym(gym)] if gym else []),
         "Machine",
         *devices,
         *machine,
     ]
     if warnings:
         lines += ["Warnings", *warnings]
-    lines += ["Verdict", "  " + _verdict(chosen, automatic)]
-    return "\n".join(lines), chosen is not None
+    lines += ["Verdict", "  " + _verdict(chosen, gym, automatic)]
+    return "\n".join(lines), gym is not None and gym.works
 
 
 def _versions() -> tuple[list[str], list[str]]:
@@ -71,13 +74,22 @@ def _versions() -> tuple[list[str], list[str]]:
 def _describe(result: Probe) -> str:
     if not result.works:
         return f"  {result.backend:7} does not work: {result.reason}"
-    times = ", ".join(
+    kind = "software" if result.software else "GPU"
+    return f"  {result.backend:7} works: {_times(result)}; not black; {kind}: {result.description}"
+
+
+def _describe_gym(result: Probe) -> str:
+    if not result.works:
+        return f"  gym:{GYM_TASK} is not drawn with {result.backend}: {result.reason}"
+    return f"  gym:{GYM_TASK} is drawn with {result.backend}: {_times(result)}; not black"
+
+
+def _times(result: Probe) -> str:
+    return ", ".join(
         f"{quality} {1000 * result.seconds[quality]:.1f} ms ({1 / result.seconds[quality]:.0f}/s)"
         for quality in (*QUALITIES, DEFAULT)
         if quality in result.seconds
     )
-    kind = "software" if result.software else "GPU"
-    return f"  {result.backend:7} works: {times}; not black; {kind}: {result.description}"
 
 
 def _devices(chosen: Probe | None) -> tuple[list[str], list[str]]:
@@ -130,7 +142,12 @@ def _machine(folder: Path) -> tuple[list[str], list[str]]:
     return lines, [f"  the replay of a long run from pixels may need {_LOW_DISK_GIB:.0f} GiB"]
 
 
-def _verdict(chosen: Probe | None, automatic: list[Probe]) -> str:
+def _verdict(chosen: Probe | None, gym: Probe | None, automatic: list[Probe]) -> str:
+    if chosen is not None and gym is not None and not gym.works:
+        return (
+            f"the Control Suite is rendered with {chosen.backend}, but Gymnasium's MuJoCo tasks "
+            "cannot be rendered here"
+        )
     if chosen is not None:
         quality = "fast" if chosen.software else "exact"
         return f"ready; env.renderer=auto renders with {chosen.backend}, quality {quality}"

@@ -29,13 +29,15 @@ from latentplan.config.renamed import RENAMED, present_names
 from latentplan.config.schema import Config
 from latentplan.config.tasks import NO_TASK, parse_task
 from latentplan.config.validation import check, schema_sections
-from latentplan.config.values import convert, expand_home, resolve_references
+from latentplan.config.values import convert, expand_home, resolve_references, typed
+from latentplan.config.yaml_text import Quoted
 from latentplan.runtime import device
 from latentplan.types import UserError, shown
 
 log = logging.getLogger("latentplan")
 SEAL = "# CRC32 of the lines below: "
 MAX_LEVELS = 20  # of nested mappings
+NAMED = "env.kwargs"  # the key whose value is a mapping of names that the schema does not know
 Flat = dict[str, Any]  # dotted keys and values
 
 
@@ -87,9 +89,17 @@ def _merge(sources: Sequence[Flat]) -> Flat:
     """The values of all keys. Later sources win. References are replaced."""
     merged: Flat = dict(_defaults())
     for source in sources:
-        merged |= source
+        _add(merged, source)
     resolved = resolve_references(merged)
     return {key: expand_home(key, convert(key, value)) for key, value in resolved.items()}
+
+
+def _add(flat: Flat, more: Mapping[str, Any]) -> None:
+    """Add settings to others, in place. Later ones win; of ``NAMED``, each name by itself."""
+    before = flat.get(NAMED)
+    flat.update(more)
+    if isinstance(before, Mapping) and isinstance(more.get(NAMED), Mapping):
+        flat[NAMED] = {**before, **more[NAMED]}
 
 
 def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -128,7 +138,37 @@ def parse_overrides(items: Sequence[str]) -> Flat:
 
 def to_yaml(config: Config) -> str:
     """All values of a configuration as YAML, which :func:`load_resolved` reads."""
-    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True, width=2**16)
+    tree = asdict(config)
+    tree["env"]["kwargs"] = _quoted(tree["env"]["kwargs"])
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**16)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a `Quoted` text in quotes."""
+
+
+_Dumper.add_representer(
+    Quoted,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style="'"),
+)
+
+
+def _quoted(value: Any) -> Any:
+    """A value whose texts are in quotes, because no key says that they are texts."""
+    if isinstance(value, dict):
+        return {name: _quoted(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_quoted(x) for x in value]
+    return Quoted(value) if isinstance(value, str) else value
+
+
+def to_override(key: str, value: Any) -> str:
+    """The item ``key=value`` for a setting of a YAML file."""
+    if key != NAMED:
+        return f"{key}={value}"
+    tree = _quoted(typed(value))
+    text = yaml.dump(tree, Dumper=_Dumper, default_flow_style=True, width=2**16)
+    return f"{key}={text.strip()}"
 
 
 def to_sealed_yaml(config: Config) -> str:
@@ -151,6 +191,8 @@ def _warn_about_change(path: Path, crc32: int) -> None:
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Flat:
     """Nested keys as dotted keys: ``{"env": {"repeat": 2}}`` gives ``{"env.repeat": 2}``.
 
+    The value of ``NAMED`` is a mapping and stays one.
+
     If a key occurs both nested and dotted, the later value is kept.
 
     Raises:
@@ -159,11 +201,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Flat:
     if prefix.count(".") > MAX_LEVELS:
         raise UserError(f"The key {shown(prefix)} is nested more than {MAX_LEVELS} levels deep.")
     flat: Flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if key.startswith(f"{NAMED}."):
+            _add(flat, {NAMED: {key.removeprefix(f"{NAMED}."): value}})
+        elif isinstance(value, Mapping) and key != NAMED:
+            _add(flat, flatten(value, f"{key}."))
         else:
-            flat[f"{prefix}{key}"] = value
+            _add(flat, {key: value})
     return flat
 
 
@@ -228,6 +273,8 @@ def _ablation(name: str) -> list[Flat]:
 def _read(path: Path) -> Flat:
     """Read a file. Its keys may be nested in sections, or dotted as on the command line."""
     flat, changes = present_names(flatten(yaml_text.read_mapping(path, "configuration")))
+    if NAMED in flat:
+        flat[NAMED] = typed(flat[NAMED])
     _check_keys(flat, str(path))
     if changes:
         warn_about_renamed(path, "; ".join(changes))
@@ -246,9 +293,13 @@ def _parse(item: str) -> Flat:
     source = shown(item, quoted=False)
     if not equals:
         raise UserError(f"{source!r} is neither a file nor an override of the form key=value.")
-    if key not in schema_sections():
+    named = key == NAMED or key.startswith(f"{NAMED}.")
+    if key not in schema_sections() and not named:
         return _from_user({key: value}, source)
-    return _from_user(flatten({key: yaml_text.parse(value, f"The override {source}")}), source)
+    flat = flatten({key: yaml_text.parse(value, f"The override {source}")})
+    if NAMED in flat:
+        flat[NAMED] = typed(flat[NAMED])
+    return _from_user(flat, source)
 
 
 def _from_user(flat: Flat, source: str) -> Flat:

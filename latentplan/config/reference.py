@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import Field
+from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ def describe_bounds(field: Field[Any]) -> str:
     bounds: Bounds = field.metadata["bounds"]
     if bounds.choices:
         return f"one of {', '.join(bounds.choices)}"
+    if field.default is MISSING:
+        return "names with plain values"
     if isinstance(field.default, bool):
         return "true or false"
     if isinstance(field.default, str):
@@ -68,6 +70,8 @@ def describe_bounds(field: Field[Any]) -> str:
 
 
 def _value(default: Any) -> str:
+    if default is MISSING:
+        return "{}"
     if default is None:
         return "null"
     if isinstance(default, bool):

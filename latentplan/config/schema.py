@@ -64,6 +64,16 @@ class EnvConfig:
     module: str = setting(
         "", "Python file or module that registers Gymnasium environments.", path=True
     )
+    kwargs: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "meaning": "Arguments of a gym: environment, by their names: env.kwargs.NAME=value.",
+            "bounds": Bounds(),
+        },
+    )
+    camera: str = setting(
+        "", "Name or number of the camera of a dm_control task; empty: the usual one."
+    )
 
 
 @dataclass(frozen=True)

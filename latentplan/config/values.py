@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from latentplan.config.validation import bounds_of, schema_fields
+from latentplan.config.yaml_text import Quoted
 from latentplan.types import UserError, shown
 
 MAX_TEXT = 2000  # characters
@@ -90,11 +91,56 @@ def _text(value: object) -> str | None:
     return text
 
 
+def _named_values(value: object) -> dict[str, Any] | None:
+    """A mapping of names to numbers, texts, truth values, nulls, and lists of them."""
+    if not isinstance(value, Mapping):
+        return {} if value is None or value == "" else None
+    if not all(isinstance(name, str) and name.isidentifier() for name in value):
+        return None
+    if not all(map(_is_plain, value.values())):
+        return None
+    return dict(value)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, str):
+        return len(value) <= MAX_TEXT and _text(value) is not None
+    # NaN is not equal to itself, so that a run could not be continued.
+    return value is None or (isinstance(value, bool | int | float) and value == value)
+
+
+def typed(value: Any) -> Any:
+    """The value that a text of YAML stands for, where no key decides its type.
+
+    Args:
+        value: dictionaries, lists and texts, as `yaml_text.parse` gives them.
+    """
+    if isinstance(value, dict):
+        return {name: typed(x) for name, x in value.items()}
+    if isinstance(value, list):
+        return [typed(x) for x in value]
+    if not isinstance(value, str) or isinstance(value, Quoted) or len(value) > MAX_TEXT:
+        return str(value) if isinstance(value, Quoted) else value
+    word = value.lower()
+    if word in NULL:
+        return None
+    if word in ("true", "false"):
+        return word == "true"
+    if re.fullmatch(r"[+-]?[0-9]+", word):
+        return int(word)
+    if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?\.inf", word):
+        return float(word.replace(".inf", "inf"))
+    return value
+
+
 CONVERSIONS: dict[str, tuple[Callable[[object], Any], str]] = {
     "int": (_integer, "an integer"),
     "float": (_number, "a number"),
     "bool": (_switch, "true or false"),
     "str": (_text, "a text on one line"),
+    "dict[str, Any]": (_named_values, "names with plain values, as in {size: 5}"),
 }
 
 

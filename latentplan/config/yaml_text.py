@@ -87,6 +87,10 @@ def parse(text: str, name: str) -> Any:
         raise UserError(f"{name} is not valid YAML: {reason}.") from error
 
 
+class Quoted(str):
+    """A text that is in quotes, so that it stays a text where the key does not decide the type."""
+
+
 class _Document:
     """One YAML document. Its bounds are checked while it is read, before anything is expanded."""
 
@@ -127,7 +131,7 @@ class _Document:
         if depth > MAX_DEPTH:
             raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
         if isinstance(event, yaml.ScalarEvent):
-            value = event.value
+            value = event.value if event.style is None else Quoted(event.value)
         elif isinstance(event, yaml.SequenceStartEvent):
             value = []
             while not isinstance(item := next(self._events), yaml.SequenceEndEvent):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from latentplan.data.replay import Replay
-from latentplan.envs.simulator import is_image
+from latentplan.envs.observations import is_image
 from latentplan.types import EnvSpec, Timestep, UserError
 
 TOLERANCE = 1e-5  # beyond [-1, 1], for actions that were scaled with rounding
@@ -114,7 +114,7 @@ def _observation(name: str, arrays: Mapping[str, np.ndarray], key: str) -> np.nd
     if key == "vector":
         return _numbers(name, arrays, key, 2)
     x = arrays[key]
-    if x.ndim != 4 or not is_image(x.shape[1:], x.dtype):
+    if x.ndim != 4 or not len(x) or not is_image(x[0]):
         raise UserError(
             f"{name}: image must be uint8 (T+1, height, width, 3), not {x.dtype} {x.shape}."
         )

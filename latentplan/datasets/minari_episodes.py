@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from latentplan.datasets.episodes import Episode, checked
-from latentplan.envs.simulator import is_image
+from latentplan.envs.observations import image_axes
 from latentplan.types import UserError
 
 SPACES = ("observation_space", "action_space")
@@ -74,7 +74,7 @@ class MinariEpisodes:
                     f"{self._name} cannot be imported: its observation {name} is {entry}, and only "
                     "a Box, or a Dict of them, is supported."
                 )
-        images = [x for x, entry in entries.items() if is_image(entry.shape, entry.dtype)]
+        images = [x for x, entry in entries.items() if image_axes(entry) is not None]
         if len(images) > 1:
             raise UserError(
                 f"{self._name} cannot be imported: it has several images ({', '.join(images)})."

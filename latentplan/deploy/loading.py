@@ -11,12 +11,13 @@ import torch
 
 from latentplan.agent import Agent
 from latentplan.config.schema import Config
-from latentplan.envs.simulator import flatten_state, is_image, to_bounds
+from latentplan.envs.observations import NUMBERS, ObservationError, is_image, read
+from latentplan.envs.simulator import to_bounds
 from latentplan.runs import run_folder
 from latentplan.runs.source import RunSource
 from latentplan.runtime.device import pick_device
 from latentplan.runtime.torchvision_compat import resize_frames
-from latentplan.types import EnvSpec, Timestep
+from latentplan.types import Entry, EnvSpec, Timestep
 
 # Tolerance around [-1, 1] for executed actions that were converted from the environment's units.
 TOLERANCE = 1e-4
@@ -30,7 +31,7 @@ class LoadedAgent:
         agent = latentplan.load("runs/quickstart")
         agent.reset()                       # at the start of every episode
         action = agent.act(obs)             # (A,) float32 in [-1, 1]
-        command = agent.to_env(action)      # (A,) in the environment's own units
+        command = agent.to_env(action)      # what the environment's step takes
 
     One action is for ``spec.repeat`` frames. Repeat it for as many frames in the environment.
     """
@@ -51,10 +52,11 @@ class LoadedAgent:
         """Choose an action for an observation.
 
         Args:
-            obs: the observation in the form that training received: an image (height, width, 3)
-                uint8 of any size, an array of numbers, ``{"image": ..., "vector": ...}``, or the
-                Dict of the environment. The numbers of a Dict are concatenated in the order of
-                their names.
+            obs: what ``reset`` or ``step`` of the environment returned, in any form that training
+                understands; its images may have any size. Or the form that training records: an
+                image (height, width, 3) uint8 of any size, an array of numbers, or
+                ``{"image": ..., "vector": ...}``. Where training drew the image with ``render()``,
+                give that image.
             executed: (A,) in [-1, 1], the action that was executed since the last call. Only needed
                 if it differs from the action that the last call returned, for example because a
                 limiter changed it or a person took over.
@@ -81,7 +83,9 @@ class LoadedAgent:
         return result
 
     def to_env(self, action: np.ndarray) -> np.ndarray:
-        """Convert an action (A,) in [-1, 1] to the units of the environment, as training did.
+        """Convert an action (A,) in [-1, 1] to the environment's units, type and shape.
+
+        The environment's action space contains the result, as in training.
 
         Raises:
             ValueError: the action has another shape or is not finite, or the run is from a version
@@ -90,7 +94,9 @@ class LoadedAgent:
         if not self.spec.action_low:
             raise ValueError("the run did not record the bounds of its environment's actions")
         low, high = np.array(self.spec.action_low), np.array(self.spec.action_high)
-        return to_bounds(self._check_action(action), low, high)
+        command = to_bounds(self._check_action(action), low, high, self.spec.action_dtype)
+        shape = self.spec.action_shape
+        return command if shape is None else command.reshape(shape)
 
     def _check_executed(self, action: np.ndarray) -> np.ndarray:
         """Check an executed action (A,). The result is ``prev_action`` (1, A) of the next row."""
@@ -113,7 +119,7 @@ class LoadedAgent:
         arrays = {}
         for name, (shape, dtype) in self.spec.obs.items():
             x = np.asarray(entries[name]) if name in entries else None
-            if x is not None and name in self.spec.images and is_image(x.shape, x.dtype):
+            if x is not None and name in self.spec.images and is_image(x):
                 x = resize_frames(x[None], shape[0])[0]
             received = "nothing" if x is None else f"{x.shape} {x.dtype}"
             if x is not None and name in self.spec.vectors:
@@ -122,22 +128,46 @@ class LoadedAgent:
             if x is None or x.shape != shape or not (numeric or x.dtype == dtype):
                 raise ValueError(f"the agent needs {name} of shape {shape} {dtype}, got {received}")
             with np.errstate(over="ignore"):
-                arrays[name] = x.astype(dtype, copy=False)
+                # torch refuses negative strides, as of an image that is mirrored.
+                arrays[name] = np.ascontiguousarray(x.astype(dtype, copy=False))
             if numeric and not np.isfinite(arrays[name]).all():  # 1e300 is infinite in float32
                 raise ValueError(f"{name} is not finite")
         return arrays
 
     def _name_entries(self, obs: Any) -> Mapping[str, Any]:
         """The entries of an observation, by the names that training uses."""
+        if not self.spec.entries or self._is_row(obs):
+            return self._guess_entries(obs)
+        try:
+            return read(self.spec.entries, obs)
+        except ObservationError as error:
+            if isinstance(obs, Mapping) and set(self.spec.obs) <= set(obs):
+                return self._guess_entries(obs)  # a row of training with an image of another size
+            raise ValueError(f"the agent was given {error}") from error
+
+    def _is_row(self, obs: Any) -> bool:
+        """Whether an observation is exactly one that training recorded."""
+        rows = obs if isinstance(obs, Mapping) else {next(iter(self.spec.obs)): obs}
+        return set(rows) == set(self.spec.obs) and all(
+            (np.shape(rows[name]), str(getattr(rows[name], "dtype", ""))) == tuple(known)
+            for name, known in self.spec.obs.items()
+        )
+
+    def _guess_entries(self, obs: Any) -> Mapping[str, Any]:
+        """As `_name_entries`, by the shapes of the arrays: earlier runs recorded no entries."""
         if not isinstance(obs, Mapping):
             return {next(iter(self.spec.obs)): obs}
         if set(obs) <= set(self.spec.obs):
             return obs
-        arrays = {k: np.asarray(x) for k, x in obs.items()}
-        images = {k: x for k, x in arrays.items() if is_image(x.shape, x.dtype)}
-        states = {k: x for k, x in arrays.items() if k not in images}
-        entries = {"image": next(iter(images.values()))} if images else {}
-        return {**entries, "vector": flatten_state(states)} if states else entries
+        entries = []
+        for key, value in sorted(obs.items()):
+            x = np.asarray(value)
+            use = "hwc" if is_image(x) else NUMBERS
+            entries.append(Entry((key,), use, x.shape, str(x.dtype)))
+        try:
+            return read(entries, obs)
+        except ObservationError as error:
+            raise ValueError(f"the agent was given {error}") from error
 
 
 def load(

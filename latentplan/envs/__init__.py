@@ -7,6 +7,8 @@ inside a simulator.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from latentplan.config.schema import Config, EnvConfig
 from latentplan.config.tasks import has_environment, parse_task
@@ -15,7 +17,7 @@ from latentplan.envs.faults import TooManyFaultsError
 from latentplan.envs.rendering import Renderer, choose_renderer
 from latentplan.envs.simulator import MODES
 from latentplan.envs.vector import StepInterruptedError, VectorEnv
-from latentplan.envs.workers import Recipe
+from latentplan.envs.workers import Recipe, fails_without_opengl
 from latentplan.types import UserError
 
 __all__ = [
@@ -29,7 +31,7 @@ __all__ = [
     "make_eval_env",
     "make_train_env",
     "make_vector",
-    "needs_renderer",
+    "may_need_renderer",
     "parse_task",
     "pick_renderer",
 ]
@@ -37,9 +39,56 @@ __all__ = [
 _OBS = ("pixels", "state", "both")
 
 
-def needs_renderer(task: str, obs: str, film: bool = False) -> bool:
-    """Whether the task is drawn with OpenGL, so that a renderer must be chosen."""
-    return parse_task(task)[0] == "dmc" and (film or obs != "state")
+def may_need_renderer(task: str, obs: str, film: bool = False) -> bool:
+    """Whether the task may be drawn with OpenGL. It is decided without building the task."""
+    suite, _ = parse_task(task)
+    return suite == "gym" or (suite == "dmc" and (film or obs != "state"))
+
+
+def _renderer_for(recipe: Recipe, env: EnvConfig) -> Renderer | None:
+    """The renderer that a task needs, or None if it draws nothing with OpenGL.
+
+    A Gymnasium environment is built and drawn once to find out, in a process where MuJoCo has no
+    renderer.
+
+    Args:
+        recipe: with None as its renderer.
+        env: its settings.
+
+    Raises:
+        UserError: no renderer works, or the environment cannot be built.
+    """
+    if not may_need_renderer(recipe.task, recipe.obs, recipe.film):
+        return None
+    if recipe.task.startswith("gym:"):
+        if not env.workers and recipe.obs == "state" and not recipe.film:
+            return None  # another process would cost more than is gained
+        try:
+            if not fails_without_opengl(recipe, env.timeout):
+                return None
+        except UserError:
+            if env.workers:
+                raise
+            return None  # an environment may be registered in this process alone
+    return choose_renderer(env.renderer, env.render_quality)
+
+
+def _recipe(task: str, obs: str, env: EnvConfig, film: bool) -> Recipe:
+    suite, name = parse_task(task)
+    if env.kwargs and suite != "gym":
+        raise UserError(f"env.kwargs are arguments of gym: environments, and {task} has none.")
+    if env.camera and suite != "dmc":
+        raise UserError(
+            f"env.camera is for dm_control tasks, not for {task}: a gym: environment takes "
+            "arguments instead, such as env.kwargs.camera_name=track."
+        )
+    kwargs = tuple((key, _hashable(value)) for key, value in env.kwargs.items())
+    task = f"{suite}:{name}"
+    return Recipe(task, obs, env.image_size, env.module, None, film, kwargs, env.camera)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 def make_vector(
@@ -64,16 +113,16 @@ def make_vector(
         obs: ``pixels``, ``state`` or ``both``: the rows' ``image`` (uint8, size x size x 3) and
             ``vector`` (float32).
         mode: ``train`` or ``eval``; the seeds of the two modes are disjoint.
-        renderer: chosen here where images need one and none is given.
+        renderer: chosen here where the task needs one and none is given.
         first_episodes: (num_envs,) number of episodes that earlier sessions have begun.
         film: whether `VectorEnv.draw` will be called.
 
     Raises:
         UserError: the task or a setting is invalid, or the task cannot be built or drawn.
     """
-    suite, name = parse_task(task)
     if not has_environment(task):
         raise UserError(f"task={task} has no environment, and this needs one.")
+    recipe = _recipe(task, obs, env, film)
     if obs not in _OBS:
         raise UserError(f"obs={obs} is unknown; use pixels, state or both.")
     if mode not in MODES:
@@ -90,21 +139,23 @@ def make_vector(
         check_bounds(key, value)
     if first_episodes is not None and len(first_episodes) != num_envs:
         raise ValueError(f"first_episodes has {len(first_episodes)} entries for {num_envs}")
-    if not needs_renderer(task, obs, film):
+    if not may_need_renderer(task, obs, film):
         renderer = None
     elif renderer is None:
-        renderer = choose_renderer(env.renderer, env.render_quality)
-    recipe = Recipe(f"{suite}:{name}", obs, env.image_size, env.module, renderer, film)
+        renderer = _renderer_for(recipe, env)
+    recipe = replace(recipe, renderer=renderer)
     return VectorEnv(
         recipe, env, num_envs=num_envs, seed=seed, mode=mode, first_episodes=first_episodes
     )
 
 
 def pick_renderer(config: Config, film: bool = False) -> Renderer | None:
-    """The renderer for the images and films of a run; None where OpenGL draws none."""
-    if not needs_renderer(config.task, config.obs, film):
-        return None
-    return choose_renderer(config.env.renderer, config.env.render_quality)
+    """The renderer for the images and films of a run; None where nothing is drawn with OpenGL.
+
+    Raises:
+        UserError: no renderer works, or a Gymnasium environment cannot be built.
+    """
+    return _renderer_for(_recipe(config.task, config.obs, config.env, film), config.env)
 
 
 def make_train_env(

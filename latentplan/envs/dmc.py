@@ -18,7 +18,7 @@ from gymnasium import spaces
 from latentplan.config.tasks import split_dmc
 from latentplan.envs import rendering
 from latentplan.envs.simulator import FILM_SIZE, flatten_state, image_space, vector_space
-from latentplan.types import UserError
+from latentplan.types import UserError, shown
 
 # A random model (lqr) is the same in every run and every worker. Episodes take their randomness
 # from the seed of `reset`.
@@ -31,6 +31,7 @@ def build(
     obs: str,
     image_size: int,
     renderer: rendering.Renderer | None,
+    camera: str = "",
     film: bool = False,
 ) -> ControlSuite:
     """Build a task.
@@ -38,12 +39,16 @@ def build(
     Args:
         name: as `parse_task` returns it.
         renderer: may be None only if ``obs`` is ``state`` and no film is made.
+        camera: its name or number; empty: the usual one.
         film: whether `draw` will be called.
+
+    Raises:
+        UserError: there is no such camera.
     """
     drawn = film or obs != "state"
     if drawn and renderer is None:
         raise ValueError("pixels need a renderer")
-    return ControlSuite(name, obs, image_size, renderer if drawn else None, film)
+    return ControlSuite(name, obs, image_size, renderer if drawn else None, camera, film)
 
 
 def import_suite(renderer: rendering.Renderer | None) -> ModuleType:
@@ -95,12 +100,14 @@ class ControlSuite:
         obs: str,
         image_size: int,
         renderer: rendering.Renderer | None,
+        camera: str = "",
         film: bool = False,
     ) -> None:
         suite = import_suite(renderer)
         domain, task = split_dmc(name)
         self._env = suite.load(domain, task, task_kwargs={"random": _MODEL_SEED})
-        self._size, self._camera_id = image_size, 2 if domain == "quadruped" else 0
+        self._size = image_size
+        self._camera_id = self._find_camera(camera) if camera else 2 * (domain == "quadruped")
         self._cameras: dict[int, Any] = {}  # by the size of their images
         self.frame_seconds = float(self._env.control_timestep())
         self._quality = renderer.quality if renderer else ""
@@ -117,6 +124,7 @@ class ControlSuite:
         limited = bounds.maximum < _UNLIMITED
         self.action_low = np.where(limited, bounds.minimum, -1.0)
         self.action_high = np.where(limited, bounds.maximum, 1.0)
+        self.action_dtype = "float64"
         parts: dict[str, spaces.Space[Any]] = {}
         if obs in ("pixels", "both"):
             parts["image"] = image_space(image_size, image_size)
@@ -125,6 +133,16 @@ class ControlSuite:
             parts["vector"] = vector_space(sum(int(np.prod(shape)) for shape in shapes))
         self.observation_space = spaces.Dict(parts)
         self._state: dict[str, Any] = {}
+
+    def _find_camera(self, camera: str) -> int:
+        model = self._env.physics.model
+        names = [model.id2name(i, "camera") for i in range(model.ncam)]
+        if camera in names:
+            return names.index(camera)
+        if camera.isascii() and camera.isdigit() and int(camera) < len(names):
+            return int(camera)
+        known = ", ".join(f"{i} ({name})" if name else f"{i}" for i, name in enumerate(names))
+        raise UserError(f"env.camera={shown(camera, quoted=False)} does not exist: use {known}.")
 
     def reset(self, seed: int, episode: int) -> None:
         # The task draws everything from this generator. A new one makes the episode independent of

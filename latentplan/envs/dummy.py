@@ -47,6 +47,7 @@ class Blob:
         self.observation_space = _observation_space(obs, image_size, 2)
         self.action_low, self.action_high = -np.ones(2), np.ones(2)
         self._size = image_size
+        self.action_dtype = "float64"
         self._position = np.zeros(2)
         self._frame = 0
 
@@ -100,6 +101,7 @@ class Count:
     def __init__(self, obs: str, image_size: int) -> None:
         self.observation_space = _observation_space(obs, image_size, 4)
         self.action_low, self.action_high = -np.ones(2), np.ones(2)
+        self.action_dtype = "float64"
         self._size = image_size
         self._episode = self._frame = 0
         self._action = np.zeros(2)

@@ -2,109 +2,99 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
+import inspect
 import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.machinery import SourceFileLoader
-from pathlib import Path
-from types import CodeType
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from latentplan.envs.simulator import (
-    FRAME_SECONDS,
-    flatten_state,
-    image_space,
-    is_image,
-    vector_space,
+from latentplan.envs import rendering
+from latentplan.envs.isolation import seed_global_generators
+from latentplan.envs.modules import import_module
+from latentplan.envs.observations import (
+    IMAGE_AXES,
+    ObservationError,
+    entries_of,
+    image_size_of,
+    read,
+    size_of,
 )
+from latentplan.envs.simulator import FILM_SIZE, FRAME_SECONDS, image_space, vector_space
 from latentplan.types import UserError, shown
 
+_UNLIMITED = 1e9  # a bound of this size or more only says that there is none
 _VALUES = {  # of Gymnasium's methods
     "reset": ("observation", "info"),
     "step": ("observation", "reward", "terminated", "truncated", "info"),
 }
 
 
-def build(name: str, obs: str, module: str, film: bool = False) -> GymEnvironment:
+def build(
+    name: str,
+    obs: str,
+    module: str,
+    image_size: int,
+    renderer: rendering.Renderer | None,
+    arguments: Mapping[str, Any] = MappingProxyType({}),
+    film: bool = False,
+) -> GymEnvironment:
     """Build the environment with the registered id ``name``.
 
     Args:
         obs: ``pixels``, ``state`` or ``both``.
         module: a module name or a .py file, which is imported first; empty: none.
+        image_size: pixels per side of the frames that a MuJoCo environment draws.
+        renderer: how MuJoCo draws; None where the environment draws without OpenGL.
+        arguments: for ``gymnasium.make``.
         film: whether `draw` will be called.
     """
+    if renderer is not None:  # before MuJoCo is imported
+        os.environ.update(rendering.environment_variables(renderer))
+    # What an import or a constructor draws at random is the same in every worker.
+    seed_global_generators(0)
     if module:
         import_module(module)
-    return GymEnvironment(name, obs, film)
+    return GymEnvironment(name, obs, image_size, renderer, arguments, film)
 
 
-def import_module(module: str) -> None:
-    """Import the module or file that registers a user's environments.
+def _takes_frame_size(env: gymnasium.Env) -> bool:
+    """Whether an environment draws with Gymnasium's MuJoCo renderer, in a size that it can be told.
 
-    A file can import its neighbours by their names, as in ``python FOLDER/file.py``.
-
-    Raises:
-        UserError: it does not exist, or its import fails.
+    The width and height of another environment may be those of its world.
     """
-    try:
-        if not module.endswith(".py"):
-            importlib.import_module(module)
-            return
-        path = Path(module).resolve()
-        name = f"{path.stem}_{hashlib.sha1(str(path).encode()).hexdigest()[:8]}"
-        if name in sys.modules:
-            return
-        loader = _FromSource(name, str(path))
-        spec = importlib.util.spec_from_file_location(name, path, loader=loader)
-        if spec is None:
-            raise ImportError(f"{path} cannot be imported")
-        loaded = importlib.util.module_from_spec(spec)
-        sys.modules[name] = loaded  # pickle looks up the classes of the module there
-        if str(path.parent) not in sys.path:
-            sys.path.insert(0, str(path.parent))
-        try:
-            loader.exec_module(loaded)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    except Exception as error:  # a user's code may raise any exception
-        raise UserError(
-            f"env.module={module} could not be imported: {type(error).__name__}: {error}"
-        ) from error
+    mujoco_env = sys.modules.get("gymnasium.envs.mujoco.mujoco_env")
+    kind = type(env.unwrapped)
+    if mujoco_env is None or not issubclass(kind, mujoco_env.MujocoEnv) or env.spec is None:
+        return False
+    if inspect.isfunction(env.spec.entry_point) or {"width", "height"} & set(env.spec.kwargs):
+        return False
+    # Down to the class whose parameters they are.
+    for initialize in (vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base)):
+        parameters = inspect.signature(initialize).parameters
+        if {"width", "height"} <= set(parameters):
+            return True
+        if all(x.kind is not inspect.Parameter.VAR_KEYWORD for x in parameters.values()):
+            return False
+    return False
 
 
-class _FromSource(SourceFileLoader):
-    """Compiles a file each time it is imported.
-
-    Compiled code in ``__pycache__`` beside the file may say anything, and only the file is compared
-    with the record of trusted files.
-    """
-
-    def get_code(self, fullname: str) -> CodeType:
-        path = self.get_filename(fullname)
-        return self.source_to_code(self.get_data(path), path)
-
-
-def _is_image_space(space: spaces.Space) -> bool:
-    return isinstance(space, spaces.Box) and is_image(space.shape, space.dtype)
-
-
-def _number(name: str, value: Any) -> float:
-    """A number, which an environment may return as an array of one element."""
-    try:
-        return float(np.asarray(value).reshape(()))
-    except (TypeError, ValueError):
-        raise UserError(
-            f"The environment returned a {name} that is not one number, but {shown(value)}."
-        ) from None
+def _of_size(renderer: Any, size: int) -> Any:
+    """Another MuJoCo renderer of Gymnasium with the same camera, and images (size, size, 3)."""
+    return type(renderer)(
+        renderer.model,
+        renderer.data,
+        renderer.default_cam_config,
+        size,
+        size,
+        renderer.max_geom,
+        renderer.camera_id,
+    )
 
 
 def _success(info: Any) -> bool | None:
@@ -117,58 +107,70 @@ def _success(info: Any) -> bool | None:
     return None
 
 
+def _number(name: str, value: Any) -> float:
+    """A number, which an environment may return as an array of one element."""
+    try:
+        return float(np.asarray(value).reshape(()))
+    except (TypeError, ValueError):
+        raise UserError(
+            f"The environment returned a {name} that is not one number, but {shown(value)}."
+        ) from None
+
+
 class GymEnvironment:
     """A Gymnasium environment; see `latentplan.envs.simulator.Simulator`.
 
-    The vector holds the numbers of the observation, the entries of a Dict in the order of their
-    names. The image is the observation's own uint8 (h, w, 3) entry where there is one, else the
-    result of ``render()``. It has its own size; the parent process resizes it.
+    Its observations are used as `latentplan.envs.observations` says. Where they have no image of
+    their own, the image is the result of ``render()``. It has its own size; the parent process
+    resizes it.
     """
 
-    def __init__(self, name: str, obs: str, film: bool = False) -> None:
-        self._name = name
+    def __init__(
+        self,
+        name: str,
+        obs: str,
+        image_size: int,
+        renderer: rendering.Renderer | None,
+        arguments: Mapping[str, Any],
+        film: bool = False,
+    ) -> None:
         self.success: bool | None = None
-        self._env = self._make(None)
-        entries = self._entries_of_space(self._env.observation_space)
-        images = [key for key, space in entries.items() if _is_image_space(space)]
-        if len(images) > 1:
-            raise UserError(
-                f"gym:{name} observes several images ({', '.join(images)}): wrap it so that one "
-                "is left."
-            )
-        self._entry_keys = list(entries)
-        self._state_keys = [key for key in entries if key not in images]
-        self._image_key = images[0] if images else None
-        self._draws = obs in ("pixels", "both") and self._image_key is None
+        self._film_renderer: Any = None  # of MuJoCo
+        self._name, self._arguments = name, {"disable_env_checker": True, **arguments}
+        self._env = self._make({})
+        try:
+            self.entries = entries_of(self._env.observation_space, obs)
+        except UserError as error:
+            raise UserError(f"gym:{name} cannot be used: {error}") from error
+        own_size = image_size_of(self.entries)
+        self._draws = obs in ("pixels", "both") and own_size is None
         modes = self._env.metadata.get("render_modes") or ()
         self._renders = self._draws or (film and "rgb_array" in modes)
         if self._renders:
-            self._env.close()
-            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame without a display
-            self._env = self._make("rgb_array")
-        self.action_low, self.action_high = self._action_bounds()
+            self._make_drawing(image_size, renderer, film)
+        self._set_actions()
         parts: dict[str, spaces.Space[Any]] = {}
         if obs in ("pixels", "both"):
-            parts["image"] = self._find_image_space(entries)
+            parts["image"] = image_space(*(own_size or self._size_of_frames()))
         if obs in ("state", "both"):
-            if not self._state_keys:
-                raise UserError(f"gym:{name} observes nothing but images; use obs=pixels.")
-            dims = [int(np.prod(entries[key].shape or ())) for key in self._state_keys]
-            parts["vector"] = vector_space(sum(dims))
+            numbers = [size_of(entry) for entry in self.entries if entry.use not in IMAGE_AXES]
+            parts["vector"] = vector_space(sum(numbers))
         self.observation_space = spaces.Dict(parts)
-        self._observation: dict[str, Any] = {}
+        self._observation: Any = None
 
     def reset(self, seed: int, episode: int) -> None:
-        observation, _ = self._values("reset", self._env.reset(seed=seed))
-        self._observation, self.success = self._entries(observation), None
+        seed %= 2**31  # some environments refuse larger seeds
+        seed_global_generators(seed)
+        for env in (self._env, self._env.unwrapped):  # their spaces may differ
+            env.action_space.seed(seed)
+            env.observation_space.seed(seed)
+        self._observation, _ = self._values("reset", self._env.reset(seed=seed))
+        self.success = None
 
     def advance(self, action: np.ndarray) -> tuple[float, bool, bool]:
-        space = self._env.action_space
-        action = action.reshape(space.shape).astype(space.dtype)
-        values = self._values("step", self._env.step(action))
-        observation, reward, terminated, truncated, info = values
+        values = self._values("step", self._env.step(action.reshape(self.action_shape)))
+        self._observation, reward, terminated, truncated, info = values
         self.success = _success(info)
-        self._observation = self._entries(observation)
         return (
             _number("reward", reward),
             bool(_number("terminated", terminated)),
@@ -176,22 +178,25 @@ class GymEnvironment:
         )
 
     def observe(self) -> dict[str, np.ndarray]:
-        observation = {}
-        if "image" in self.observation_space.spaces:
-            observation["image"] = self._render() if self._draws else self._own_image()
-        if "vector" in self.observation_space.spaces:
-            observation["vector"] = self._flat_state()
-        return observation
+        try:
+            observation = read(self.entries, self._observation)
+        except ObservationError as error:
+            raise UserError(f"The environment returned {error}.") from error
+        return observation | ({"image": self._render()} if self._draws else {})
 
     def draw(self) -> np.ndarray:
-        if self._renders:
+        if not self._renders:
+            pictures = entries_of(self._env.observation_space, "pixels")
+            if pictures:
+                return read(pictures, self._observation)["image"]
+            raise UserError(
+                f"gym:{self._name} cannot be drawn: it has no render mode rgb_array, and observes "
+                "no image."
+            )
+        if self._film_renderer is None:
             return self._render()
-        if self._image_key is not None:
-            return self._own_image()
-        raise UserError(
-            f"gym:{self._name} cannot be drawn: it has no render mode rgb_array, and observes no "
-            "image."
-        )
+        self._enter_mujoco_context(self._film_renderer)
+        return np.asarray(self._film_renderer.render("rgb_array"))
 
     @property
     def frame_seconds(self) -> float:
@@ -202,6 +207,11 @@ class GymEnvironment:
         return FRAME_SECONDS
 
     def close(self) -> None:
+        own = getattr(self._env.unwrapped, "mujoco_renderer", None)
+        for renderer in (self._film_renderer, own):
+            viewer = self._enter_mujoco_context(renderer)
+            if viewer is not None:
+                viewer.con.free()  # later it would free what another context has so named
         self._env.close()
 
     def _frame_rate(self) -> float | None:
@@ -209,34 +219,37 @@ class GymEnvironment:
         rate = self._env.metadata.get("render_fps")
         return 1 / rate if isinstance(rate, int | float) and rate > 0 else None
 
-    def _make(self, render_mode: str | None) -> gymnasium.Env:
+    def _make(self, arguments: dict[str, Any]) -> gymnasium.Env:
         try:
-            # Not every environment takes a render_mode, so it is passed only where it is needed.
-            mode: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-            return gymnasium.make(self._name, disable_env_checker=True, **mode)
+            return gymnasium.make(self._name, **(self._arguments | arguments))
         except gymnasium.error.UnregisteredEnv as error:
             raise UserError(
                 f"Gymnasium has no environment {self._name!r} ({error}). "
                 "Your own environment needs env.module=FILE.py, a file that registers it."
             ) from error
-        except gymnasium.error.DependencyNotInstalled as error:
+        except (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError) as error:
             raise UserError(f"gym:{self._name} needs another package: {error}.") from error
 
-    def _entries_of_space(self, space: spaces.Space) -> dict[str, spaces.Space]:
-        entries = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
-        for key, entry in entries.items():
-            if not isinstance(entry, spaces.Box):
-                part = f"entry {key!r} of its observations" if key else "its observation"
-                raise UserError(
-                    f"gym:{self._name} cannot be used: {part} is a {type(entry).__name__}, "
-                    "and only Box (or a Dict of Box) is supported."
-                )
-            if entry.dtype == np.uint8 and len(entry.shape) == 3 and not _is_image_space(entry):
-                raise UserError(
-                    f"gym:{self._name} cannot be used: an image must be (height, width, 3), not "
-                    f"{entry.shape}; wrap the environment."
-                )
-        return entries
+    def _make_drawing(
+        self, image_size: int, renderer: rendering.Renderer | None, film: bool
+    ) -> None:
+        """Build the environment anew, so that it draws itself.
+
+        MuJoCo draws the agent's images and the pictures of a film in different sizes.
+        """
+        drawn_by_mujoco = _takes_frame_size(self._env)
+        self._env.close()
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame without a display
+        # Not every environment takes a render_mode, so it is passed only where it is needed.
+        arguments: dict[str, Any] = {"render_mode": "rgb_array"}
+        if drawn_by_mujoco:
+            arguments |= {"width": image_size, "height": image_size}
+        self._env = self._make(arguments)
+        if drawn_by_mujoco and renderer is not None:
+            env: Any = self._env.unwrapped
+            rendering.tune_model(env.model, renderer.quality, image_size)
+            if film:
+                self._film_renderer = _of_size(env.mujoco_renderer, FILM_SIZE)
 
     def _values(self, method: str, result: Any) -> Sequence[Any]:
         """The values that ``method`` returned, if their number is that of Gymnasium."""
@@ -249,54 +262,52 @@ class GymEnvironment:
             )
         return result
 
-    def _entries(self, observation: Any) -> dict[str, Any]:
-        entries = observation if isinstance(observation, Mapping) else {"": observation}
-        for key in self._entry_keys:
-            if key not in entries:
-                raise UserError(f"The environment returned an observation without {key!r}.")
-        return dict(entries)
-
-    def _flat_state(self) -> np.ndarray:
-        states = {key: self._observation[key] for key in self._state_keys}
-        try:
-            return flatten_state(states)
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"The environment returned an observation that is not numbers: {error}."
-            ) from error
-
-    def _action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+    def _set_actions(self) -> None:
         space = self._env.action_space
         if not isinstance(space, spaces.Box):
             raise UserError(
                 f"gym:{self._name} cannot be used: its actions are {type(space).__name__}, "
                 "and only Box is supported."
             )
-        if not space.is_bounded():
+        kind = np.dtype(space.dtype)
+        if kind.kind not in "iuf":
+            raise UserError(f"gym:{self._name} cannot be used: its actions are a Box of {kind}.")
+        self.action_low, self.action_high = (
+            bound.reshape(-1).astype(float) for bound in (space.low, space.high)
+        )
+        largest = _UNLIMITED if kind.kind != "f" else min(_UNLIMITED, float(np.finfo(kind).max))
+        unlimited = (-self.action_low >= largest) | (self.action_high >= largest)
+        if unlimited.any():
             raise UserError(
-                f"gym:{self._name} cannot be used: its actions have no bounds. Wrap it in "
-                "gymnasium.wrappers.RescaleAction, or give its Box finite limits."
+                f"gym:{self._name} cannot be used: its actions have no bounds in "
+                f"{unlimited.sum()} of {unlimited.size} dimensions. Give its Box finite limits, "
+                "or wrap it in gymnasium.wrappers.TransformAction with such a Box."
             )
-        return space.low.reshape(-1).astype(float), space.high.reshape(-1).astype(float)
+        self.action_shape, self.action_dtype = space.shape, kind.name
 
-    def _find_image_space(self, entries: dict[str, spaces.Space]) -> spaces.Box:
-        if self._image_key is not None:
-            shape = entries[self._image_key].shape
-            assert shape is not None  # of an image space
-            return image_space(*shape[:2])
+    def _size_of_frames(self) -> tuple[int, int]:
         self._env.reset(seed=0)
-        return image_space(*self._render().shape[:2])
+        height, width = self._render().shape[:2]
+        return height, width
 
-    def _own_image(self) -> np.ndarray:
-        assert self._image_key is not None  # else :meth:`_render` makes the image
-        return np.asarray(self._observation[self._image_key])
+    @staticmethod
+    def _enter_mujoco_context(renderer: Any) -> Any:
+        """Make the OpenGL context of Gymnasium's MuJoCo renderer current; return its viewer.
+
+        The renderer assumes that no other one of this process draws. None: it is not used.
+        """
+        viewer = getattr(renderer, "viewer", None)
+        if viewer is not None:
+            viewer.make_context_current()
+        return viewer
 
     def _render(self) -> np.ndarray:
+        self._enter_mujoco_context(getattr(self._env.unwrapped, "mujoco_renderer", None))
         try:
             frame = self._env.render()
         except gymnasium.error.DependencyNotInstalled as error:
             raise UserError(f"Drawing gym:{self._name} needs another package: {error}.") from error
-        if not isinstance(frame, np.ndarray) or not is_image(frame.shape, frame.dtype):
+        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.shape[2:] != (3,):
             raise UserError(
                 f"gym:{self._name} does not draw: render() must return a uint8 array "
                 "(height, width, 3) in render mode rgb_array."

@@ -1,6 +1,6 @@
 """Draws a few frames with one backend, and prints the result as JSON.
 
-It runs in a process of its own (``python -m latentplan.envs.probe BACKEND SECONDS``); see
+It runs in a process of its own (``python -m latentplan.envs.probe BACKEND SECONDS SUITE``); see
 `latentplan.envs.rendering.probe`.
 """
 
@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from latentplan.envs import dmc
+from latentplan.envs import dmc, gym
 from latentplan.envs.rendering import DEFAULT, QUALITIES, Renderer
 
 # Per backend: alternative libraries, and the Debian package that contains the first one.
@@ -25,6 +25,7 @@ _LIBRARIES = {
     "osmesa": ((("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"), "libosmesa6"),),
     "glfw": ((("libGL.so.1",), "libgl1"),),
 }
+GYM_TASK = "Hopper-v5"
 _SOFTWARE = ("llvmpipe", "softpipe", "swrast", "software")
 _BLACK = 1.0  # gray level below which a frame is black; the suite's images are near 75
 _HINTS = {
@@ -76,6 +77,23 @@ def _time_default(seconds: float) -> float:
         physics.free()
 
 
+def draw_gym(backend: str, seconds: float) -> dict[str, object]:
+    """As :func:`draw`, for a MuJoCo task of Gymnasium, as a worker draws it."""
+    timings, means = {}, []
+    for quality in QUALITIES:
+        renderer = Renderer(backend, quality, True, "")
+        simulator = gym.build(GYM_TASK, "pixels", "", 64, renderer)
+        try:
+            simulator.reset(seed=0, episode=0)
+            means.append(float(simulator.observe()["image"].mean()))
+            timings[quality] = _time_frames(simulator.observe, seconds)
+        finally:
+            simulator.close()
+    black = min(means) < _BLACK
+    reason = "it draws black frames" if black else ""
+    return {"works": not black, "reason": reason, "seconds": timings}
+
+
 def draw(backend: str, seconds: float) -> dict[str, object]:
     """The fields of a `Probe`, for a backend that draws. OpenGL's exceptions are not caught."""
     timings, means, description = {}, [], ""
@@ -111,7 +129,7 @@ def _explain(backend: str, error: Exception) -> str:
     return f"{type(error).__name__}: {text}"
 
 
-def main(backend: str, seconds: float) -> None:
+def main(backend: str, seconds: float, suite: str) -> None:
     """Write one line of JSON to standard output."""
     missing = missing_library(backend)
     if missing is not None:
@@ -120,11 +138,11 @@ def main(backend: str, seconds: float) -> None:
         answer = {"works": False, "reason": reason, "library": library, "package": package}
     else:
         try:
-            answer = draw(backend, seconds)
+            answer = (draw_gym if suite == "gym" else draw)(backend, seconds)
         except Exception as error:  # drivers and PyOpenGL may raise any exception
             answer = {"works": False, "reason": _explain(backend, error)}
     sys.stdout.write(json.dumps(answer) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))
+    main(sys.argv[1], float(sys.argv[2]), sys.argv[3])

@@ -21,6 +21,7 @@ import numpy as np
 from gymnasium.vector.utils import clear_mpi_env_vars
 
 from latentplan.envs.faults import Fault, fault_of
+from latentplan.envs.isolation import Isolation, send_output_to_stderr
 from latentplan.envs.simulator import EpisodeEnv, Outcome, Picture, Spaces
 from latentplan.envs.workers import EnvMaker, follow_parent, main_hidden
 
@@ -47,6 +48,7 @@ def _serve(make: EnvMaker, memory: Mapping[str, Any], pipe: Connection) -> None:
         pipe: gives commands and takes answers, whose observations are empty.
     """
     follow_parent()
+    send_output_to_stderr()
     env, shared = make(), _arrays(memory, make.known)
     with contextlib.suppress(EOFError, OSError), contextlib.closing(env):
         while True:
@@ -72,6 +74,8 @@ class InProcessEnv:
 
     def __init__(self, make: EnvMaker) -> None:
         self._env = make()
+        users_code = make.recipe.task.startswith("gym:")
+        self._isolated = Isolation() if users_code else contextlib.nullcontext
         self._command: Command = 0
         self.sources: tuple[Any, ...] = ()
 
@@ -81,14 +85,16 @@ class InProcessEnv:
 
     def receive(self) -> Answer:
         """Carry out the command, and return its answer."""
-        return _answer(self._env, self._command)
+        with self._isolated():
+            return _answer(self._env, self._command)
 
     def disconnect(self) -> None:
         """Do nothing: there is no other process."""
 
     def end(self, seconds: float) -> None:
         """Close the environment. ``seconds`` is ignored."""
-        with contextlib.suppress(Exception):  # an environment that failed may fail here again
+        # An environment that failed may fail here again.
+        with contextlib.suppress(Exception), self._isolated():
             self._env.close()
 
 

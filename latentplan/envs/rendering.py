@@ -44,8 +44,10 @@ class Probe(NamedTuple):
     seconds: dict[str, float] = {}  # noqa: RUF012  quality or DEFAULT -> seconds per 64 x 64 frame
 
 
-def probe(backend: str, seconds: float = 0.0) -> Probe:
+def probe(backend: str, seconds: float = 0.0, suite: str = "dmc") -> Probe:
     """Draw with ``backend`` in a subprocess, and time it for about ``seconds`` per quality.
+
+    ``suite`` is the one whose task is drawn, ``dmc`` or ``gym``.
 
     A backend that does not work raises nothing; the result has the reason.
     """
@@ -54,7 +56,7 @@ def probe(backend: str, seconds: float = 0.0) -> Probe:
     variables |= _variables(backend, software=True)  # the thread setting is ignored by GPUs
     paths = [package_root, variables.get("PYTHONPATH", "")]
     variables["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    command = [sys.executable, "-m", "latentplan.envs.probe", backend, str(seconds)]
+    command = [sys.executable, "-m", "latentplan.envs.probe", backend, str(seconds), suite]
     try:
         done = subprocess.run(
             command, env=variables, capture_output=True, text=True, timeout=_TIMEOUT, check=False

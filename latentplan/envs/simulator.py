@@ -14,7 +14,7 @@ from gymnasium import spaces
 from PIL import Image
 
 from latentplan.envs.faults import BadValueError
-from latentplan.types import UserError
+from latentplan.types import Entry, UserError
 
 MODES = ("train", "eval")
 FILM_SIZE = 256  # pixels of the shorter side of a picture for people
@@ -28,6 +28,7 @@ class Simulator(Protocol):
     observation_space: spaces.Dict  # "image" uint8 (h, w, 3) and/or "vector" float32 (dim,)
     action_low: np.ndarray  # (A,) finite bounds
     action_high: np.ndarray
+    action_dtype: str  # of the environment's actions
 
     @property
     def frame_seconds(self) -> float:
@@ -62,15 +63,13 @@ class Spaces(NamedTuple):
     observation: spaces.Dict
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
+    action_dtype: str = "float64"
+    action_shape: tuple[int, ...] | None = None  # None: (A,)
+    entries: tuple[Entry, ...] = ()  # of a Gymnasium environment's own observations
 
     @property
     def action_dim(self) -> int:
         return len(self.action_low)
-
-
-def is_image(shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    """Whether an entry of an observation is an image: (height, width, 3) uint8."""
-    return len(shape) == 3 and shape[-1] == 3 and dtype == np.uint8
 
 
 def image_space(height: int, width: int) -> spaces.Box:
@@ -87,10 +86,20 @@ def flatten_state(entries: dict[str, Any]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def to_bounds(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Clip an action (A,) to [-1, 1] and scale it to an environment's bounds (A,)."""
+def to_bounds(
+    action: np.ndarray, low: np.ndarray, high: np.ndarray, dtype: str = "float64"
+) -> np.ndarray:
+    """Clip an action (A,) to [-1, 1] and scale it to an environment's bounds (A,), in its type.
+
+    The result is never beyond a bound, not even by rounding. Each integer between integer bounds
+    gets an equal share of [-1, 1].
+    """
     unit = (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1.0) / 2.0
-    return low + unit * (high - low)
+    if np.dtype(dtype).kind in "iu":
+        scaled = low + np.floor(unit * (high - low + 1))
+    else:
+        scaled = low + unit * (high - low)
+    return np.clip(scaled, low, high).astype(dtype)
 
 
 def episode_seed(seed: int, mode: str, index: int, episode: int) -> int:
@@ -187,7 +196,7 @@ class EpisodeEnv:
         if self._simulator is None:
             raise RuntimeError("step before reset")
         low, high = self._simulator.action_low, self._simulator.action_high
-        scaled = to_bounds(action, low, high)
+        scaled = to_bounds(action, low, high, self._simulator.action_dtype)
         total, frames, terminated, truncated = 0.0, 0, False, False
         success: bool | None = None
         while frames < self._repeat and not (terminated or truncated):

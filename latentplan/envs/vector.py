@@ -15,6 +15,7 @@ import numpy as np
 
 from latentplan.config.schema import EnvConfig
 from latentplan.envs.faults import Fault, FaultPolicy
+from latentplan.envs.observations import tell_what_is_used
 from latentplan.envs.processes import DRAW, Answer, InProcessEnv, WorkerEnv
 from latentplan.envs.simulator import Outcome, Picture, Spaces, episode_seed
 from latentplan.envs.workers import (
@@ -84,6 +85,7 @@ class VectorEnv:
         in_process = env.workers and not recipe.task.startswith("dummy:")
         known = describe_in_process(recipe, env.timeout) if in_process else describe_here(recipe)
         self.spec = _spec_of(known, env)
+        tell_what_is_used(recipe.task, known.entries)
         # A second episode of an earlier session, or a trained agent, tells that the task works.
         worked = mode == "eval" or bool((self.episodes > 1).any())
         self._policy = FaultPolicy(recipe.task, num_envs, env.max_faults, worked=worked)
@@ -298,5 +300,5 @@ def _spec_of(known: Spaces, env: EnvConfig) -> EnvSpec:
         is_image = name == "image"
         shape = (env.image_size, env.image_size, 3) if is_image else tuple(space.shape or ())
         obs[name] = (shape, "uint8" if is_image else "float32")
-    bounds = known.action_low, known.action_high
-    return EnvSpec(obs, known.action_dim, env.repeat, *bounds)
+    actions = known.action_low, known.action_high, known.action_shape, known.action_dtype
+    return EnvSpec(obs, known.action_dim, env.repeat, *actions, known.entries)

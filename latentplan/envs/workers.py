@@ -17,15 +17,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.connection import Connection
+from typing import Any
 
 from latentplan.config.schema import EnvConfig
 from latentplan.config.tasks import parse_task
 from latentplan.envs import dmc, dummy, gym
+from latentplan.envs.isolation import Isolation, send_output_to_stderr
 from latentplan.envs.rendering import Renderer
 from latentplan.envs.simulator import EpisodeEnv, Simulator, Spaces
 from latentplan.types import UserError
 
 CLOSE_SECONDS = 5.0  # after which environments that have not closed are killed
+
+
+class BuildError(UserError):
+    """The code of an environment failed while it was built.
+
+    Attributes:
+        mujoco: MuJoCo was imported, so that a lack of OpenGL may be the cause.
+    """
+
+    def __init__(self, sentence: str, mujoco: bool) -> None:
+        super().__init__(sentence)
+        self.mujoco = mujoco
 
 
 @dataclass(frozen=True)
@@ -38,33 +52,57 @@ class Recipe:
     module: str
     renderer: Renderer | None
     film: bool = False  # pictures for people will be drawn
+    kwargs: tuple[tuple[str, Any], ...] = ()  # arguments of a Gymnasium environment
+    camera: str = ""  # of a dm_control task
 
     def build(self) -> Simulator:
         suite, name = parse_task(self.task)
         if suite == "dmc":
-            return dmc.build(name, self.obs, self.image_size, self.renderer, self.film)
+            camera, film = self.camera, self.film
+            return dmc.build(name, self.obs, self.image_size, self.renderer, camera, film)
         if suite == "gym":
-            return gym.build(name, self.obs, self.module, self.film)
+            size, arguments = self.image_size, dict(self.kwargs)
+            return gym.build(name, self.obs, self.module, size, self.renderer, arguments, self.film)
         return dummy.build(name, self.obs, self.image_size)
 
-    def describe(self) -> Spaces:
+    def describe(self, *, begin: bool = False) -> Spaces:
         """Build the simulator in this process, and return its spaces.
 
+        Args:
+            begin: also begin an episode, because an observation may be drawn with MuJoCo.
+
         Raises:
-            UserError: it cannot be built.
+            BuildError: it cannot be built, because its code failed.
+            UserError: it is refused.
         """
         try:
             with contextlib.closing(self.build()) as simulator:
                 low, high = (
                     tuple(map(float, x)) for x in (simulator.action_low, simulator.action_high)
                 )
-                return Spaces(simulator.observation_space, low, high)
+                if begin:
+                    _begin(simulator, self.film)
+                space, dtype = simulator.observation_space, simulator.action_dtype
+                if isinstance(simulator, gym.GymEnvironment):
+                    more = simulator.action_shape, simulator.entries
+                    return Spaces(space, low, high, dtype, *more)
+                return Spaces(space, low, high, dtype)
         except UserError:
             raise
         except Exception as error:  # simulators and users' code may raise any exception
-            raise UserError(
-                f"{self.task} cannot be built: {type(error).__name__}: {error}"
-            ) from error
+            sentence = f"{self.task} cannot be built: {type(error).__name__}: {error}"
+            raise BuildError(sentence, "mujoco" in sys.modules) from error
+
+
+def _begin(simulator: Simulator, film: bool) -> None:
+    try:
+        simulator.reset(seed=0, episode=0)
+        if film:
+            simulator.draw()
+    except Exception:
+        if "mujoco" in sys.modules:
+            raise
+        # Any other failure is a fault, which may pass.
 
 
 @dataclass(frozen=True)
@@ -132,20 +170,35 @@ def follow_parent() -> None:
 
 def _describe_worker(recipe: Recipe, pipe: Connection) -> None:
     follow_parent()
+    send_output_to_stderr()
+    if recipe.renderer is None:  # what is built here must not choose a renderer by itself
+        os.environ["MUJOCO_GL"] = "disabled"
     try:
-        pipe.send((recipe.describe(), ""))
+        pipe.send(recipe.describe(begin=recipe.renderer is None))
+    except BuildError as error:
+        pipe.send((str(error), error.mujoco))
     except UserError as error:
-        pipe.send((None, str(error)))
+        pipe.send((str(error), None))
 
 
 # Evaluations build environments again and again. The spaces stay, and a fault while they are looked
 # up would end the run.
-describe_here = functools.cache(Recipe.describe)
+@functools.cache
+def describe_here(recipe: Recipe) -> Spaces:
+    """Run `Recipe.describe` in this process."""
+    with Isolation()():
+        return recipe.describe()
 
 
 @functools.cache
 def describe_in_process(recipe: Recipe, timeout: float) -> Spaces:
-    """Run `Recipe.describe` in a new process, so that this one does not import the simulator."""
+    """Run `Recipe.describe` in a new process, so that this one does not import the simulator.
+
+    Without a renderer, MuJoCo cannot draw there.
+
+    Raises:
+        BuildError, UserError: as `Recipe.describe`, or the process died or took too long.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_describe_worker, args=(recipe, theirs), daemon=True)
@@ -155,7 +208,7 @@ def describe_in_process(recipe: Recipe, timeout: float) -> Spaces:
     try:
         if not ours.poll(timeout):
             raise UserError(f"{recipe.task} could not be built within {timeout:g} s (env.timeout).")
-        known, problem = ours.recv()
+        answer = ours.recv()
     except EOFError:
         process.join()
         raise UserError(
@@ -165,6 +218,27 @@ def describe_in_process(recipe: Recipe, timeout: float) -> Spaces:
         process.kill()
         process.join()
         ours.close()
-    if problem:
-        raise UserError(problem)
-    return known
+    if isinstance(answer, Spaces):
+        return answer
+    sentence, mujoco = answer
+    raise UserError(sentence) if mujoco is None else BuildError(sentence, mujoco)
+
+
+def fails_without_opengl(recipe: Recipe, timeout: float) -> bool:
+    """Whether an environment imports MuJoCo, and cannot be built and drawn while MuJoCo has no
+    renderer.
+
+    Args:
+        recipe: with None as its renderer.
+        timeout: seconds.
+
+    Raises:
+        UserError: as `describe_in_process`, for another reason.
+    """
+    try:
+        describe_in_process(recipe, timeout)
+    except BuildError as error:
+        if not error.mujoco:
+            raise
+        return True
+    return False

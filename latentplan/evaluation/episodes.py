@@ -11,7 +11,7 @@ import torch
 
 from latentplan.agent import Agent
 from latentplan.config.schema import Config
-from latentplan.envs import Renderer, VectorEnv, make_eval_env, needs_renderer
+from latentplan.envs import Renderer, VectorEnv, make_eval_env
 from latentplan.envs.simulator import Picture
 from latentplan.types import Timestep
 
@@ -202,7 +202,7 @@ def score(
         draws: whether the cameras call :meth:`VectorEnv.draw`.
     """
     # Many vectors are filtered as fast as one. Images take memory, and time to draw.
-    in_process = 1 if needs_renderer(config.task, config.obs) else MOST_ENVS
+    in_process = 1 if agent.world.spec.images else MOST_ENVS
     batch = 2 if config.env.workers else in_process
     for mode in modes:
         count, watcher, camera = min(episodes, batch), watch.get(mode), cameras.get(mode)

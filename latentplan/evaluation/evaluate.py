@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latentplan.envs import VectorEnv, needs_renderer, pick_renderer
+from latentplan.envs import VectorEnv, pick_renderer
 from latentplan.envs.simulator import Picture
 from latentplan.evaluation.episodes import Camera, Scores, score
 from latentplan.runs import run_folder
@@ -103,7 +103,7 @@ def evaluate(
         if scores.film is not None:
             written = write_video(paths[name], scores.film.frames, scores.film.fps)
             summaries[name]["video"] = str(written)
-    seen = renderer if needs_renderer(config.task, config.obs) else None
+    seen = renderer if agent.world.spec.images else None
     result = {
         "run": str(folder),
         "task": config.task,

@@ -15,7 +15,7 @@ from latentplan.envs import (
     Renderer,
     VectorEnv,
     make_eval_env,
-    needs_renderer,
+    may_need_renderer,
     pick_renderer,
 )
 from latentplan.envs.simulator import Picture
@@ -60,7 +60,7 @@ def make_film_env(
         UserError: the environments cannot be built.
     """
     # In this process a renderer could disturb the environments of training.
-    safe = config.env.workers or not needs_renderer(config.task, config.obs, film=True)
+    safe = config.env.workers or not may_need_renderer(config.task, config.obs, film=True)
     if config.obs == "state" and safe:
         try:
             drawing = pick_renderer(config, film=True)

@@ -8,6 +8,7 @@ returns. The shapes of weights are compared with the agent's later, in ``runs/we
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 
 from latentplan.config.schema import Config
 from latentplan.data.files import OBSERVATION_NAME
-from latentplan.types import EnvSpec, UserError, shown
+from latentplan.envs.observations import IMAGE_AXES, MOST_CLASSES, NUMBERS, ONE_HOT
+from latentplan.types import Entry, EnvSpec, UserError, shown
 
 MOST = 2**53  # largest count of frames, decisions, updates and rows
 MOST_EPISODES = 2**40  # of one environment; their numbers are multiplied by that of environments
 MOST_NUMBERS = 10**6  # of a vector, or of an action
+MOST_ENTRIES = 10_000  # of the observations of an environment
 LONGEST_SIDE = 2**14  # pixels of an image
 SCHEDULES = ("log", "eval", "film")
 _MT19937_NUMBERS = 624
@@ -143,9 +146,12 @@ def _mapping(value: object, name: str) -> Mapping[str, Any]:
     return value
 
 
-def _list(value: object, name: str, length: int) -> list[Any] | tuple[Any, ...]:
-    if not isinstance(value, list | tuple) or len(value) != length:
-        raise _WrongError(f"{name} is not a list of {length}")
+def _list(value: object, name: str, length: int | None) -> list[Any] | tuple[Any, ...]:
+    """A list of a length; None: of any length up to ``MOST_ENTRIES``."""
+    if not isinstance(value, list | tuple):
+        raise _WrongError(f"{name} is not a list")
+    if len(value) != length and (length is not None or len(value) > MOST_ENTRIES):
+        raise _WrongError(f"{name} is not a list of {length or f'at most {MOST_ENTRIES}'}")
     return value
 
 
@@ -216,8 +222,50 @@ def _spec(plain: Mapping[str, Any], image_size: int) -> EnvSpec:
     obs = {name: _observation(name, entry, image_size) for name, entry in given.items()}
     actions = _integer(plain.get("action_dim"), "spec['action_dim']", MOST_NUMBERS, least=1)
     repeat = _integer(plain.get("repeat"), "spec['repeat']", least=1)
-    bounds = [_bounds(plain.get(key), f"spec[{key!r}]", actions) for key in _BOUNDS]
-    return EnvSpec(obs, actions, repeat, *bounds)
+    low, high = (_bounds(plain.get(key), f"spec[{key!r}]", actions) for key in _BOUNDS)
+    shape = plain.get("action_shape")
+    if shape is not None:
+        sizes = _list(shape, "spec['action_shape']", None)
+        shape = tuple(_integer(x, "spec['action_shape']", MOST_NUMBERS) for x in sizes)
+        if math.prod(shape) != actions:
+            raise _WrongError(f"spec['action_shape'] is not one of {actions} actions")
+    dtype = plain.get("action_dtype", "float64")
+    if dtype not in _ACTION_TYPES:
+        raise _WrongError(f"spec['action_dtype'] is {shown(dtype)}")
+    entries = [_entry(x) for x in _list(plain.get("entries", []), "spec['entries']", None)]
+    return EnvSpec(obs, actions, repeat, low, high, shape, dtype, tuple(entries))
+
+
+def _entry(value: object) -> Entry:
+    """How one entry of the environment's observations is used."""
+    name = "an entry of spec['entries']"
+    path, use, shape, dtype, counts, starts, high = _list(value, name, len(Entry._fields))
+    keys = _list(path, name, None)
+    if not all(type(x) is str or (type(x) is int and abs(x) <= MOST) for x in keys):
+        raise _WrongError(f"{name} has the path {shown(path)}")
+    if use not in (*IMAGE_AXES, NUMBERS, ONE_HOT) or dtype not in _OBSERVATION_TYPES:
+        raise _WrongError(f"{name} is used as {shown(use)} {shown(dtype)}")
+    sizes, choices, firsts = (
+        tuple(_integer(x, name, most, least) for x in _list(values, name, None))
+        for values, most, least in (
+            (shape, MOST_NUMBERS, 0),
+            (counts, MOST_CLASSES, 1),
+            (starts, MOST, -MOST),
+        )
+    )
+    if use in IMAGE_AXES and len(sizes) != len(use):
+        raise _WrongError(f"{name} is an image of shape {shown(shape)}")
+    if use == ONE_HOT and not len(choices) == len(firsts) == math.prod(sizes):
+        raise _WrongError(f"{name} has {len(choices)} choices")
+    return Entry(
+        tuple(keys), use, sizes, dtype, choices, firsts, _integer(high, name, 255, least=1)
+    )
+
+
+_FLOATS = ("float16", "float32", "float64")
+_INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+_ACTION_TYPES = (*_FLOATS, *_INTEGERS)
+_OBSERVATION_TYPES = (*_ACTION_TYPES, "bool", "longdouble", "float128")
 
 
 _BOUNDS = ("action_low", "action_high")

@@ -23,7 +23,7 @@ from latentplan.config.loading import load_resolved, to_sealed_yaml
 from latentplan.config.schema import Config
 from latentplan.config.validation import check_bounds
 from latentplan.data.replay import Replay
-from latentplan.envs import needs_renderer
+from latentplan.envs import may_need_renderer
 from latentplan.runs import checkpoint, kept, payload, session_record, trust, weights
 from latentplan.runs.source import RunSource, as_source
 from latentplan.runtime.device import total_memory
@@ -93,7 +93,7 @@ def with_recorded_quality(folder: Path, config: Config) -> Config:
         UserError: run.json is damaged.
     """
     quality = config.env.render_quality
-    if quality == "auto" and needs_renderer(config.task, config.obs):
+    if quality == "auto" and may_need_renderer(config.task, config.obs):
         quality = _first_choice(folder, "env.render_quality", "render_quality")
     return replace(config, env=replace(config.env, render_quality=quality))
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from latentplan.config.loading import flatten, load, preset_folder, warn_about_renamed
+from latentplan.config.loading import (
+    flatten,
+    load,
+    preset_folder,
+    to_override,
+    warn_about_renamed,
+)
 from latentplan.config.renamed import present_names
 from latentplan.config.yaml_text import read_mapping
 from latentplan.runs import checkpoint, metrics_file, payload, resuming, run_folder
@@ -192,7 +198,7 @@ def jobs(study: Study, path: Path) -> list[Job]:
                 settings = {"task": task, "seed": seed, **study.settings}
                 settings |= study.per_task.get(task, {})
                 settings |= study.variants.get(ablation, {"ablation": ablation})
-                overrides = [f"{key}={value}" for key, value in settings.items()]
+                overrides = [to_override(key, value) for key, value in settings.items()]
                 overrides.append(f"run_dir={run}")
                 config = load([], overrides)
                 if (run / "config.yaml").is_file():

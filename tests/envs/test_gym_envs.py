@@ -16,7 +16,7 @@ from environments import children, make, run_python, walk
 
 from latentplan.config.schema import EnvConfig
 from latentplan.envs import StepInterruptedError, make_vector
-from latentplan.envs.gym import import_module
+from latentplan.envs.modules import import_module
 from latentplan.types import EnvSpec, UserError
 
 MODULE = """
@@ -175,13 +175,13 @@ def test_dict_observations_give_vector_and_image(module: str) -> None:
         ("Unbounded", "state", "no bounds"),
         ("Discrete", "state", "Discrete"),
         ("Image", "state", "obs=pixels"),
-        ("TwoEyes", "both", "several images .left, right."),
-        ("Gray", "state", r"\(40, 30, 1\)"),
+        ("TwoEyes", "both", "obs=pixels"),
+        ("Gray", "state", "obs=pixels"),
         ("Nowhere", "state", "env.module"),
         ("Unbuildable", "state", "100% broken"),
         ("Unmakeable", "state", "gym:Unmakeable-v0 cannot be built: OSError: 100% broken"),
-        ("Short", "state", r"vector of shape \(1,\) float32, but declared \(3,\)"),
-        ("Long", "state", r"vector of shape \(4,\) float32, but declared \(3,\)"),
+        ("Short", "state", r"vector of shape \(1,\) float64, but declared \(3,\)"),
+        ("Long", "state", r"vector of shape \(4,\) float64, but declared \(3,\)"),
         ("Floating", "pixels", r"image .* float64, but .* uint8"),
         ("Bare", "state", "reset returned 1 value, and .* 2: observation, info"),
         ("Four", "state", "step returned 4 values, and .* 5: observation, reward, term"),

@@ -10,7 +10,8 @@ import pytest
 from environments import ROOT, make, run_python
 
 from latentplan.cli import doctor
-from latentplan.envs import needs_renderer, rendering
+from latentplan.config.loading import load
+from latentplan.envs import may_need_renderer, pick_renderer, rendering
 from latentplan.envs.probe import missing_library
 from latentplan.envs.rendering import Probe, Renderer, choose_renderer, probe
 from latentplan.types import UserError
@@ -110,10 +111,113 @@ def test_pixels_through_workers(obs: str) -> None:
         assert env.spec.images == ["image"]
 
 
-def test_only_control_suite_pixels_need_a_renderer() -> None:
-    assert needs_renderer("walker_walk", "pixels") and needs_renderer("cup-catch", "both")
-    assert not needs_renderer("walker_walk", "state")
-    assert not needs_renderer("dummy:pixels", "pixels")
+def test_tasks_without_images_or_simulator_need_no_renderer() -> None:
+    assert may_need_renderer("walker_walk", "pixels") and may_need_renderer("cup-catch", "both")
+    assert may_need_renderer("gym:Hopper-v5", "pixels")
+    assert not may_need_renderer("walker_walk", "state")
+    assert not may_need_renderer("dummy:pixels", "pixels")
+
+
+def test_a_renderer_is_chosen_for_gymnasium_tasks_that_mujoco_draws(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    pick = lambda *items: pick_renderer(load([], items))  # noqa: E731
+    assert pick("task=gym:Hopper-v5", "obs=pixels") == choose_renderer()
+    assert pick("task=gym:Hopper-v5", "obs=state") is None
+    assert pick("task=gym:Pendulum-v1", "obs=pixels") is None
+
+
+@pytest.mark.usefixtures("no_libraries")
+def test_without_opengl_only_what_needs_it_is_refused() -> None:
+    with make("gym:Pendulum-v1", "pixels", workers=True, image_size=32) as env:
+        assert env.reset()[0].obs["image"].mean() > 200
+    with pytest.raises(UserError, match="apt-get install libegl1 libosmesa6"):
+        make("gym:Hopper-v5", "pixels", workers=True)
+
+
+# The simulator runs in this process, and MuJoCo must not have been imported before.
+HOPPER = """
+import numpy as np, json, sys
+from latentplan.envs import gym
+from latentplan.envs.rendering import Renderer
+renderer = Renderer(sys.argv[1], sys.argv[2], True, "")
+build = lambda: gym.build("Hopper-v5", "pixels", "", 32, renderer)
+one, other, closed = build(), build(), build()
+for simulator in (one, other, closed):
+    simulator.reset(seed=3, episode=0)
+closed.close()
+other.advance(np.ones(3))
+frames = [simulator.observe()["image"] for simulator in (one, other)]
+frames += [one.observe()["image"]]
+same, moved = np.array_equal(frames[0], frames[2]), not np.array_equal(frames[0], frames[1])
+one.close(), other.close()
+means = [float(frames[0].mean())]
+for _ in range(2):  # after the contexts of others have been freed
+    one = build()
+    one.reset(seed=3, episode=0)
+    means.append(float(one.observe()["image"].mean()))
+    one.close()
+print(json.dumps([frames[0].shape, means, same, moved]))
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("quality", ["exact", "fast"])
+def test_gymnasiums_mujoco_tasks_are_drawn_small_and_side_by_side(
+    backend: str, quality: str
+) -> None:
+    shape, means, same, moved = json.loads(run_python("-c", HOPPER, backend, quality))
+    assert shape == [32, 32, 3] and means[0] > 50 and means == means[:1] * 3
+    assert same and moved
+
+
+MUJOCO = """
+import gymnasium
+import mujoco
+import numpy as np
+from gymnasium import spaces
+
+XML = "<mujoco><worldbody><light pos='0 0 3'/><geom type='sphere' size='.1'/></worldbody></mujoco>"
+
+
+class Camera(gymnasium.Env):  # it draws its observation itself
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self):
+        view = spaces.Box(0, 255, (24, 24, 3), np.uint8)
+        self.observation_space = spaces.Dict(view=view, pose=spaces.Box(-1, 1, (3,), np.float32))
+        self.model = mujoco.MjModel.from_xml_string(XML)
+        self.data, self.renderer = mujoco.MjData(self.model), None
+
+    def observe(self):
+        self.renderer = self.renderer or mujoco.Renderer(self.model, 24, 24)
+        mujoco.mj_forward(self.model, self.data)
+        self.renderer.update_scene(self.data)
+        return {"view": self.renderer.render(), "pose": np.zeros(3, np.float32)}
+
+    def reset(self, *, seed=None, options=None):
+        return self.observe(), {}
+
+    def step(self, action):
+        return self.observe(), 0.0, False, False, {}
+
+
+gymnasium.register("Camera-v0", Camera)
+"""
+
+
+@pytest.mark.parametrize("obs", ["pixels", "state"])
+def test_an_environment_that_draws_its_observation_gets_a_renderer(
+    obs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    file = tmp_path / "camera.py"
+    file.write_text(MUJOCO)
+    with make("gym:Camera-v0", obs, workers=True, module=str(file)) as env:
+        row, _ = env.reset()
+    if obs == "pixels":
+        assert row.obs["image"].max() > 50
 
 
 @pytest.mark.parametrize(("software", "quality"), [(True, "fast"), (False, "exact")])
@@ -214,6 +318,7 @@ def test_the_doctor_reports_versions_timings_and_devices(monkeypatch: pytest.Mon
         "not black",
         "cores",
         "disk",
+        "gym:Hopper-v5 is drawn with",
         "ready",
     ):
         assert words in report

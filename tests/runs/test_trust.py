@@ -15,7 +15,7 @@ import latentplan
 from latentplan.cli.main import main
 from latentplan.config.loading import load_resolved, to_yaml
 from latentplan.config.schema import Config, EnvConfig
-from latentplan.envs.gym import import_module
+from latentplan.envs.modules import import_module
 from latentplan.runs import trust
 from latentplan.types import UserError
 

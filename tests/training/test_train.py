@@ -158,7 +158,7 @@ def test_the_renderer_of_a_session_is_recorded(
 ) -> None:
     """The record holds the choice where the configuration says ``auto``."""
     renderer, requested = Renderer("osmesa", "fast", True, "llvmpipe"), []
-    monkeypatch.setattr("latentplan.runs.run_folder.needs_renderer", lambda task, obs: True)
+    monkeypatch.setattr("latentplan.runs.run_folder.may_need_renderer", lambda task, obs: True)
 
     def pick(config: Config) -> Renderer:
         requested.append(config.env.render_quality)
