@@ -311,3 +311,30 @@ def test_integer_actions_get_equal_shares(dtype: Any) -> None:
 def test_actions_without_bounds_are_refused(actions: Any, words: str) -> None:
     with pytest.raises(UserError, match=words), environment(box(1), None, "state", actions):
         pass
+
+
+@pytest.mark.parametrize(
+    ("index", "wrong"),
+    [
+        (0, "a"),
+        (0, [None]),
+        (1, "eval"),
+        (2, [-1]),
+        (2, [2, 2]),
+        (3, "object"),
+        (4, [10**9]),
+        (4, [2, 2]),
+        (5, [2**60]),
+        (6, 0),
+    ],
+)
+def test_entries_of_a_strangers_file_are_checked(index: int, wrong: Any) -> None:
+    entry = [["a"], "one_hot", [1], "int64", [4], [0], 255]
+    plain = EnvSpec({"vector": ((4,), "float32")}, 1, 1).to_dict()
+    assert _spec({**plain, "entries": [entry]}, 16).entries[0].counts == (4,)
+    entry[index] = wrong
+    with pytest.raises(Exception, match="entr"):
+        _spec({**plain, "entries": [entry]}, 16)
+    for key, value in (("action_shape", [2]), ("action_dtype", "object"), ("entries", 5)):
+        with pytest.raises(Exception, match=key):
+            _spec({**plain, key: value}, 16)
