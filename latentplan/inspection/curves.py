@@ -23,6 +23,7 @@ COLUMNS = (
 WIDTH, PER_ROW = 13, 4  # inches of a figure, and largest number of panels beside each other
 HEIGHTS = {1: 4.5, 2: 3.8, 3: 3.4, 4: 3.0}  # inches of a panel, by the number of columns
 CONFIDENCE, RESAMPLES = 95, 1000  # percent of the bootstrap's resamples that lie in a band
+FEW = 5  # with fewer runs, a bootstrap interval would be far too narrow
 EVALUATION = ("time", "episode/eval_score", "episode/eval_std")  # what every evaluation logs
 
 
@@ -124,8 +125,7 @@ def draw_curves(
     """Plot returns against frames.
 
     There is a panel for each title and a color for each label. A thin line is one run. If a label
-    has several runs, a thick line is their mean, and a band the CONFIDENCE % interval of the mean
-    by a bootstrap over the runs. With few runs the interval is too narrow.
+    has several runs, a thick line is their mean, with the band of :func:`band`.
 
     Args:
         panels: {title: {label: curves}}.
@@ -180,33 +180,64 @@ def _draw_group(axis: Any, curves: Sequence[Curve], key: str, color: str, label:
     x = [frame / unit for frame in frames]
     axis.plot(x, scores.mean(0) if len(scores) else [], color=color, label=label)
     if frames and len(scores) > 1:
-        rng = np.random.default_rng(0)
-        drawn = scores[rng.integers(len(scores), size=(RESAMPLES, len(scores)))].mean(1)
-        outside = (100 - CONFIDENCE) / 2
-        low, high = np.percentile(drawn, [outside, 100 - outside], axis=0)
+        low, high = band(scores)
         axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
 
 
 def aligned(curves: Sequence[Curve]) -> tuple[list[int], np.ndarray]:
-    """The scores of runs at common frames.
+    """The scores of runs at common frames, as of :func:`on_common_frames`.
 
-    Runs may have been evaluated at different frames. Between two evaluations, the score of a run is
-    interpolated. Runs without an evaluation are left out.
+    Runs without an evaluation are left out.
 
     Returns:
-        The F frames at which any run was evaluated, from the first one that all runs have reached
-        to the last one, and the scores (runs, F). F is 0 if the runs have no frames in common.
+        F frames, and the scores (runs, F).
     """
-    known = [rows for _, rows in curves if rows]
+    known = [
+        (np.array([x["frame"] for x in rows]), np.array([x["mean"] for x in rows]))
+        for _, rows in curves
+        if rows
+    ]
     if not known:
         return [], np.empty((0, 0))
-    first = max(rows[0]["frame"] for rows in known)
-    last = min(rows[-1]["frame"] for rows in known)
-    frames = sorted({x["frame"] for rows in known for x in rows if first <= x["frame"] <= last})
-    scores = [
-        np.interp(frames, [x["frame"] for x in rows], [x["mean"] for x in rows]) for rows in known
-    ]
-    return frames, np.array(scores)
+    frames, scores = on_common_frames(known)
+    return frames.tolist(), scores
+
+
+def on_common_frames(
+    curves: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Interpolate curves linearly at all their frames, inside the range that all curves cover.
+
+    Args:
+        curves: the frames and the values (T,) of each run.
+
+    Returns:
+        Frames (F,) and values (runs, F). F is 0 if the curves have no common range.
+    """
+    first = max(frames[0] for frames, _ in curves)
+    last = min(frames[-1] for frames, _ in curves)
+    union = np.unique(np.concatenate([frames for frames, _ in curves]))
+    frames = union[(first <= union) & (union <= last)]
+    return frames, np.stack([np.interp(frames, *curve) for curve in curves])
+
+
+def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lower and the upper end (F,) of the band around the mean of several runs.
+
+    With at least ``FEW`` runs it is the 95 % bootstrap interval of the mean, where the same runs
+    are drawn for all frames. With fewer runs it is the range from the lowest to the highest run.
+
+    Args:
+        values: (runs, F).
+    """
+    count = len(values)
+    if count < FEW:
+        return values.min(0), values.max(0)
+    drawn = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+    weights = np.stack([np.bincount(row, minlength=count) for row in drawn]) / count
+    outside = (100 - CONFIDENCE) / 2
+    low, high = np.percentile(weights @ values, [outside, 100 - outside], axis=0)
+    return low, high
 
 
 def mean_curve(curves: Sequence[Curve]) -> tuple[list[int], list[float]]:

@@ -17,6 +17,7 @@ from typing import Any
 from latentplan.config.loading import load_resolved
 from latentplan.inspection.curves import (
     CONFIDENCE,
+    FEW,
     Curve,
     draw_curves,
     missing,
@@ -78,7 +79,7 @@ def write_report(
     caption = (
         "Evaluation return of the policy's mean action. A thin line is one run, a thick one the "
         f"mean of runs that differ only in the seed, and a band its {CONFIDENCE} % interval by a "
-        "bootstrap over the runs, which is too narrow for few runs."
+        f"bootstrap over the runs, or all of them where there are fewer than {FEW}."
     )
     parts = [
         _summary(curves),

@@ -18,7 +18,6 @@ from latentplan.config.tasks import parse_task
 from latentplan.inspection.curves import read_metrics
 from latentplan.runs.resuming import identity
 from latentplan.runs.run_folder import saved_config
-from latentplan.study.statistics import CONFIDENCE, RESAMPLES
 from latentplan.types import UserError
 
 METRICS = {  # short names of the returns in metrics.jsonl
@@ -27,7 +26,6 @@ METRICS = {  # short names of the returns in metrics.jsonl
     "sample": "episode/sample_score",
     "planner": "episode/planner_score",
 }
-FEW = 5  # with fewer runs, a bootstrap interval would be far too narrow
 NAMING = ("ablation", "obs", "size")  # settings that name a group before others do
 MOST_KEYS = 3  # in a label, besides those of NAMING
 
@@ -120,35 +118,3 @@ def _label(
     texts = [f"{key}={own[key]}" for key in differing[:MOST_KEYS]]
     names = ["no ablation" if name == "none" else name for name in names]
     return ", ".join([*names, *texts])
-
-
-def on_common_frames(curves: Sequence[Curve]) -> Curve:
-    """Interpolate curves linearly at all their frames, inside the range that all curves cover.
-
-    Returns:
-        ``frames`` (T,) and ``values`` (runs, T). T is 0 if the curves have no common range.
-    """
-    first = max(curve.frames[0] for curve in curves)
-    last = min(curve.frames[-1] for curve in curves)
-    union = np.unique(np.concatenate([curve.frames for curve in curves]))
-    frames = union[(first <= union) & (union <= last)]
-    return Curve(frames, np.stack([np.interp(frames, *curve) for curve in curves]))
-
-
-def band(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The lower and the upper end (T,) of the band around the mean of several runs.
-
-    With at least ``FEW`` runs it is the 95 % bootstrap interval of the mean, where the same runs
-    are drawn for all frames. With fewer runs it is the range from the lowest to the highest run.
-
-    Args:
-        values: (runs, T).
-    """
-    count = len(values)
-    if count < FEW:
-        return values.min(0), values.max(0)
-    drawn = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
-    weights = np.stack([np.bincount(row, minlength=count) for row in drawn]) / count
-    outside = (100 - CONFIDENCE) / 2
-    low, high = np.percentile(weights @ values, [outside, 100 - outside], axis=0)
-    return low, high

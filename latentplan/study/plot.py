@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from latentplan.inspection.curves import CONFIDENCE, FEW, band, on_common_frames
 from latentplan.inspection.plots import pyplot
 from latentplan.runtime import disk
 from latentplan.study.learning_curves import (
-    FEW,
     METRICS,
     Curve,
     Groups,
     Run,
-    band,
     group,
-    on_common_frames,
     read_runs,
     unknown_metric,
 )
@@ -28,7 +26,6 @@ from latentplan.study.published import (
     published,
     why_not_comparable,
 )
-from latentplan.study.statistics import CONFIDENCE
 from latentplan.types import UserError
 
 AXES = {  # labels of the vertical axis

@@ -12,8 +12,9 @@ from tiny import write_run
 
 from latentplan.cli.main import main
 from latentplan.inspection import plots
+from latentplan.inspection.curves import band, on_common_frames
 from latentplan.study import plot as plot_module
-from latentplan.study.learning_curves import Curve, band, group, on_common_frames, read_runs
+from latentplan.study.learning_curves import Curve, group, read_runs
 from latentplan.study.plot import plot
 from latentplan.study.published import NAMES, published, why_not_comparable
 from latentplan.types import UserError
