@@ -18,6 +18,7 @@ FORMAT = 3
 EARLIER_FORMAT = 1  # has neither checksums nor complements of the counters
 WITHOUT_SPARE = (EARLIER_FORMAT, 2)  # formats without spare rows
 _EARLIER_COUNTERS_BYTES = 16
+_CHUNK = 2**20  # bytes that are read at once
 CURSOR, TOUCHED, SEALED = range(3)
 _COUNTERS = 3
 # Names of observations become names of files and modules.
@@ -110,6 +111,21 @@ class ReplayFiles:
         """Write everything to the disk, so that it survives a power cut."""
         for data in self._maps.values():
             data.flush()
+
+    def not_empty(self, begin: int) -> list[str]:
+        """The files that hold bytes where no row was ever written.
+
+        Args:
+            begin: the first slot of each environment that was never written.
+        """
+        return [
+            name
+            for name, size in row_bytes(self._fields).items()
+            if any(
+                _has_bytes(self._path(name), (end - self.slots + begin) * size, end * size)
+                for end in range(self.slots, (self._envs + 1) * self.slots, self.slots)
+            )
+        ]
 
     def close(self) -> None:
         """Unlock the folder. The object cannot be used afterwards."""
@@ -210,6 +226,21 @@ class ReplayFiles:
                 f"The checksums of the replay in {self._folder} cannot be written: "
                 f"{error.strerror}."
             ) from error
+
+
+def _has_bytes(path: Path, position: int, end: int) -> bool:
+    """Whether a part of a file has a byte that is not zero. Parts without data are not read."""
+    with path.open("rb") as file:
+        while position < end:
+            try:
+                position = os.lseek(file.fileno(), position, os.SEEK_DATA)
+            except OSError:
+                return False  # there is no data behind the position
+            block = os.pread(file.fileno(), max(0, min(_CHUNK, end - position)), position)
+            if block.strip(b"\0"):
+                return True
+            position += _CHUNK
+    return False
 
 
 def row_fields(spec: EnvSpec, plans: bool) -> Fields:

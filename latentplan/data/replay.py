@@ -196,7 +196,7 @@ class Replay:
 
     def clear(self) -> None:
         """Remove all rows; for a run that starts again in a folder without a checkpoint."""
-        self._set_counters(0, 0, 0)
+        self._set_counters(0, min(self._touched, self._slots), 0)
         self._damaged = DamagedRows()
 
     def state_dict(self) -> dict[str, int]:
@@ -218,7 +218,9 @@ class Replay:
                 f"but {self._folder} holds {self._envs} x {self._rows}."
             )
         cursor = state["cursor"]
-        if not self._counters_intact:
+        if self._counters_intact:
+            self._check_unused_slots()
+        else:
             log.warning(
                 "The counters of the replay in %s are damaged and are taken from the checkpoint.",
                 self._folder,
@@ -239,6 +241,15 @@ class Replay:
                 "The replay in %s is damaged: the rows that differ from their checksums, or whose "
                 "numbers are not finite, are left out (%s; %d in all).",
                 *(self._folder, self._damaged, self._damaged.count(0)),
+            )
+
+    def _check_unused_slots(self) -> None:
+        """Warn of files that hold bytes in slots that were never written, and so have no row."""
+        names = self._files.not_empty(self._touched) if self._touched < self._slots else []
+        if names:
+            log.warning(
+                "The replay in %s is damaged where no row was written yet (%s). No row is lost.",
+                *(self._folder, ", ".join(names)),
             )
 
     def flush(self) -> None:

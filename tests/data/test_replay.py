@@ -401,3 +401,40 @@ def test_a_replay_without_plans_leaves_them_out(tmp_path: Path) -> None:
     replay.close()
     with pytest.raises(UserError, match=r"prev_plan\.mean"):
         Replay(tmp_path, SPEC, capacity=20, envs=2, plans=True)
+
+
+@pytest.mark.parametrize("name", ["reward", "checksums"])
+def test_damage_where_no_row_was_written_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    replay = Replay(tmp_path, SPEC, capacity=20, envs=2)
+    fill(replay, range(6), 2)
+    saved = replay.state_dict()
+    replay.close()
+    replay = Replay(tmp_path, SPEC, capacity=20, envs=2)
+    replay.load_state_dict(saved)
+    assert not caplog.records
+    replay.close()
+    path = tmp_path / f"{name}.bin"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 4  # of the last slot of the last environment
+    path.write_bytes(content)
+    replay = Replay(tmp_path, SPEC, capacity=20, envs=2)
+    replay.load_state_dict(saved)
+    assert f"damaged where no row was written yet ({name})" in caplog.text
+    assert len(replay) == 12
+
+
+def test_a_cleared_replay_is_not_taken_for_a_damaged_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    replay = Replay(tmp_path, SPEC, capacity=20, envs=2)
+    fill(replay, range(15), 2)
+    replay.clear()
+    assert len(replay) == 0
+    fill(replay, range(4), 2)
+    saved = replay.state_dict()
+    replay.close()
+    replay = Replay(tmp_path, SPEC, capacity=20, envs=2)
+    replay.load_state_dict(saved)
+    assert not caplog.records and windows(replay, 1) == {(e, s) for e in (0, 1) for s in range(4)}
