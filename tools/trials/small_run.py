@@ -113,7 +113,7 @@ def _rows(replay: Replay) -> tuple[str, ...]:
     if not replay.ready(1):
         return ()
     row, episode = replay.sample(len(replay), 1, _EveryRow(len(replay)))  # type: ignore[arg-type]
-    fields = [*row.obs.values(), *row[1:], episode]
+    fields = [*row.parts().values(), episode]
     return tuple(digest([x[index] for x in fields]) for index in range(len(episode)))
 
 
