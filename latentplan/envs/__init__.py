@@ -155,6 +155,8 @@ def pick_renderer(config: Config, film: bool = False) -> Renderer | None:
     Raises:
         UserError: no renderer works, or a Gymnasium environment cannot be built.
     """
+    if not has_environment(config.task):
+        return None
     return _renderer_for(_recipe(config.task, config.obs, config.env, film), config.env)
 
 

@@ -307,8 +307,10 @@ def test_what_a_plan_teaches_is_chosen_without_the_bonus() -> None:
     """The bonus chooses large actions, and the return actions near zero."""
     start = latent(torch.zeros(4, 1))
     curious = toy(closeness, uncertainty=lambda state, action: action[:, 0] * 100)
-    result = refine(curious, narrow, start, **SEARCH | {"optimism": 1.0, "width": 1.0})
-    sober = refine(curious, narrow, start, **SEARCH | {"width": 1.0})
+    noise = gaussians(3, 4, 24, 1)
+    wide = SEARCH | {"width": 1.0, "noise": noise}
+    result = refine(curious, narrow, start, **wide | {"optimism": 1.0})
+    sober = refine(curious, narrow, start, **wide)
     assert result.refined is not None and sober.refined is not None
     drawn = result.candidates.choice.action[:, :, 0]
     assert (result.action == drawn.amax(1)).all() and (result.action > 0.6).all()

@@ -336,7 +336,7 @@ def test_too_many_faults_save_the_run_which_goes_on_past_them(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The faults come from the seeds of three episodes, so they would come again."""
-    seeds = " ".join(str(episode_seed(0, "train", 0, k)) for k in (10, 11, 12))
+    seeds = " ".join(str(episode_seed(0, "train", 0, k) % 2**31) for k in (10, 11, 12))
     file = faulty_run(tmp_path, faulty("seeds", seeds), "env.max_faults=3")
     assert main(["train", str(file)]) == 2
     error = capsys.readouterr().err
@@ -353,7 +353,7 @@ def test_a_run_goes_on_past_an_evaluation_with_too_many_faults(
     tmp_path: Path, faulty: Callable
 ) -> None:
     """The seeds of evaluations are always the same, so its faults come again with each one."""
-    seeds = " ".join(str(episode_seed(0, "eval", 0, k)) for k in range(2))
+    seeds = " ".join(str(episode_seed(0, "eval", 0, k) % 2**31) for k in range(2))
     items = ("env.max_faults=2", "eval.every=48", "eval.episodes=1", "train.prefill=8")
     file = faulty_run(tmp_path, faulty("seeds", seeds), *items)
     frames = []

@@ -20,14 +20,14 @@ class Terminal(io.StringIO):
 
 
 def test_messages_do_not_break_the_progress_bar(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     handler = logging.StreamHandler(terminal)
     logger = logging.getLogger()
     monkeypatch.setattr(logger, "handlers", [handler])  # as on the command line
-    monkeypatch.setattr(logger, "level", logging.INFO)
+    caplog.set_level(logging.INFO)
     train(run_config(tmp_path / "run", "steps=128", "log.inspect_every=0"))
     text = terminal.getvalue()
     assert "frame/s" in text, "there is a bar"

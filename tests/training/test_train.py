@@ -132,8 +132,8 @@ def test_the_time_limit_ends_a_session_with_a_checkpoint(tmp_path: Path) -> None
 
 def test_the_run_folder_is_complete(run: Path) -> None:
     files = {path.name for path in run.iterdir() if not path.name.startswith("events.")}
-    # On a slow machine the run saves more than once.
-    assert files - {"checkpoint.1.pt"} == {
+    # On a slow machine the run saves more than once. Other tests evaluate it.
+    assert files - {"checkpoint.1.pt", "eval.json"} == {
         *("checkpoint.pt", "config.yaml", "metrics.jsonl", "replay", "run.json", "videos"),
         *("checkpoints", "console.log", "lock"),
     }
