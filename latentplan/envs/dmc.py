@@ -118,8 +118,7 @@ class ControlSuite:
         else:
             rendering.tune_model(physics.model, self._quality, image_size)
         if film:
-            buffer = physics.model.vis.global_
-            buffer.offwidth = buffer.offheight = max(image_size, FILM_SIZE)
+            rendering.enlarge_buffer(physics.model, max(image_size, FILM_SIZE))
         bounds = self._env.action_spec()
         limited = bounds.maximum < _UNLIMITED
         self.action_low = np.where(limited, bounds.minimum, -1.0)

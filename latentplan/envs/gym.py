@@ -212,6 +212,8 @@ class GymEnvironment:
             viewer = self._enter_mujoco_context(renderer)
             if viewer is not None:
                 viewer.con.free()  # later it would free what another context has so named
+        if self._film_renderer is not None:
+            self._film_renderer.close()
         self._env.close()
 
     def _frame_rate(self) -> float | None:
@@ -249,6 +251,7 @@ class GymEnvironment:
             env: Any = self._env.unwrapped
             rendering.tune_model(env.model, renderer.quality, image_size)
             if film:
+                rendering.enlarge_buffer(env.model, max(image_size, FILM_SIZE))
                 self._film_renderer = _of_size(env.mujoco_renderer, FILM_SIZE)
 
     def _values(self, method: str, result: Any) -> Sequence[Any]:

@@ -141,6 +141,14 @@ def environment_variables(renderer: Renderer) -> dict[str, str]:
     return _variables(renderer.backend, renderer.software)
 
 
+def enlarge_buffer(model: Any, size: int) -> None:
+    """Let a MuJoCo model be drawn in images of up to ``size`` pixels per side, too.
+
+    Call it after :func:`tune_model`, and before a rendering context is created.
+    """
+    model.vis.global_.offwidth = model.vis.global_.offheight = size
+
+
 def tune_model(model: Any, quality: str, image_size: int) -> None:
     """Set the visual options of a MuJoCo model, before its rendering context is created.
 
@@ -148,7 +156,7 @@ def tune_model(model: Any, quality: str, image_size: int) -> None:
     dm_control's sizes are those of a screen. The image differs by less than a pixel. ``fast`` draws
     no shadows and takes one sample per pixel.
     """
-    model.vis.global_.offwidth = model.vis.global_.offheight = image_size
+    enlarge_buffer(model, image_size)
     if quality == "fast":
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 0

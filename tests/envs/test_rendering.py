@@ -172,6 +172,36 @@ def test_gymnasiums_mujoco_tasks_are_drawn_small_and_side_by_side(
     assert same and moved
 
 
+HOPPER_FILM = """
+import json, sys
+import numpy as np
+from latentplan.envs import gym
+from latentplan.envs.rendering import Renderer
+renderer = Renderer(sys.argv[1], "exact", True, "")
+plain, film = (gym.build("Hopper-v5", "pixels", "", 64, renderer, {}, x) for x in (False, True))
+state = gym.build("Hopper-v5", "state", "", 64, renderer, {}, True)
+for simulator in (plain, film, state):
+    simulator.reset(seed=3, episode=0)
+    simulator.advance(np.ones(3))
+pictures = [film.draw(), state.draw()]
+images = [x.observe()["image"] for x in (plain, film)]
+borders = [float(x.mean()) for x in (pictures[0][:64], pictures[0][:, -64:])]
+print(json.dumps([
+    [x.shape for x in pictures], np.array_equal(*pictures), np.array_equal(*images), borders
+]))
+for simulator in (plain, film, state):
+    simulator.close()
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_films_of_gymnasiums_mujoco_tasks_have_a_size_of_their_own(backend: str) -> None:
+    """The whole picture is drawn, and the images of the agent stay as they are without a film."""
+    shapes, same_pictures, same_images, borders = json.loads(run_python("-c", HOPPER_FILM, backend))
+    assert shapes == [[256, 256, 3]] * 2 and same_pictures and same_images
+    assert min(borders) > 20
+
+
 MUJOCO = """
 import gymnasium
 import mujoco
