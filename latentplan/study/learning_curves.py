@@ -1,4 +1,4 @@
-"""Learning curves of run folders: reading, grouping by settings, and statistics over seeds.
+"""Learning curves of run folders: reading, and grouping by settings.
 
 Only ``config.yaml`` and ``metrics.jsonl`` are read, so no code of a run folder is run.
 """

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import math
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from films import decode_gif, moving_film
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from latentplan.runs import logger
@@ -23,26 +22,6 @@ def _lines(folder: Path) -> list[dict[str, Any]]:
 
 def _events(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0}).Reload()
-
-
-def _film(count: int, height: int = 12, width: int = 10) -> np.ndarray:
-    """A moving block of changing color. It has few colors, and no two frames are equal."""
-    film = np.zeros((count, height, width, 3), np.uint8)
-    for t in range(count):
-        left = t % (width - 3)
-        film[t, 2:6, left : left + 3] = (40 + t % 50, 200 - t % 50, (t * 7) % 250)
-    return film
-
-
-def _decode(gif: bytes) -> tuple[np.ndarray, list[int]]:
-    image = Image.open(io.BytesIO(gif))
-    frames, durations = [], []
-    for t in range(image.n_frames):
-        image.seek(t)
-        frames.append(np.asarray(image.convert("RGB")))
-        durations.append(image.info["duration"])
-    assert image.info["loop"] == 0
-    return np.stack(frames), durations
 
 
 def test_write_logs_means_and_clears_them(tmp_path: Path) -> None:
@@ -129,7 +108,7 @@ def test_a_full_disk_gives_a_short_error(tmp_path: Path) -> None:
 
 def test_a_video_is_logged_to_tensorboard_and_to_a_file(tmp_path: Path) -> None:
     log = Logger(tmp_path)
-    film = _film(20)
+    film = moving_film(20)
     log.video("eval/video", film, 3000, fps=10)
     log.text("config", "task: walker", 0)
     log.close()
@@ -137,7 +116,7 @@ def test_a_video_is_logged_to_tensorboard_and_to_a_file(tmp_path: Path) -> None:
     (event,) = _events(tmp_path).Images("eval/video")
     assert (event.step, event.width, event.height) == (3000, 10, 12)
     assert event.encoded_image_string == content
-    frames, durations = _decode(content)
+    frames, durations = decode_gif(content)
     np.testing.assert_array_equal(frames, film)
     assert durations == [100] * 20
     assert _events(tmp_path).Tags()["tensors"] == ["config/text_summary"]

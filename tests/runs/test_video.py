@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from films import decode_gif, moving_film
 
 from latentplan.runs import video
 from latentplan.runs.stamp import BACKGROUND, stamp, text_width
@@ -15,40 +14,20 @@ from latentplan.runs.video import encode_gif, tagged, write_video
 from latentplan.types import UserError
 
 
-def _film(count: int, height: int = 12, width: int = 10) -> np.ndarray:
-    """A moving block of changing color. It has few colors, and no two frames are equal."""
-    film = np.zeros((count, height, width, 3), np.uint8)
-    for t in range(count):
-        left = t % (width - 3)
-        film[t, 2:6, left : left + 3] = (40 + t % 50, 200 - t % 50, (t * 7) % 250)
-    return film
-
-
-def _decode(gif: bytes) -> tuple[np.ndarray, list[int]]:
-    image = Image.open(io.BytesIO(gif))
-    frames, durations = [], []
-    for t in range(image.n_frames):
-        image.seek(t)
-        frames.append(np.asarray(image.convert("RGB")))
-        durations.append(image.info["duration"])
-    assert image.info["loop"] == 0
-    return np.stack(frames), durations
-
-
 def test_a_gif_of_many_colors_is_accurate_and_small() -> None:
     y, x = np.mgrid[:64, :64]
     smooth = np.stack([x * 3, y * 3, np.full_like(x, 90)], -1).astype(np.uint8)
     film = np.stack([np.roll(smooth, 2 * t, 1) for t in range(60)])
     gif = encode_gif(film, 15)
-    frames, durations = _decode(gif)
+    frames, durations = decode_gif(gif)
     assert frames.shape == film.shape and set(durations) == {70}
     assert np.abs(frames.astype(int) - film).mean() < 6
     assert len(gif) < film.size / 3
 
 
 def test_repeated_frames_keep_their_duration() -> None:
-    film = np.repeat(_film(3), 5, axis=0)
-    frames, durations = _decode(encode_gif(film, 10))
+    film = np.repeat(moving_film(3), 5, axis=0)
+    frames, durations = decode_gif(encode_gif(film, 10))
     shown = np.concatenate(
         [np.repeat(f[None], d // 100, 0) for f, d in zip(frames, durations, strict=True)]
     )
@@ -56,8 +35,8 @@ def test_repeated_frames_keep_their_duration() -> None:
 
 
 def test_long_gifs_skip_frames_and_keep_their_duration() -> None:
-    film = _film(1001)
-    frames, durations = _decode(encode_gif(film, 20))
+    film = moving_film(1001)
+    frames, durations = decode_gif(encode_gif(film, 20))
     np.testing.assert_array_equal(frames, film[::5])
     assert sum(durations) == pytest.approx(1001 * 1000 / 20, rel=0.01)
     assert len(frames) <= video.MAX_GIF_FRAMES
@@ -79,7 +58,7 @@ def test_a_gif_of_other_arrays_is_an_error(frames: np.ndarray) -> None:
 
 def test_video_file_with_ffmpeg(tmp_path: Path) -> None:
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
-    film = _film(12, height=65, width=43)
+    film = moving_film(12, height=65, width=43)
     path = write_video(tmp_path / "out" / "eval.mp4", film, 10)
     assert path == tmp_path / "out" / "eval.mp4"
     reader = ffmpeg.read_frames(str(path))
@@ -92,15 +71,15 @@ def test_video_file_with_ffmpeg(tmp_path: Path) -> None:
 
 def test_video_file_without_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: None)
-    path = write_video(tmp_path / "eval.mp4", _film(5), 10)
+    path = write_video(tmp_path / "eval.mp4", moving_film(5), 10)
     assert path == tmp_path / "eval.gif"
-    np.testing.assert_array_equal(_decode(path.read_bytes())[0], _film(5))
+    np.testing.assert_array_equal(decode_gif(path.read_bytes())[0], moving_film(5))
 
 
 def test_video_file_when_ffmpeg_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("imageio_ffmpeg")
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/no/such/ffmpeg")
-    assert write_video(tmp_path / "eval.mp4", _film(5), 10) == tmp_path / "eval.gif"
+    assert write_video(tmp_path / "eval.mp4", moving_film(5), 10) == tmp_path / "eval.gif"
     assert [path.name for path in tmp_path.iterdir()] == ["eval.gif"]
 
 
@@ -119,7 +98,7 @@ def test_video_file_when_ffmpeg_writes_nothing(
     failing.chmod(0o755)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(failing))
     (tmp_path / "eval.mp4").write_bytes(b"older")
-    assert write_video(tmp_path / "eval.mp4", _film(5), 10) == tmp_path / "eval.gif"
+    assert write_video(tmp_path / "eval.mp4", moving_film(5), 10) == tmp_path / "eval.gif"
     assert (tmp_path / "eval.mp4").read_bytes() == b"older"
     assert {path.name for path in tmp_path.iterdir()} == {"ffmpeg", "eval.mp4", "eval.gif"}
 
@@ -127,7 +106,7 @@ def test_video_file_when_ffmpeg_writes_nothing(
 def test_video_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/eval.gif cannot be written"):
-        write_video(tmp_path / "file" / "eval.mp4", _film(5), 10)
+        write_video(tmp_path / "file" / "eval.mp4", moving_film(5), 10)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +123,7 @@ def test_the_name_of_a_film_keeps_its_dots(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, written: str
 ) -> None:
     monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: None)
-    assert write_video(tmp_path / typed, _film(2), 10) == tmp_path / written
+    assert write_video(tmp_path / typed, moving_film(2), 10) == tmp_path / written
     assert (tmp_path / written).exists()
 
 
@@ -154,10 +133,10 @@ def test_a_tag_stands_before_the_suffix() -> None:
 
 
 def test_films_of_more_frames_than_viewers_show_stay_in_real_time(tmp_path: Path) -> None:
-    frames, durations = _decode(encode_gif(_film(100), 100))
+    frames, durations = decode_gif(encode_gif(moving_film(100), 100))
     assert len(frames) == 50 and sum(durations) == 1000
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
-    path = write_video(tmp_path / "eval.mp4", list(_film(100, 64, 64)), 100)
+    path = write_video(tmp_path / "eval.mp4", list(moving_film(100, 64, 64)), 100)
     meta = next(ffmpeg.read_frames(str(path)))
     assert (meta["fps"], meta["duration"]) == (50, pytest.approx(1.0, abs=0.05))
 
