@@ -54,7 +54,8 @@ class Agent(nn.Module):
 
     ``world`` may be any model with the following attributes and methods of :class:`WorldModel`:
     ``spec``, ``feature_size``, initial, filter, observe, features, step, step_unmeasured,
-    step_expected, draw_noise, autocast, fit_normalizers, loss, count_update.
+    step_expected, step_expected_unmeasured, draw_noise, autocast, fit_normalizers, loss,
+    count_update.
     ``config.world.members`` must be the number of its ensemble members.
     ``tests/behavior/test_plug_and_play.py`` has another model.
 
@@ -176,7 +177,7 @@ class Agent(nn.Module):
             latent = self.world.filter(row, carry)
             action, target, plan = self._plan(latent, c.explore_rate)
             metrics = plan_metrics("explore", [plan], c.explore_rate)
-            if plan.refined is not None:
+            if c.explore_rate and plan.refined is not None:
                 self.bonus_scale.update(plan.refined.spreads)
         else:
             action, latent = self.act(row, carry, behavior.explore)

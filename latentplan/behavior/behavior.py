@@ -38,6 +38,10 @@ class World(Protocol):
         self, latent: Latent, action: Tensor, noise: StepNoise | None = None
     ) -> Prediction: ...
 
+    def step_expected_unmeasured(
+        self, latent: Latent, action: Tensor, noise: StepNoise | None = None
+    ) -> Prediction: ...
+
     def features(self, latent: Latent) -> Tensor: ...
 
     def autocast(self) -> AbstractContextManager[None]: ...
@@ -118,8 +122,9 @@ class Behavior:
                 # A bonus fades as the model learns. A penalty does not.
                 fading = self.uncertainty_scale.remaining if optimism > 0 else 1.0
                 settings["uncertainty_scale"] = self.bonus_scale.value / fading
+                world = self.world
                 return refine(
-                    self.world.step_expected,
+                    world.step_expected if optimism else world.step_expected_unmeasured,
                     self.policy,
                     latent,
                     rounds=c.rounds,

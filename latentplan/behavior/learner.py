@@ -145,7 +145,8 @@ class Learner:
             states = start.map(lambda x: x[rows])
             plans = self.behavior.plan(states, rate)
             assert plans.refined is not None
-            self.behavior.bonus_scale.update(plans.refined.spreads)
+            if rate:
+                self.behavior.bonus_scale.update(plans.refined.spreads)
             loss, distance = self._plan_loss(dream.features[rows, 0], plans.refined.target)
             losses.append(loss)
             metrics |= plan_metrics("teach", [plans], rate)

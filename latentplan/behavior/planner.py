@@ -31,7 +31,9 @@ class Refined(NamedTuple):
     """What the cross-entropy method found."""
 
     target: PlanTarget  # (N) the elites of the last round, by their score without a bonus
-    spreads: Tensor  # (2,) of return and uncertainty over the first candidates, mean over states
+    # (2,) of return and uncertainty over the first candidates, mean over states; without optimism
+    # the uncertainty has none
+    spreads: Tensor
 
 
 class Plan(NamedTuple):

@@ -52,7 +52,7 @@ def compile_agent(agent: Agent, mode: str) -> str:
     world = agent.world
     methods = (
         "_step",
-        "step_expected",
+        "_step_expected",
         "prepare",
         "_encode",
         "_errors",

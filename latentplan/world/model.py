@@ -202,10 +202,20 @@ class WorldModel(nn.Module):
         Samples of categorical states part at once, so that the returns of two actions differ mostly
         by luck. Expected states have no luck, and ``noise`` has no effect.
         """
+        return self._step_expected(latent, action, measure=True)
+
+    def step_expected_unmeasured(
+        self, latent: Latent, action: Tensor, noise: StepNoise | None = None
+    ) -> Prediction:
+        """:meth:`step_expected` without the uncertainty, which takes an eighth of its time."""
+        return self._step_expected(latent, action, measure=False)
+
+    def _step_expected(self, latent: Latent, action: Tensor, measure: bool) -> Prediction:
         following, probs = self.rssm.expected_step(latent, action)
-        if self.probes is None:
+        uncertainty = None
+        if measure and self.probes is None:
             uncertainty = self.disagreement(probs)
-        else:
+        elif measure and self.probes is not None:
             uncertainty = self.probes.uncertainty(self.features(latent), bound_action(action))
         reward, cont = self.outcome(self.features(following))
         return Prediction(following, reward, cont, uncertainty)

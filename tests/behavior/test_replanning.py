@@ -143,3 +143,15 @@ def test_the_first_plans_have_finite_scores_and_give_the_bonus_its_scale() -> No
         assert int(metrics["train/plan/explore_invalid"]) == 0
         assert float(metrics["train/plan/explore_bonus_spread"]) > 0
     assert agent.bonus_scale.value.isfinite() and int(agent.bonus_scale.count) == 3
+
+
+def test_a_search_without_a_bonus_measures_no_uncertainty() -> None:
+    agent = teaching_agent()
+    agent.config = replace(agent.config, plan=replace(agent.config.plan, explore_rate=0.0))
+    row = select_rows(random_batch(4, 1)[0], 0)
+    latent = agent.world.filter(row, agent.initial(4))
+    for optimism in (0.0, 0.1):
+        _, target, plan = agent._plan(latent, optimism)
+        assert target is not None and (plan.candidates.uncertainty is not None) == bool(optimism)
+    agent.explore(row, agent.initial(4))
+    assert int(agent.bonus_scale.count) == 0

@@ -263,7 +263,7 @@ def luck_of_action(x: Tensor, a: Tensor, luck: Tensor) -> Tensor:
 def test_only_a_planner_that_knows_better_gains_in_fresh_draws(search: str, lucky: bool) -> None:
     reward = luck_of_action if lucky else lambda x, a, luck: a[:, 0]
     world = Toy(reward=reward)
-    world.step_expected = lambda latent, action, noise=None: world.step_unmeasured(
+    world.step_expected_unmeasured = lambda latent, action, noise=None: world.step_unmeasured(
         latent, action, noise or StepNoise(None, torch.rand(len(action), 1))
     )
     agent = toy_agent(world)

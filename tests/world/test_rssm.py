@@ -178,6 +178,17 @@ def test_a_step_without_uncertainty_predicts_the_same() -> None:
 
 
 @pytest.mark.parametrize("uncertainty", ["jsd", "probes"])
+def test_an_expected_step_without_uncertainty_predicts_the_same(uncertainty: str) -> None:
+    model = world(uncertainty=uncertainty)
+    latent, action = some_latent(model, 6), torch.rand(6, 2)
+    measured = model.step_expected(latent, action)
+    quick = model.step_expected_unmeasured(latent, action)
+    assert quick.uncertainty is None and measured.uncertainty.shape == (6,)
+    for field in ("latent", "reward", "cont"):
+        torch.testing.assert_close(getattr(quick, field), getattr(measured, field))
+
+
+@pytest.mark.parametrize("uncertainty", ["jsd", "probes"])
 def test_the_expected_step_is_the_mean_of_the_members(uncertainty: str) -> None:
     model = world(uncertainty=uncertainty)
     latent, action = some_latent(model, 6), torch.rand(6, 2)
