@@ -44,7 +44,12 @@ class Env(Protocol):
 
 
 def make_film_env(
-    config: Config, renderer: Renderer | None, num_envs: int, seed: int
+    config: Config,
+    renderer: Renderer | None,
+    num_envs: int,
+    seed: int,
+    *,
+    beside_training: bool,
 ) -> tuple[VectorEnv, bool]:
     """Evaluation environments for :func:`make_dream_against_reality_film`.
 
@@ -52,6 +57,8 @@ def make_film_env(
         config: the configuration of the run.
         renderer: that of the agent's images, or None if it sees none.
         num_envs, seed: as of :func:`latentplan.envs.make_eval_env`.
+        beside_training: whether this process may hold environments of training. A renderer could
+            disturb them, so the new ones are not drawn.
 
     Returns:
         The environments, and whether they can be drawn beside the vectors that the agent sees.
@@ -59,9 +66,10 @@ def make_film_env(
     Raises:
         UserError: the environments cannot be built.
     """
-    # In this process a renderer could disturb the environments of training.
-    safe = config.env.workers or not may_need_renderer(config.task, config.obs, film=True)
-    if config.obs == "state" and safe:
+    alone = config.env.workers or not beside_training
+    if config.obs == "state" and (
+        alone or not may_need_renderer(config.task, config.obs, film=True)
+    ):
         try:
             drawing = pick_renderer(config, film=True)
             return make_eval_env(config, drawing, num_envs, seed, film=True), True

@@ -321,7 +321,9 @@ class Monitor:
                 self._show(f"imagination/{name}", film, frames, FPS)
             if not self._has_env:
                 return
-            env, draws = make_film_env(config, self.renderer, SEQUENCES, config.seed)
+            env, draws = make_film_env(
+                config, self.renderer, SEQUENCES, config.seed, beside_training=True
+            )
             with env:
                 film = make_dream_against_reality_film(
                     agent, env, REAL_DECISIONS, DREAM_DECISIONS, draws
