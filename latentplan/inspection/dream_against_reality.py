@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 
 from latentplan.agent import Agent
 from latentplan.behavior.imagination import imagine
@@ -21,7 +22,7 @@ from latentplan.envs import (
 from latentplan.envs.simulator import Picture
 from latentplan.inspection.canvas import IMAGINED, Charts, Line
 from latentplan.inspection.entries import end_chart, entry_charts
-from latentplan.inspection.film import make_comparison_film, make_film
+from latentplan.inspection.film import PICTURE_WIDTH, make_comparison_film, make_film
 from latentplan.inspection.imagined_rollouts import headers_after_real_state, mean_action
 from latentplan.inspection.open_loop import decode, to_numpy
 from latentplan.nn.distributions import symlog
@@ -156,10 +157,13 @@ def make_dream_against_reality_film(
 def _scene(env: Env, count: int) -> np.ndarray | None:
     """The scenes (count, h, w, 3) uint8 of the environments; None where they cannot be drawn."""
     try:
-        return np.stack([env.draw(i).image for i in range(count)])
+        images = [Image.fromarray(env.draw(i).image) for i in range(count)]
     except UserError as error:
         log.debug("no pictures: %s", error)
         return None
+    for image in images:
+        image.thumbnail((PICTURE_WIDTH, image.height))
+    return np.stack([np.asarray(image) for image in images])
 
 
 def _distance(dreamed: np.ndarray, real: np.ndarray, image: bool) -> np.ndarray:

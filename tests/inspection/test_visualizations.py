@@ -249,7 +249,7 @@ def test_a_dream_of_vectors_is_shown_beside_the_scene(
         def draw(self, i: int) -> Picture:
             if not drawable:
                 raise UserError("no picture")
-            return Picture(np.full((20, 30, 3), 255 * float(self.level[i]), np.uint8), 0.1)
+            return Picture(np.full((200, 300, 3), 255 * float(self.level[i]), np.uint8), 0.1)
 
     agent = make_painter(spec=VECTOR_SPEC)
     movie = dream_against_reality.make_dream_against_reality_film(
@@ -261,6 +261,7 @@ def test_a_dream_of_vectors_is_shown_beside_the_scene(
     if drawable:
         scene = level(content.rows["reality"])
         np.testing.assert_allclose(scene, 255 * entry["reality"], atol=1)
+        assert movie.shape[2] < 400, "TensorBoard would shrink it until its text is illegible"
 
 
 @pytest.mark.parametrize("workers", [True, False])
