@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from latentplan.config.loading import load_resolved
-from latentplan.inspection.plots import pyplot
+from latentplan.inspection.plots import marker, pyplot
 from latentplan.runs import metrics_file, run_folder
 from latentplan.types import UserError
 
@@ -175,10 +175,12 @@ def _draw_group(axis: Any, curves: Sequence[Curve], key: str, color: str, label:
     single = len(curves) == 1
     for _, rows in curves:
         x, y = [row[key] / unit for row in rows], [row["mean"] for row in rows]
-        axis.plot(x, y, color=color, linewidth=1, alpha=1 if single else 0.35)
+        opacity = 1 if single else 0.35
+        axis.plot(x, y, color=color, linewidth=1, alpha=opacity, marker=marker(x), markersize=4)
     frames, scores = aligned(curves) if key == "frame" and not single else ([], np.empty((0, 0)))
     x = [frame / unit for frame in frames]
-    axis.plot(x, scores.mean(0) if len(scores) else [], color=color, label=label)
+    mean = scores.mean(0) if len(scores) else []
+    axis.plot(x, mean, color=color, label=label, marker=marker(x))
     if frames and len(scores) > 1:
         low, high = band(scores)
         axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)

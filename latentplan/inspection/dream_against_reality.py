@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 
 from latentplan.agent import Agent
 from latentplan.behavior.imagination import imagine
@@ -21,7 +22,7 @@ from latentplan.envs import (
 from latentplan.envs.simulator import Picture
 from latentplan.inspection.canvas import IMAGINED, Charts, Line
 from latentplan.inspection.entries import end_chart, entry_charts
-from latentplan.inspection.film import make_comparison_film, make_film
+from latentplan.inspection.film import PICTURE_WIDTH, make_comparison_film, make_film
 from latentplan.inspection.imagined_rollouts import headers_after_real_state, mean_action
 from latentplan.inspection.open_loop import decode, to_numpy
 from latentplan.nn.distributions import symlog
@@ -44,7 +45,12 @@ class Env(Protocol):
 
 
 def make_film_env(
-    config: Config, renderer: Renderer | None, num_envs: int, seed: int
+    config: Config,
+    renderer: Renderer | None,
+    num_envs: int,
+    seed: int,
+    *,
+    beside_training: bool,
 ) -> tuple[VectorEnv, bool]:
     """Evaluation environments for :func:`make_dream_against_reality_film`.
 
@@ -52,6 +58,8 @@ def make_film_env(
         config: the configuration of the run.
         renderer: that of the agent's images, or None if it sees none.
         num_envs, seed: as of :func:`latentplan.envs.make_eval_env`.
+        beside_training: whether this process may hold environments of training. A renderer could
+            disturb them, so the new ones are not drawn.
 
     Returns:
         The environments, and whether they can be drawn beside the vectors that the agent sees.
@@ -59,9 +67,10 @@ def make_film_env(
     Raises:
         UserError: the environments cannot be built.
     """
-    # In this process a renderer could disturb the environments of training.
-    safe = config.env.workers or not may_need_renderer(config.task, config.obs, film=True)
-    if config.obs == "state" and safe:
+    alone = config.env.workers or not beside_training
+    if config.obs == "state" and (
+        alone or not may_need_renderer(config.task, config.obs, film=True)
+    ):
         try:
             drawing = pick_renderer(config, film=True)
             return make_eval_env(config, drawing, num_envs, seed, film=True), True
@@ -148,10 +157,13 @@ def make_dream_against_reality_film(
 def _scene(env: Env, count: int) -> np.ndarray | None:
     """The scenes (count, h, w, 3) uint8 of the environments; None where they cannot be drawn."""
     try:
-        return np.stack([env.draw(i).image for i in range(count)])
+        images = [Image.fromarray(env.draw(i).image) for i in range(count)]
     except UserError as error:
         log.debug("no pictures: %s", error)
         return None
+    for image in images:
+        image.thumbnail((PICTURE_WIDTH, image.height))
+    return np.stack([np.asarray(image) for image in images])
 
 
 def _distance(dreamed: np.ndarray, real: np.ndarray, image: bool) -> np.ndarray:

@@ -44,7 +44,9 @@ from latentplan.runtime.torchvision_compat import make_grid
 
 HEADER_HEIGHT = LINE_HEIGHT + 3
 CHART_HEIGHT = 4 * LINE_HEIGHT + 2
-CHART_WIDTH = 240  # pixels of a chart in a film without images
+# Pixels of a picture of the scene, and of a chart in a film without images. TensorBoard shrinks
+# wider films until their text is illegible.
+PICTURE_WIDTH = 128
 Header = tuple[str, Color]
 
 
@@ -77,7 +79,7 @@ def make_film(
         parts.append((_grid(tiles), _row_labels(list(rows), tiles.shape[3] + GAP, left)))
         width = tiles.shape[4]
     else:
-        width = CHART_WIDTH
+        width = PICTURE_WIDTH
     for title, lines in charts.items():
         parts.append((_chart_strip(lines, width), _chart_label(title, lines, left)))
     height = HEADER_HEIGHT + sum(frames.shape[1] for frames, _ in parts)

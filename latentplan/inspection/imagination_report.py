@@ -81,7 +81,8 @@ def imagine(
     agent, config, _, payload = run_folder.load_agent(source, pick_device(device), plan)
     target = Path(out) if out else folder / "imagine"
     frame, files = payload["frames"], {}
-    env, draws = make_film_env(config, pick_renderer(config), EPISODES, seed)
+    renderer = pick_renderer(config)
+    env, draws = make_film_env(config, renderer, EPISODES, seed, beside_training=False)
     with env:
         torch.manual_seed(seed)
         played: list[Timestep] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 from latentplan.types import UserError
@@ -23,3 +24,8 @@ def pyplot() -> ModuleType:
     # A user's own style may have a transparent background, or the colors of a dark screen.
     pyplot.style.use("default")
     return pyplot
+
+
+def marker(values: Sequence[object]) -> str:
+    """The marker of a curve: a single point has no line, and would not be seen without one."""
+    return "o" if len(values) == 1 else ""

@@ -25,7 +25,7 @@ from latentplan.inspection.curves import (
     read_metrics,
 )
 from latentplan.inspection.imagination_report import imagine
-from latentplan.inspection.plots import pyplot
+from latentplan.inspection.plots import marker, pyplot
 from latentplan.inspection.tensorboard_layout import FIRST_PAGE
 from latentplan.inspection.visualizations import CAPTIONS
 from latentplan.runs import resuming
@@ -39,9 +39,10 @@ figure.wide, figure.wide img { width: 100% }
 h2 { border-top: 2px solid #ddd; padding-top: 1rem; margin-top: 3rem }
 table { border-collapse: collapse } td, th { padding: .2rem .8rem; text-align: left;
        border-bottom: 1px solid #ddd }
-figure { margin: 1rem 0; display: inline-block; vertical-align: top; max-width: 100% }
-figcaption { max-width: 44rem; color: #555 }
-img, video { max-width: 100% } pre { background: #f4f4f4; padding: .6rem; overflow: auto }
+figure { margin: 1rem 1rem 1rem 0; display: inline-block; vertical-align: top; max-width: 100% }
+figcaption { max-width: 25rem; color: #555 } figure.wide figcaption { max-width: 44rem }
+img, video { max-width: 100% }
+pre { background: #f4f4f4; padding: .6rem; overflow-wrap: anywhere; white-space: pre-wrap }
 """
 DESCRIBED = (
     *("latentplan", "python", "machine", "precision", "packages"),
@@ -196,7 +197,13 @@ def _charts(metrics: Sequence[dict[str, Any]]) -> tuple[str, bytes]:
         for tag in tags:
             points = [(x["step"] / 1000, x[tag]) for x in metrics if x.get(tag) is not None]
             if points:
-                axis.plot(*zip(*points, strict=True), label=tag.split("/")[-1], linewidth=1)
+                axis.plot(
+                    *zip(*points, strict=True),
+                    label=tag.split("/")[-1],
+                    linewidth=1,
+                    marker=marker(points),
+                    markersize=3,
+                )
         axis.set_title(title, fontsize=8)
         axis.grid(alpha=0.3)
         if axis.lines:

@@ -55,6 +55,7 @@ from latentplan.types import Timestep, join
 
 log = logging.getLogger("latentplan")
 CALIBRATION_WINDOWS = 10, 30  # smallest and largest number of windows that are evaluated
+SEEN_WIDTH = 192  # pixels of a film of the agent's images
 METRIC_NAMES = {"mean": "eval", "sample": "sample", "planner": "planner"}  # by way of acting
 LABELS = {
     "mean": "evaluation",
@@ -272,7 +273,7 @@ class Monitor:
                 )
                 log.info("%s at frame %d: %.1f", LABELS[mode], frames, scores.mean)
                 if scores.film is not None:
-                    film = np.stack(scores.film.frames)
+                    film = _enlarged(np.stack(scores.film.frames))
                     self._show(f"episode/{name}_video", film, frames, scores.film.fps, mode)
                 if mode == "mean":
                     self._calibrate(join(rows, np.stack))
@@ -321,7 +322,9 @@ class Monitor:
                 self._show(f"imagination/{name}", film, frames, FPS)
             if not self._has_env:
                 return
-            env, draws = make_film_env(config, self.renderer, SEQUENCES, config.seed)
+            env, draws = make_film_env(
+                config, self.renderer, SEQUENCES, config.seed, beside_training=True
+            )
             with env:
                 film = make_dream_against_reality_film(
                     agent, env, REAL_DECISIONS, DREAM_DECISIONS, draws
@@ -337,3 +340,12 @@ class Monitor:
 def _as_seen(env: VectorEnv, row: Timestep) -> Picture:
     """A camera that shows what the agent sees, which costs nothing to draw."""
     return Picture(row.obs[env.spec.images[0]][0].copy(), FRAME_SECONDS)
+
+
+def _enlarged(film: np.ndarray) -> np.ndarray:
+    """A film (T, h, w, 3) of small images at a whole multiple of their size.
+
+    In TensorBoard the line of text above a small film would be larger than its images.
+    """
+    scale = max(1, SEEN_WIDTH // film.shape[2])
+    return film.repeat(scale, 1).repeat(scale, 2)

@@ -181,4 +181,4 @@ def test_a_mark_moves_over_unchanged_charts() -> None:
 def test_a_film_without_images_shows_charts() -> None:
     lines = {"reward": [Line("reward", np.zeros((3, T)), stamp.TEXT)]}
     movie = film.make_film({}, open_loop_headers(2, T), lines)
-    assert movie.shape[0] == T and movie.shape[2] >= 3 * film.CHART_WIDTH
+    assert movie.shape[0] == T and movie.shape[2] >= 3 * film.PICTURE_WIDTH

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -17,7 +18,7 @@ from tiny import run_config
 
 from latentplan.cli.main import main
 from latentplan.config.loading import load_resolved
-from latentplan.inspection.curves import Curve, read_curve
+from latentplan.inspection.curves import Curve, draw_curves, read_curve
 from latentplan.inspection.visualizations import CAPTIONS
 from latentplan.runs import run_folder
 from latentplan.study.html_report import _panels, _returns
@@ -126,6 +127,16 @@ def test_a_report_is_one_file_without_links(
     for run in runs:
         assert f"<h2>{run.name}</h2>" in text and f"latentplan eval {run}" in text
         assert f"seed: {load_resolved(run / 'config.yaml').seed}" in text
+
+
+def test_a_run_with_a_single_evaluation_is_seen_in_the_figure() -> None:
+    pytest.importorskip("matplotlib")
+    buffer = io.BytesIO()
+    curve = Curve({"run": "short"}, [{"frame": 3000, "seconds": 60, "mean": 50.0}])
+    draw_curves({"dummy:pixels": {"none": [curve]}}, buffer)
+    image = np.asarray(Image.open(buffer).convert("RGB"))
+    beside_the_legend = image[:, : image.shape[1] * 2 // 3]
+    assert (beside_the_legend == (31, 119, 180)).all(-1).any()
 
 
 def test_only_runs_that_differ_in_the_seed_share_a_curve(

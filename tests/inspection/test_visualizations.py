@@ -15,6 +15,7 @@ from painter import SIZE, VECTOR_SPEC, PaintedEnv, make_painter, painted_batch
 from PIL import Image
 
 from latentplan.behavior.imagination import imagine
+from latentplan.config.loading import load
 from latentplan.envs.simulator import Picture
 from latentplan.inspection import (
     canvas,
@@ -248,7 +249,7 @@ def test_a_dream_of_vectors_is_shown_beside_the_scene(
         def draw(self, i: int) -> Picture:
             if not drawable:
                 raise UserError("no picture")
-            return Picture(np.full((20, 30, 3), 255 * float(self.level[i]), np.uint8), 0.1)
+            return Picture(np.full((200, 300, 3), 255 * float(self.level[i]), np.uint8), 0.1)
 
     agent = make_painter(spec=VECTOR_SPEC)
     movie = dream_against_reality.make_dream_against_reality_film(
@@ -260,6 +261,24 @@ def test_a_dream_of_vectors_is_shown_beside_the_scene(
     if drawable:
         scene = level(content.rows["reality"])
         np.testing.assert_allclose(scene, 255 * entry["reality"], atol=1)
+        assert movie.shape[2] < 400, "TensorBoard would shrink it until its text is illegible"
+
+
+@pytest.mark.parametrize("workers", [True, False])
+@pytest.mark.parametrize("beside_training", [True, False])
+def test_only_the_environments_of_training_keep_a_renderer_away(
+    monkeypatch: pytest.MonkeyPatch, workers: bool, beside_training: bool
+) -> None:
+    """They could be disturbed by a renderer in their own process."""
+    monkeypatch.setattr(dream_against_reality, "pick_renderer", lambda config, film: None)
+    monkeypatch.setattr(
+        dream_against_reality, "make_eval_env", lambda *args, film=False: SimpleNamespace(film=film)
+    )
+    config = load([], [f"env.workers={workers}", "task=cartpole_swingup", "obs=state"])
+    env, draws = dream_against_reality.make_film_env(
+        config, None, 1, 0, beside_training=beside_training
+    )
+    assert draws == env.film == (workers or not beside_training)
 
 
 def test_the_distance_grows_with_the_difference_from_reality(content: SimpleNamespace) -> None:

@@ -229,6 +229,8 @@ def test_tensorboard_shows_the_same_values(run: Path) -> None:
     scores = {event.step: event.value for event in events.Scalars("episode/score")}
     assert scores == pytest.approx({row["step"]: row["episode/score"] for row in metrics(run)})
     assert {"episode/eval_video", "imagination/plan_fan"} <= set(events.Tags()["images"])
+    film = events.Images("episode/eval_video")[0]
+    assert film.width == 192, "large enough for the line of text above it"
 
 
 def test_tensorboard_has_a_layout_and_a_help_text(run: Path) -> None:
