@@ -17,6 +17,7 @@ from latentplan.behavior.networks import Actor, Critic, Temperature
 from latentplan.behavior.planner import Plan, plan_metrics
 from latentplan.behavior.returns import BonusScale, ReturnScale, UncertaintyScale
 from latentplan.config.schema import Config
+from latentplan.nn.action_distributions import perturbed
 from latentplan.nn.optimizer import LaProp
 from latentplan.nn.random import Generators, draw_rows
 from latentplan.types import EnvSpec, Latent, PlanTarget, Timestep
@@ -78,7 +79,9 @@ class Agent(nn.Module):
         features, norm = self.world.feature_size, config.world.norm
         objective = choose_objective(config)
         policies = objective.num_policies(config)
-        self.actor = Actor(features, spec.action_dim, config.behavior, norm, policies)
+        self.actor = Actor(
+            features, spec.action_dim, config.behavior, norm, policies, spec.action_groups
+        )
         self.critic = Critic(features, config.behavior, norm)
         self.return_scale = ReturnScale(config.behavior.scale_rate)
         self.uncertainty_scale = UncertaintyScale(
@@ -88,7 +91,7 @@ class Agent(nn.Module):
         target = config.behavior.target_entropy
         self.temperature = Temperature(
             objective.entropy_bonus(config),
-            None if target is None else target * spec.action_dim,
+            None if target is None else target * self.actor.entropy_unit,
         )
         self.to(device)
         self.behavior = Behavior(
@@ -166,7 +169,8 @@ class Agent(nn.Module):
     ) -> tuple[Tensor, Latent, PlanTarget | None, dict[str, Tensor]]:
         """Choose actions for training: plan optimistically, or follow the policy without a planner.
 
-        ``behavior.explore_noise`` is added to planned actions and to those of the policy's mean.
+        ``behavior.explore_noise`` is added to planned actions and to those of the policy's mean. Of
+        discrete actions, it is the probability that a choice is random.
 
         Returns:
             Actions (N, A), the new carry, the plans (N) if a search has made them, and metrics.
@@ -183,7 +187,7 @@ class Agent(nn.Module):
             if behavior.explore == "sample":
                 return action, latent, None, metrics
         if behavior.explore_noise:
-            action = action + behavior.explore_noise * torch.randn_like(action)
+            action = perturbed(action, behavior.explore_noise, self.actor.groups)
         return action.clamp(-1, 1), latent, target, metrics
 
     def _plan(
