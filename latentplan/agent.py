@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -20,7 +21,7 @@ from latentplan.config.schema import Config
 from latentplan.nn.action_distributions import perturbed
 from latentplan.nn.optimizer import LaProp
 from latentplan.nn.random import Generators, draw_rows
-from latentplan.types import EnvSpec, Latent, PlanTarget, Timestep
+from latentplan.types import EnvSpec, Latent, PlanTarget, Timestep, UserError
 from latentplan.world.model import WorldModel
 
 
@@ -50,6 +51,25 @@ def choose_objective(config: Config) -> type[DreamerObjective | SharedMpdp | Per
     return PerStepMpdp if config.mpdp.policies == "per_step" else SharedMpdp
 
 
+def with_gradient(config: Config, spec: EnvSpec) -> Config:
+    """The configuration with the estimator that ``behavior.gradient=auto`` stands for.
+
+    Raises:
+        UserError: the target of the entropy does not suit discrete actions.
+    """
+    behavior = config.behavior
+    target = behavior.target_entropy
+    if spec.action_groups and target is not None and not 0 < target < 1:
+        raise UserError(
+            "behavior.target_entropy must be between 0 and 1 for discrete actions, a fraction of "
+            f"their largest entropy, not {target:g}."
+        )
+    if behavior.gradient != "auto":
+        return config
+    gradient = "reinforce" if spec.action_groups else "pathwise"
+    return replace(config, behavior=replace(behavior, gradient=gradient))
+
+
 class Agent(nn.Module):
     """A Dreamer agent with an ensemble of dynamics heads.
 
@@ -72,7 +92,7 @@ class Agent(nn.Module):
     ):
         super().__init__()
         device = torch.device(device)
-        self.config = config
+        self.config = config = with_gradient(config, spec)
         self.world = world or WorldModel(
             spec, config.world, bfloat16=use_bfloat16(config.train.precision, device)
         )

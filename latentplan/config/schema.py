@@ -182,8 +182,9 @@ class BehaviorConfig:
     )
     gradient: str = setting(
         "reinforce",
-        "Gradient estimator of the actor: score function, or pathwise through the model.",
-        choices=("reinforce", "pathwise"),
+        "Gradient estimator of the actor: score function, or pathwise through the model; auto: "
+        "pathwise for continuous actions, and the score function for discrete ones.",
+        choices=("reinforce", "pathwise", "auto"),
     )
     horizon: int = setting(15, "Imagined steps H.", at_least=1)
     discount_horizon: float = setting(
@@ -454,7 +455,9 @@ def sink_names(text: str) -> list[str]:
 class Config:
     """The configuration of a run."""
 
-    task: str = setting("dmc:cartpole_swingup", "Task: a dm_control task, gym:ID, or dummy:pixels.")
+    task: str = setting(
+        "dmc:cartpole_swingup", "Task: a dm_control task, gym:ID, dummy:pixels, or dummy:discrete."
+    )
     obs: str = setting("pixels", "What the agent observes.", choices=("pixels", "state", "both"))
     size: str = setting("auto", "A file of configs/size; auto: 12m with CUDA, else cpu.")
     ablation: str = setting("none", "A file of configs/ablation, or none.")
