@@ -197,6 +197,13 @@ class Trainer:
         weights = sum(p.numel() for p in self.agent.parameters())
         log.info("run folder: %s", self.folder)
         log.info("agent: %s weights on %s", f"{weights:,}", self.device)
+        prefill = 0 if train.offline else train.prefill
+        log.info(
+            "protocol: action repeat %d, at most %s frames per episode, discount %.4g per "
+            "decision, %s random decisions first",
+            *(spec.repeat, f"{self.config.env.episode_frames:,}"),
+            *(self.config.behavior.discount, f"{prefill:,}"),
+        )
         if renderer:
             log.info(
                 "images: %s, %s (%s)", renderer.backend, renderer.quality, renderer.description
