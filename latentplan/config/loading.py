@@ -2,8 +2,9 @@
 
 The sources are, in this order: the defaults of the dataclasses in ``schema.py``,
 ``configs/default.yaml``, ``configs/task/<task or domain>.yaml``, ``configs/size/<size>.yaml`` (the
-other way round for Gymnasium tasks), ``configs/obs/<obs>.yaml`` where there is one, ``configs/ablation/<ablation>.yaml``, files named on
-the command line, overrides. A later source replaces values of earlier ones. The result is frozen.
+other way round for Gymnasium tasks), ``configs/obs/<obs>.yaml`` where there is one,
+``configs/ablation/<ablation>.yaml``, files named on the command line, overrides. A later source
+replaces values of earlier ones. The result is frozen.
 
 Every source is a flat mapping of dotted keys to values. Values are texts until all sources are
 merged; then the schema gives each its type.

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from latentplan.types import UserError
 
 _UNLIMITED = 1e9  # a bound of this size or more only says that there is none
-_MOST_CHOICES = 4096  # of discrete actions, over all groups
+MOST_CHOICES = 4096  # of discrete actions, over all groups
 _LONGEST_NAME = 40  # characters
 
 
@@ -66,9 +66,9 @@ def _discrete(
     meanings: Sequence[object],
 ) -> Actions:
     groups = tuple(map(int, counts.reshape(-1)))
-    if sum(groups) > _MOST_CHOICES:
+    if sum(groups) > MOST_CHOICES:
         raise UserError(
-            f"it has {sum(groups)} discrete actions, and at most {_MOST_CHOICES} are supported."
+            f"it has {sum(groups)} discrete actions, and at most {MOST_CHOICES} are supported."
         )
     low = np.asarray(space.start, float).reshape(-1)
     names = tuple(str(name)[:_LONGEST_NAME] for name in meanings)

@@ -38,8 +38,8 @@ class Mine(gymnasium.Env):
             raise OSError("100% broken")
         if kind == "unbounded":
             self.action_space = spaces.Box(-np.inf, np.inf, (2,))
-        if kind == "discrete":
-            self.action_space = spaces.Discrete(3)
+        if kind == "binary":
+            self.action_space = spaces.MultiBinary(3)
         plain = spaces.Box(-np.inf, np.inf, (3,), np.float64)
         image = spaces.Box(0, 255, (40, 30, 3), np.uint8)
         self.observation_space = plain
@@ -98,7 +98,7 @@ class Mine(gymnasium.Env):
 
 gymnasium.register("Mine-v0", Mine)
 """
-KINDS = ("plain", "cut", "unbounded", "discrete", "image", "dict", "hangs", "dies", "raises", "nan")
+KINDS = ("plain", "cut", "unbounded", "binary", "image", "dict", "hangs", "dies", "raises", "nan")
 SHAPES = ("two eyes", "gray", "short", "long", "floating", "one", "pair", "none", "four", "bare")
 WRONG = (*SHAPES, "unbuildable", "unmakeable")
 
@@ -173,7 +173,7 @@ def test_dict_observations_give_vector_and_image(module: str) -> None:
     ("kind", "obs", "words"),
     [
         ("Unbounded", "state", "no bounds"),
-        ("Discrete", "state", "Discrete"),
+        ("Binary", "state", "actions are MultiBinary, and only Box, Discrete and MultiDiscrete"),
         ("Image", "state", "obs=pixels"),
         ("TwoEyes", "both", "obs=pixels"),
         ("Gray", "state", "obs=pixels"),
