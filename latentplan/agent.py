@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -17,9 +18,10 @@ from latentplan.behavior.networks import Actor, Critic, Temperature
 from latentplan.behavior.planner import Plan, plan_metrics
 from latentplan.behavior.returns import BonusScale, ReturnScale, UncertaintyScale
 from latentplan.config.schema import Config
+from latentplan.nn.action_distributions import perturbed
 from latentplan.nn.optimizer import LaProp
 from latentplan.nn.random import Generators, draw_rows
-from latentplan.types import EnvSpec, Latent, PlanTarget, Timestep
+from latentplan.types import EnvSpec, Latent, PlanTarget, Timestep, UserError
 from latentplan.world.model import WorldModel
 
 
@@ -49,6 +51,25 @@ def choose_objective(config: Config) -> type[DreamerObjective | SharedMpdp | Per
     return PerStepMpdp if config.mpdp.policies == "per_step" else SharedMpdp
 
 
+def with_gradient(config: Config, spec: EnvSpec) -> Config:
+    """The configuration with the estimator that ``behavior.gradient=auto`` stands for.
+
+    Raises:
+        UserError: the target of the entropy does not suit discrete actions.
+    """
+    behavior = config.behavior
+    target = behavior.target_entropy
+    if spec.action_groups and target is not None and not 0 < target < 1:
+        raise UserError(
+            "behavior.target_entropy must be between 0 and 1 for discrete actions, a fraction of "
+            f"their largest entropy, not {target:g}."
+        )
+    if behavior.gradient != "auto":
+        return config
+    gradient = "reinforce" if spec.action_groups else "pathwise"
+    return replace(config, behavior=replace(behavior, gradient=gradient))
+
+
 class Agent(nn.Module):
     """A Dreamer agent with an ensemble of dynamics heads.
 
@@ -72,14 +93,16 @@ class Agent(nn.Module):
     ):
         super().__init__()
         device = torch.device(device)
-        self.config = config
+        self.config = config = with_gradient(config, spec)
         self.world = world or WorldModel(
             spec, config.world, bfloat16=use_bfloat16(config.train.precision, device)
         )
         features, norm = self.world.feature_size, config.world.norm
         objective = choose_objective(config)
         policies = objective.num_policies(config)
-        self.actor = Actor(features, spec.action_dim, config.behavior, norm, policies)
+        self.actor = Actor(
+            features, spec.action_dim, config.behavior, norm, policies, spec.action_groups
+        )
         self.critic = Critic(features, config.behavior, norm)
         self.return_scale = ReturnScale(config.behavior.scale_rate)
         self.uncertainty_scale = UncertaintyScale(
@@ -89,7 +112,7 @@ class Agent(nn.Module):
         target = config.behavior.target_entropy
         self.temperature = Temperature(
             objective.entropy_bonus(config),
-            None if target is None else target * spec.action_dim,
+            None if target is None else target * self.actor.entropy_unit,
         )
         self.to(device)
         self.behavior = Behavior(
@@ -167,7 +190,8 @@ class Agent(nn.Module):
     ) -> tuple[Tensor, Latent, PlanTarget | None, dict[str, Tensor]]:
         """Choose actions for training: plan optimistically, or follow the policy without a planner.
 
-        ``behavior.explore_noise`` is added to planned actions and to those of the policy's mean.
+        ``behavior.explore_noise`` is added to planned actions and to those of the policy's mean. Of
+        discrete actions, it is the probability that a choice is random.
 
         Returns:
             Actions (N, A), the new carry, the plans (N) if a search has made them, and metrics.
@@ -184,7 +208,7 @@ class Agent(nn.Module):
             if behavior.explore == "sample":
                 return action, latent, None, metrics
         if behavior.explore_noise:
-            action = action + behavior.explore_noise * torch.randn_like(action)
+            action = perturbed(action, behavior.explore_noise, self.actor.groups)
         return action.clamp(-1, 1), latent, target, metrics
 
     def _plan(

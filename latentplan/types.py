@@ -102,16 +102,21 @@ class EnvSpec(NamedTuple):
 
     ``obs`` maps a name to ``(shape, dtype name)``; a uint8 entry of shape (height, width, 3) is an
     image, a float32 entry of shape (dim,) a vector. Actions are ``(action_dim,)`` in [-1, 1].
+    Discrete actions are one-hot vectors, one behind the other where there are several choices.
     """
 
     obs: dict[str, tuple[tuple[int, ...], str]]
     action_dim: int
     repeat: int  # frames per decision
     action_low: tuple[float, ...] = ()  # (A,) the environment's actions for -1
-    action_high: tuple[float, ...] = ()  # and for 1; both are empty where they are not known
-    action_shape: tuple[int, ...] | None = None  # in the environment; None: (A,)
+    action_high: tuple[float, ...] = ()  # and for 1; both are empty where they are not known. Of
+    # discrete actions: the first and last of each group
+    action_shape: tuple[int, ...] | None = None  # in the environment; None: one axis
     action_dtype: str = "float64"  # in the environment
     entries: tuple[Entry, ...] = ()  # of a Gymnasium environment's own observations
+    action_groups: tuple[int, ...] = ()  # numbers of choices of discrete actions, whose sum is A;
+    # empty: actions are continuous
+    action_names: tuple[str, ...] = ()  # (A,) of discrete actions, where the environment has some
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a file; :meth:`from_dict` reads them."""
@@ -123,11 +128,12 @@ class EnvSpec(NamedTuple):
     def from_dict(cls, plain: Mapping[str, Any]) -> EnvSpec:
         """Read what :meth:`to_dict` of this or an earlier version wrote."""
         obs = {name: (tuple(shape), dtype) for name, (shape, dtype) in plain["obs"].items()}
-        bounds = {k: tuple(plain.get(k, ())) for k in ("action_low", "action_high")}
+        names = ("action_low", "action_high", "action_groups", "action_names")
+        lists = {k: tuple(plain.get(k, ())) for k in names}
         entries = tuple(Entry.from_list(x) for x in plain.get("entries", ()))
         shape = plain.get("action_shape")
         shape = None if shape is None else tuple(shape)
-        return cls(**{**plain, "obs": obs, **bounds, "entries": entries, "action_shape": shape})
+        return cls(**{**plain, "obs": obs, **lists, "entries": entries, "action_shape": shape})
 
     @property
     def images(self) -> list[str]:

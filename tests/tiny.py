@@ -14,6 +14,7 @@ from torch import nn
 
 from latentplan.config.loading import load, to_sealed_yaml
 from latentplan.config.schema import BehaviorConfig, Config, OptimConfig, TrainConfig, WorldConfig
+from latentplan.envs.actions import executed
 from latentplan.types import EnvSpec, Timestep
 
 # conftest.py imports this file. If it imported the agent, an error there would break all tests.
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 VECTOR = EnvSpec({"vector": ((3,), "float32")}, 2, 2)
 BOTH = EnvSpec({"image": ((16, 16, 3), "uint8"), "vector": ((3,), "float32")}, 2, 2)
+
+DISCRETE = EnvSpec({"vector": ((3,), "float32")}, 5, 2, action_groups=(2, 3))
 
 EPISODE = 64  # frames of an episode of the dummy task
 
@@ -110,6 +113,8 @@ def random_batch(
     action = torch.rand(batch, length, spec.action_dim, generator=rng) * 2 - 1
     is_first = torch.zeros(batch, length, dtype=torch.bool)
     is_first[:, 0] = True
+    if spec.action_groups:
+        action = torch.from_numpy(executed(action.numpy(), spec.action_groups))
     action[:, 0] = 0
     reward = torch.randn(batch, length, generator=rng)
     reward[:, 0] = 0

@@ -23,8 +23,8 @@ from torch import Tensor
 from latentplan.agent import Agent
 from latentplan.behavior.imagination import follow, imagine
 from latentplan.envs import parse_task, pick_renderer
+from latentplan.envs.actions import to_bounds
 from latentplan.envs.dmc import ControlSuite, build
-from latentplan.envs.simulator import to_bounds
 from latentplan.runs import run_folder
 from latentplan.types import Latent, StepNoise, Timestep, UserError
 

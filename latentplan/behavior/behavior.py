@@ -16,7 +16,7 @@ from latentplan.behavior.networks import Actor, Critic, Temperature
 from latentplan.behavior.planner import Plan, Policy, plan, refine
 from latentplan.behavior.returns import BonusScale, ReturnScale, UncertaintyScale
 from latentplan.config.schema import Config
-from latentplan.nn.distributions import ActionDist
+from latentplan.nn.action_distributions import PolicyDist
 from latentplan.nn.random import Generators, draw_rows
 from latentplan.types import EnvSpec, Latent, Prediction, Rollout, StepNoise
 
@@ -75,7 +75,7 @@ class Behavior:
         self.bonus_scale = bonus_scale
         self.temperature = temperature
 
-    def policy(self, latent: Latent, step: int = 0, attached: bool = False) -> ActionDist:
+    def policy(self, latent: Latent, step: int = 0, attached: bool = False) -> PolicyDist:
         """The action distribution at latents (...).
 
         Args:
@@ -95,7 +95,7 @@ class Behavior:
         latent: Latent,
         optimism: float,
         generator: Generators = None,
-        first: ActionDist | None = None,
+        first: PolicyDist | None = None,
     ) -> Plan:
         """Plan with UP-MPC from N latents, by the ``plan`` section of the configuration.
 

@@ -7,7 +7,8 @@ linear score. Two estimators are correct:
 
 - All K candidates are samples of the policy, and each is compared with the others
   (:func:`leave_one_out_loss`).
-- The return may move the mean, but not the deviation, through the chosen action.
+- The return may move the mean of a continuous action, but not its deviation, through the chosen
+  action. The probabilities of discrete actions learn from the candidates alone.
 
 The critic learns the returns of these rollouts. Where every row is planned at every step, that is
 the value of the planner; otherwise it is the value of a mixture of planner and policy. With MPDP
@@ -24,7 +25,7 @@ from torch import Tensor
 from latentplan.behavior.losses import Planned
 from latentplan.behavior.planner import Plan, Policy, Value
 from latentplan.behavior.returns import discounts
-from latentplan.nn.distributions import ActionDist
+from latentplan.nn.action_distributions import PolicyDist
 from latentplan.types import Choice, Latent
 
 
@@ -44,7 +45,7 @@ class PlannedActing:
     def __init__(
         self,
         policy: Policy,
-        plan: Callable[[Latent, ActionDist], Plan],
+        plan: Callable[[Latent, PolicyDist], Plan],
         rows: Tensor,
         every: int,
     ):
@@ -56,18 +57,15 @@ class PlannedActing:
         noise = torch.randn_like(dist.mean)
         if h % self.every == 0:
             there = latent.map(lambda x: x[self.rows].detach())
-            at = ActionDist.from_mean_std(
-                dist.mean[self.rows].detach(), dist.std[self.rows].detach()
-            )
+            at = dist.map(lambda x: x[self.rows].detach())
             self.plans.append((h, _last_states_only(self.plan(there, at))))
         noise = noise.index_copy(0, self.rows, self.plans[-1][1].noise[:, h % self.every])
-        spread = dist.std.index_copy(0, self.rows, dist.std[self.rows].detach())
-        return Choice(dist.mean + spread * noise, noise)
+        return Choice(dist.chosen(self.rows).rsample(noise), noise)
 
 
 def learn_from_plans(
     acting: PlannedActing,
-    dist: ActionDist,
+    dist: PolicyDist,
     value: Value,
     scale: Tensor,
     discount: float,
@@ -85,9 +83,9 @@ def learn_from_plans(
         scale: () the return scale.
         discount: per step.
         lam: None with the score-function gradient. With the pathwise gradient, the lambda of the
-            returns: the mean then learns through the chosen action, and only the deviation learns
-            here. The pathwise loss counts an action at step h in every return before it,
-            sum_{j<=h} lam^j times, so the gain here has the same weight.
+            returns: the mean of continuous actions then learns through the chosen action, and only
+            the deviation learns here. The pathwise loss counts an action at step h in every return
+            before it, sum_{j<=h} lam^j times, so the gain here has the same weight.
     """
     n, horizon = dist.mean.shape[:2]
     steps = [h for h, _ in acting.plans]
@@ -100,10 +98,10 @@ def learn_from_plans(
     with torch.no_grad():
         ret = ((weight * reward).sum(-1) + after * value(last)) / scale
     rows, at = acting.rows[:, None], torch.tensor(steps, device=acting.rows.device)
-    mean, std = dist.mean[rows, at], dist.std[rows, at]
+    there = dist.map(lambda x: x[rows, at])
     if lam is not None:
-        mean = mean.detach()
-    gain = -leave_one_out_loss(ActionDist.from_mean_std(mean, std), action, ret)
+        there = there.not_chosen()
+    gain = -leave_one_out_loss(there, action, ret)
     if lam is not None:
         gain = gain * (lam ** torch.arange(horizon, device=at.device)).cumsum(0)[at]
     own = torch.ones(n, horizon, device=at.device)
@@ -113,7 +111,7 @@ def learn_from_plans(
     return Planned(own, learns, torch.zeros_like(own).index_put((rows, at), gain))
 
 
-def leave_one_out_loss(dist: ActionDist, action: Tensor, ret: Tensor) -> Tensor:
+def leave_one_out_loss(dist: PolicyDist, action: Tensor, ret: Tensor) -> Tensor:
     """Score-function loss of K independent actions per state, each against the mean of the others.
 
     Its gradient is an unbiased estimate of that of the policy's expected return (Kool et al. 2019).
@@ -127,9 +125,7 @@ def leave_one_out_loss(dist: ActionDist, action: Tensor, ret: Tensor) -> Tensor:
     valid = ret.isfinite().all(-1)
     ret = ret.masked_fill(~valid[..., None], 0.0)
     others = (ret.sum(-1, keepdim=True) - ret) / (ret.shape[-1] - 1)
-    log_prob = ActionDist.from_mean_std(dist.mean[..., None, :], dist.std[..., None, :]).log_prob(
-        action
-    )
+    log_prob = dist.map(lambda x: x[..., None, :]).log_prob(action)
     return -(log_prob * (ret - others).detach()).mean(-1)
 
 

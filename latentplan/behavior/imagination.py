@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from latentplan.nn.distributions import ActionDist
+from latentplan.nn.action_distributions import PolicyDist
 from latentplan.types import Choice, Latent, Prediction, Rollout, StepNoise
 
 Step = Callable[[Latent, Tensor, StepNoise | None], Prediction]
@@ -20,7 +20,7 @@ def follow(actions: Tensor) -> Act:
     return lambda latent, h: Choice(actions[:, h], nothing)
 
 
-def sampled(policy: Callable[[Latent, int], ActionDist], noise: Tensor | None = None) -> Act:
+def sampled(policy: Callable[[Latent, int], PolicyDist], noise: Tensor | None = None) -> Act:
     """An ``act`` that samples a policy.
 
     Args:

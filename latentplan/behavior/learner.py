@@ -13,13 +13,12 @@ from latentplan.behavior.losses import (
     critic_loss,
     distillation_loss,
     make_target,
-    plan_divergence,
     replay_returns,
 )
 from latentplan.behavior.objective import Dream, Objective
 from latentplan.behavior.planner import plan_metrics
 from latentplan.behavior.returns import trust
-from latentplan.nn.distributions import ActionDist
+from latentplan.nn.action_distributions import PolicyDist
 from latentplan.types import Latent, PlanTarget, Timestep
 
 
@@ -98,7 +97,7 @@ class Learner:
             target = target._replace(weight=target.weight * certain)
         return Dream(rollout, acting, left, slow, value, dist, target)
 
-    def _entropy_reward(self, dist: ActionDist) -> Tensor:
+    def _entropy_reward(self, dist: PolicyDist) -> Tensor:
         """(...) What the policy's entropy adds to rewards in a soft value."""
         scale, alpha = self.behavior.return_scale.value, self.behavior.temperature.value
         return scale * alpha * dist.entropy().detach()
@@ -156,7 +155,7 @@ class Learner:
 
     def _plan_loss(self, features: Tensor, plan: PlanTarget) -> tuple[Tensor, Tensor]:
         """The divergence () of the policy from plans (...), where a plan's score is above that of
-        the policy's mean action, and its mean () over all of them, for the log.
+        the policy's mode, and its mean () over all of them, for the log.
 
         Args:
             features: (..., F) of the states that were planned for.
@@ -164,7 +163,7 @@ class Learner:
         # The policy is evaluated again, because its own loss frees the graph of the rollout.
         dist = self.behavior.actor(features.detach())
         std = plan.std.clamp(min=self.config.behavior.std_min)
-        divergence = plan_divergence(dist, plan.mean, std)
+        divergence = dist.divergence(plan.mean, std)
         useful = (plan.gain > 0).float()
         return (useful * divergence).mean(), divergence.detach().mean()
 
@@ -185,7 +184,7 @@ class Learner:
         else:
             rows, plans = acting.rows, acting.plans
         rows, at = rows[:, None], torch.tensor([h for h, _ in plans], device=weight.device)
-        there = ActionDist.from_mean_std(dist.mean[rows, at], dist.std[rows, at])
+        there = dist.map(lambda x: x[rows, at])
         stacked = lambda part: torch.stack([part(x) for _, x in plans], 1)  # noqa: E731
         chosen = stacked(lambda x: x.action)
         distance = -(there.log_prob(chosen) + there.entropy()).mean().detach()

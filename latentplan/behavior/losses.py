@@ -10,7 +10,7 @@ from torch import Tensor
 from latentplan.behavior.networks import Critic
 from latentplan.behavior.returns import lambda_returns
 from latentplan.config.schema import BehaviorConfig
-from latentplan.nn.distributions import ActionDist
+from latentplan.nn.action_distributions import PolicyDist
 from latentplan.types import Rollout
 
 
@@ -44,7 +44,7 @@ def make_target(
 
 
 def actor_loss(
-    dist: ActionDist,
+    dist: PolicyDist,
     rollout: Rollout,
     target: Target,
     baseline: Tensor,
@@ -122,28 +122,14 @@ def replay_returns(
     return returns, (~is_first[:, 1:]).float()
 
 
-def plan_divergence(dist: ActionDist, mean: Tensor, std: Tensor) -> Tensor:
-    """KL[N(mean, std) || policy] in nats, summed over action dimensions (BMPC, 2025).
-
-    Args:
-        dist: the policy, (..., A). mean, std: (..., A) of a plan.
-
-    Returns:
-        (...)
-    """
-    ratio = std / dist.std
-    shift = (mean - dist.mean) / dist.std
-    return (0.5 * (ratio.square() + shift.square() - 1) - ratio.log()).sum(-1)
-
-
-def distillation_loss(dist: ActionDist, action: Tensor, score: Tensor, tau: float) -> Tensor:
+def distillation_loss(dist: PolicyDist, action: Tensor, score: Tensor, tau: float) -> Tensor:
     """Move the policy's mean towards the better of K scored candidates (not in the paper).
 
     The loss is -tau sum_k (w_k - 1/K) log pi(a_k) with w = softmax(score / tau). The baseline 1/K
     makes candidates of equal score teach nothing. Where scores differ by less than tau, this is the
-    policy gradient of the score times 1 - 1/K. Larger differences count as tau. Only the mean
-    learns: the better candidates lie on one side of it, and their distance from it would widen the
-    policy even on a linear score.
+    policy gradient of the score times 1 - 1/K. Larger differences count as tau. Of continuous
+    actions only the mean learns: the better candidates lie on one side of it, and their distance
+    from it would widen the policy even on a linear score.
 
     Args:
         dist: the policy, (..., A). action: (..., K, A), its samples. score: (..., K).
@@ -152,6 +138,5 @@ def distillation_loss(dist: ActionDist, action: Tensor, score: Tensor, tau: floa
         (...)
     """
     weight = torch.softmax(score / tau, -1) - 1 / score.shape[-1]
-    std = dist.std.detach()[..., None, :]
-    log_prob = ActionDist.from_mean_std(dist.mean[..., None, :], std).log_prob(action)
+    log_prob = dist.mean_only().map(lambda x: x[..., None, :]).log_prob(action)
     return -tau * (weight.nan_to_num(0.0).detach() * log_prob).sum(-1)

@@ -33,10 +33,10 @@ from latentplan.behavior.losses import Planned
 from latentplan.behavior.objective import ActorLoss, Dream
 from latentplan.behavior.returns import discounts
 from latentplan.config.schema import Config
-from latentplan.nn.distributions import ActionDist
+from latentplan.nn.action_distributions import PolicyDist
 from latentplan.types import Latent, Rollout, StepNoise
 
-StepPolicy = Callable[[Latent, int], ActionDist]
+StepPolicy = Callable[[Latent, int], PolicyDist]
 
 
 class Improvement(NamedTuple):
@@ -67,7 +67,7 @@ def roll_out(
     """
     entropies = []
 
-    def noted(latent: Latent, h: int) -> ActionDist:
+    def noted(latent: Latent, h: int) -> PolicyDist:
         dist = policy(latent, h)
         entropies.append(dist.entropy())
         return dist

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
 
 from latentplan.config.schema import BehaviorConfig
-from latentplan.nn.distributions import ActionDist, TwoHot, symexp_bins
+from latentplan.nn.action_distributions import ActionDist, CategoricalActions, PolicyDist
+from latentplan.nn.distributions import TwoHot, symexp_bins
 from latentplan.nn.ensemble import EnsembleMLP
 from latentplan.nn.layers import MLP
 
@@ -19,25 +21,38 @@ class Actor(nn.Module):
     Args:
         policies: 1, or the number of policies pi_0 .. pi_{policies-1}, one per future step. The
             first one acts.
+        groups: the numbers of choices of discrete actions; empty: they are continuous.
     """
 
     def __init__(
-        self, features: int, action_dim: int, config: BehaviorConfig, norm: str, policies: int = 1
+        self,
+        features: int,
+        action_dim: int,
+        config: BehaviorConfig,
+        norm: str,
+        policies: int = 1,
+        groups: tuple[int, ...] = (),
     ):
         super().__init__()
-        self.config, self.policies = config, policies
-        sizes = features, config.units, config.layers, 2 * action_dim
+        self.config, self.policies, self.groups = config, policies, groups
+        # What an entropy is a fraction or a multiple of: that of the uniform distribution over
+        # discrete actions, or one nat for each dimension of continuous ones.
+        self.entropy_unit = sum(map(math.log, groups)) if groups else float(action_dim)
+        outputs = action_dim if groups else 2 * action_dim
+        sizes = features, config.units, config.layers, outputs
         # Nearly zero output: the first policy is centered and equally wide everywhere.
         if policies == 1:
             self.net: MLP | EnsembleMLP = MLP(*sizes, norm=norm, scale=0.01)
         else:
             self.net = EnsembleMLP(policies, *sizes, scale=0.01)
 
-    def forward(self, features: Tensor, step: int = 0) -> ActionDist:
+    def forward(self, features: Tensor, step: int = 0) -> PolicyDist:
         if isinstance(self.net, EnsembleMLP):
             raw = self.net.one(features, step)
         else:
             raw = self.net(features)
+        if self.groups:
+            return CategoricalActions(raw, self.groups, self.config.unimix)
         return ActionDist(raw, self.config.std_min, self.config.std_max)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from latentplan.behavior.conservative import PlannedActing
 from latentplan.behavior.losses import Planned, Target
 from latentplan.config.schema import Config
-from latentplan.nn.distributions import ActionDist
+from latentplan.nn.action_distributions import PolicyDist
 from latentplan.types import Latent, Rollout
 
 
@@ -25,7 +25,7 @@ class Dream(NamedTuple):
     features: Tensor  # (N, H, F) of the states left
     slow: Tensor  # (C, N, H+1) values of the slow critics
     value: Tensor  # (N, H+1) the smallest of them
-    dist: ActionDist  # (N, H) the policy at the states left, on detached features
+    dist: PolicyDist  # (N, H) the policy at the states left, on detached features
     target: Target
 
 

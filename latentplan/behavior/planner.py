@@ -20,10 +20,10 @@ from torch import Tensor
 
 from latentplan.behavior.imagination import Act, Step, imagine, sampled
 from latentplan.behavior.returns import discounts
-from latentplan.nn.distributions import ActionDist
+from latentplan.nn.action_distributions import PolicyDist
 from latentplan.types import Choice, Latent, PlanTarget, Rollout, StepNoise
 
-Policy = Callable[[Latent], ActionDist]
+Policy = Callable[[Latent], PolicyDist]
 Value = Callable[[Latent], Tensor]
 
 
@@ -56,7 +56,7 @@ def plan(
     policy: Policy,
     start: Latent,
     *,
-    first: ActionDist | None = None,
+    first: PolicyDist | None = None,
     candidates: int,
     horizon: int,
     optimism: float,
@@ -92,9 +92,7 @@ def plan(
     """
     n = start[0].shape[0]
     first = first or policy(start)  # once for all candidates of a state
-    first = ActionDist.from_mean_std(
-        *(repeat(x, "n a -> (n k) a", k=candidates) for x in (first.mean, first.std))
-    )
+    first = first.map(lambda x: repeat(x, "n a -> (n k) a", k=candidates))
     starts = start.map(lambda x: repeat(x, "n ... -> (n k) ...", k=candidates))
     if noise is not None:
         noise = rearrange(noise, "n k p a -> p (n k) a")
@@ -112,7 +110,7 @@ def refine(
     policy: Policy,
     start: Latent,
     *,
-    first: ActionDist | None = None,
+    first: PolicyDist | None = None,
     candidates: int,
     rounds: int,
     elites: int,
@@ -127,15 +125,17 @@ def refine(
 ) -> Plan:
     """Search for the first action by the cross-entropy method, from each of N states.
 
-    Candidates differ in their first action only, and follow the policy's mean from then on. With a
-    model that steps to expected states (``WorldModel.step_expected``) the score of an action is
-    then free of chance. The first candidate of the first round is the policy's mean action, and
-    that of a later round is the best action so far, so a plan is never scored below the policy's
-    mean.
+    Candidates differ in their first action only, and follow the policy's mode from then on, which
+    is the mean of continuous actions. With a model that steps to expected states
+    (``WorldModel.step_expected``) the score of an action is then free of chance. The first
+    candidate of the first round is the policy's mode, and that of a later round is the best action
+    so far, so a plan is never scored below the policy's mode. The policy's distribution says which
+    other actions are tried; where discrete actions are few, the first round tries all of them.
 
     Args:
         candidates: K of every round. rounds: R. elites: candidates that the next round is centered
-            on. width: smallest standard deviation of the first round's actions.
+            on. width: smallest standard deviation of the first round's actions, or the fraction of
+            uniform probabilities in it.
         noise: (R, N, K, A) standard normal; drawn when not given.
 
     The other arguments are those of :func:`plan`.
@@ -146,12 +146,13 @@ def refine(
     n = start[0].shape[0]
     first = first or policy(start)
     starts = start.map(lambda x: repeat(x, "n ... -> (n k) ...", k=candidates))
-    center, spread, kept = first.mean, first.std.clamp(min=width), first.mean.clamp(-1, 1)
+    kept = first.mode.clamp(-1, 1)
     if noise is None:
-        noise = torch.randn(rounds, n, candidates, *center.shape[1:], device=center.device)
+        noise = torch.randn(rounds, n, candidates, *kept.shape[1:], device=kept.device)
+    search: PolicyDist | None = None
     plans = []
     for drawn in noise:
-        action = (center[:, None] + spread[:, None] * drawn).clamp(-1, 1)
+        action = search.candidates(drawn) if search else first.first_candidates(drawn, width)
         action[:, 0] = kept
         act = _first(action.flatten(0, 1), policy)
         rollout = _split(imagine(step, act, starts, horizon), n)
@@ -159,8 +160,7 @@ def refine(
         plans.append(plan)
         kept = plan.action
         top = plan.score.topk(elites, 1).indices
-        chosen = action.take_along_dim(top[..., None], 1)
-        center, spread = chosen.mean(1), chosen.std(1, correction=0)
+        search = first.fitted(action.take_along_dim(top[..., None], 1))
     both = torch.stack([plans[0].ret, plans[0].novelty * uncertainty_scale])
     spreads = both.std(2, correction=0).mean(1)
     return plans[-1]._replace(refined=Refined(_target(plans, elites, optimism), spreads))
@@ -182,9 +182,9 @@ def _target(plans: Sequence[Plan], elites: int, optimism: float) -> PlanTarget:
 
 
 def _first(action: Tensor, policy: Policy) -> Act:
-    """An ``act`` that takes ``action`` (N, A) first, and follows the policy's mean from then on."""
+    """An ``act`` that takes ``action`` (N, A) first, and follows the policy's mode from then on."""
     nothing = torch.zeros_like(action)
-    return lambda latent, h: Choice(policy(latent).mean if h else action, nothing)
+    return lambda latent, h: Choice(policy(latent).mode if h else action, nothing)
 
 
 def _choose(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from latentplan.agent import Agent, total
 from latentplan.behavior.behavior import frozen
+from latentplan.envs.actions import executed
 from latentplan.types import EnvSpec, Latent, Rollout, Timestep
 
 FULL = "full update"
@@ -163,7 +164,9 @@ def random_rows(
     is_first = torch.zeros(batch, length, dtype=torch.bool, device=device)
     is_first[:, 0] = True
     keep = (~is_first).float()
-    action = (torch.rand(batch, length, spec.action_dim, device=device) * 2 - 1) * keep[..., None]
+    drawn = torch.rand(batch, length, spec.action_dim, device=device) * 2 - 1
+    valid = executed(drawn.cpu().numpy(), spec.action_groups)
+    action = torch.from_numpy(valid).to(device) * keep[..., None]
     reward = torch.rand(batch, length, device=device) * keep
     episode = torch.arange(batch, device=device)[:, None].expand(batch, length).contiguous()
     return Timestep(obs, action, reward, is_first, torch.zeros_like(is_first)), episode

@@ -1,9 +1,10 @@
 """Loading of the configuration: YAML files and ``key.sub=value`` overrides of the schema.
 
 The sources are, in this order: the defaults of the dataclasses in ``schema.py``,
-``configs/default.yaml``, ``configs/task/<task or domain>.yaml``, ``configs/size/<size>.yaml``,
-``configs/obs/<obs>.yaml`` where there is one, ``configs/ablation/<ablation>.yaml``, files named on
-the command line, overrides. A later source replaces values of earlier ones. The result is frozen.
+``configs/default.yaml``, ``configs/task/<task or domain>.yaml``, ``configs/size/<size>.yaml`` (the
+other way round for Gymnasium tasks), ``configs/obs/<obs>.yaml`` where there is one,
+``configs/ablation/<ablation>.yaml``, files named on the command line, overrides. A later source
+replaces values of earlier ones. The result is frozen.
 
 Every source is a flat mapping of dotted keys to values. Values are texts until all sources are
 merged; then the schema gives each its type.
@@ -78,9 +79,12 @@ def _resolve(user: Sequence[Flat]) -> Config:
     chosen = _merge([*base, *user])
     size = chosen["size"] if chosen["size"] != "auto" else _default_size(chosen["device"])
     task = task_preset(chosen["task"])
-    presets = [] if task is None else [_read(task)]
-    # The size comes after the task because published sizes set the published action repeat of 2.
-    presets.append(_preset("size", size))
+    presets = [_preset("size", size)]
+    if task is not None:
+        # A size comes after a task of dm_control, because published sizes set the published action
+        # repeat of 2. The protocol of a Gymnasium task is the same at every size.
+        place = len(presets) if parse_task(chosen["task"])[0] == "gym" else 0
+        presets.insert(place, _read(task))
     presets += _optional("obs", chosen["obs"]) + _ablation(chosen["ablation"])
     return _to_config({**_merge([*base, *presets, *user]), "size": size})
 
@@ -222,9 +226,12 @@ def task_preset(task: str) -> Path | None:
 
     If several files match, the one with the longest name is used. None if no file matches.
     """
-    name = _task_name(task)
+    name = f"{_task_name(task)}_"
     presets = (preset_folder() / "task").glob("*.yaml")
-    matching = [path for path in presets if f"{name}_".startswith(f"{path.stem}_")]
+    # A domain ends at a separator: MiniGrid has the tasks MiniGrid-Empty-8x8-v0 and others.
+    matching = [
+        path for path in presets if name.startswith(path.stem) and name[len(path.stem)] in "_-"
+    ]
     return max(matching, key=lambda path: len(path.stem), default=None)
 
 

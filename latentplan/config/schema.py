@@ -182,8 +182,9 @@ class BehaviorConfig:
     )
     gradient: str = setting(
         "reinforce",
-        "Gradient estimator of the actor: score function, or pathwise through the model.",
-        choices=("reinforce", "pathwise"),
+        "Gradient estimator of the actor: score function, or pathwise through the model; auto: "
+        "pathwise for continuous actions, and the score function for discrete ones.",
+        choices=("reinforce", "pathwise", "auto"),
     )
     horizon: int = setting(15, "Imagined steps H.", at_least=1)
     discount_horizon: float = setting(
@@ -200,8 +201,9 @@ class BehaviorConfig:
     )
     target_entropy: float | None = setting(
         None,
-        "Target of the policy's entropy, in nats per action dimension, to which the bonus is "
-        "tuned; null: the bonus is fixed.",
+        "Target of the policy's entropy, to which the bonus is tuned: in nats per dimension of "
+        "continuous actions, or as a fraction of the largest entropy of discrete ones; null: the "
+        "bonus is fixed.",
         at_least=float("-inf"),
     )
     units: int = setting(256, "Width of actor and critic.", at_least=1)
@@ -214,8 +216,12 @@ class BehaviorConfig:
     )
     explore_noise: float = setting(
         0.0,
-        "Standard deviation of the normal noise that is added to the actions of the policy's mean "
-        "and of the planner in the training environments.",
+        "Noise of the actions of the policy's mean and of the planner in the training "
+        "environments: the standard deviation of normal noise, or the probability that a discrete "
+        "action is replaced by a random one.",
+    )
+    unimix: float = setting(
+        0.01, "Uniform fraction of the probabilities of discrete actions.", above=0, at_most=1
     )
     std_min: float = setting(0.1, "Smallest standard deviation of an action in [-1, 1].", above=0)
     std_max: float = setting(1.0, "Largest standard deviation of an action in [-1, 1].")
@@ -267,7 +273,9 @@ class PlanConfig:
         6, "Best candidates of a round, which the next one is centered on.", at_least=1
     )
     width: float = setting(
-        0.3, "Smallest standard deviation of the first round's actions, in [-1, 1]."
+        0.3,
+        "Smallest standard deviation of the first round's actions, in [-1, 1]; of discrete actions "
+        "that are too many to try all, the uniform fraction.",
     )
     horizon: int = setting(4, "Steps P of each candidate.", at_least=1)
     explore: bool = setting(True, "Plan optimistically in the training environments.")
@@ -447,7 +455,9 @@ def sink_names(text: str) -> list[str]:
 class Config:
     """The configuration of a run."""
 
-    task: str = setting("dmc:cartpole_swingup", "Task: a dm_control task, gym:ID, or dummy:pixels.")
+    task: str = setting(
+        "dmc:cartpole_swingup", "Task: a dm_control task, gym:ID, dummy:pixels, or dummy:discrete."
+    )
     obs: str = setting("pixels", "What the agent observes.", choices=("pixels", "state", "both"))
     size: str = setting("auto", "A file of configs/size; auto: 12m with CUDA, else cpu.")
     ablation: str = setting("none", "A file of configs/ablation, or none.")

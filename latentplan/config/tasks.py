@@ -38,7 +38,7 @@ DMC_TASKS: dict[str, tuple[str, ...]] = {
     "walker": ("run", "stand", "walk"),
 }
 NO_TASK = "none"
-DUMMY_TASKS = ("count", "pixels")
+DUMMY_TASKS = ("count", "discrete", "pixels")
 _ALIASES = {"cup": "ball_in_cup", "pointmass": "point_mass"}  # domain names in other programs
 
 
@@ -93,7 +93,7 @@ def parse_task(task: str) -> tuple[str, str]:
         return "gym", name
     if colon and suite == "dummy":
         if name not in DUMMY_TASKS:
-            choices = " and ".join(f"dummy:{choice}" for choice in DUMMY_TASKS)
+            choices = ", ".join(f"dummy:{choice}" for choice in DUMMY_TASKS)
             raise UserError(f"Unknown task {shown(task)}: the dummy tasks are {choices}.")
         return "dummy", name
     spellings = _spellings()

@@ -66,6 +66,7 @@ class ReplayFiles:
         rows: rows per environment that can be sampled.
         spare: further rows per environment, in a folder that is created. A folder that exists keeps
             the number it was created with.
+        action_groups: the numbers of choices of discrete actions, for readers of the folder.
 
     Attributes:
         slots: rows per environment with the spare ones.
@@ -79,9 +80,17 @@ class ReplayFiles:
             is too small. The folder stays as it was.
     """
 
-    def __init__(self, folder: Path, fields: Fields, envs: int, rows: int, spare: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fields: Fields,
+        envs: int,
+        rows: int,
+        spare: int,
+        action_groups: tuple[int, ...] = (),
+    ) -> None:
         self._folder, self._fields, self._envs, self._rows = folder, fields, envs, rows
-        self._spare = spare
+        self._spare, self._groups = spare, action_groups
         self._lock: FileLock | None = None
         self._description = folder / "replay.json"
         self.earlier = False
@@ -146,7 +155,8 @@ class ReplayFiles:
     def _meta(self) -> dict[str, Any]:
         fields = {name: [list(shape), dtype] for name, (shape, dtype) in self._fields.items()}
         sizes = {"envs": self._envs, "rows": self._rows, "spare": self._spare}
-        return {"format": FORMAT, **sizes, "fields": fields}
+        groups = {"action_groups": list(self._groups)} if self._groups else {}
+        return {"format": FORMAT, **sizes, "fields": fields, **groups}
 
     def _sizes(self) -> dict[str, int]:
         """Bytes of each file."""

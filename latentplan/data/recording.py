@@ -61,7 +61,7 @@ class Recording:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         try:
-            self._fields, self._envs, rows, spare = self._describe()
+            self._fields, self._envs, rows, spare, groups = self._describe()
         except (
             *(ValueError, KeyError, TypeError, AttributeError),
             *(OverflowError, RecursionError),
@@ -69,7 +69,7 @@ class Recording:
             raise UserError(
                 f"{folder / 'replay.json'} is damaged, so the recording cannot be read."
             ) from error
-        self.spec = _spec(self._fields)
+        self.spec = _spec(self._fields)._replace(action_groups=groups)
         self._slots = rows + spare
         for name, size in row_bytes(self._fields).items():
             self._require(name, self._envs * self._slots * size)
@@ -105,6 +105,11 @@ class Recording:
             raise UserError(
                 f"The recording in {self._folder} has actions of shape ({self.spec.action_dim},), "
                 f"but the task needs ({spec.action_dim},): choose the task of the recording."
+            )
+        if self.spec.action_groups != spec.action_groups:
+            raise UserError(
+                f"The recording in {self._folder} has {_kind(self.spec)}, but the task needs "
+                f"{_kind(spec)}: choose the task of the recording."
             )
 
     def copy_to(self, replay: Replay) -> Copied:
@@ -151,8 +156,9 @@ class Recording:
                     intact &= np.isfinite(x).reshape(len(rows), -1).all(1)
             yield fields, intact
 
-    def _describe(self) -> tuple[Fields, int, int, int]:
-        """Read the description: the fields, the environments, rows and spare rows of each."""
+    def _describe(self) -> tuple[Fields, int, int, int, tuple[int, ...]]:
+        """Read the description: the fields, the environments, rows and spare rows of each, and the
+        groups of discrete actions."""
         path = self._folder / "replay.json"
         if not path.is_file():
             inner = self._folder / "replay"
@@ -174,7 +180,10 @@ class Recording:
         if row_fields(_spec(fields), plans="prev_plan.gain" in fields) != fields:
             raise ValueError("fields")
         spare = _size(meta.get("spare", 0), least=0)
-        return fields, _size(meta["envs"]), _size(meta["rows"]), spare
+        groups = tuple(_size(x, MOST_NUMBERS) for x in meta.get("action_groups", ()))
+        if groups and (sum(groups),) != fields["prev_action"][0]:
+            raise ValueError("action_groups")
+        return fields, _size(meta["envs"]), _size(meta["rows"]), spare, groups
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.bin"
@@ -187,6 +196,11 @@ class Recording:
     def _map(self, name: str, shape: tuple[int, ...], dtype: str) -> Any:
         rows = self._envs * self._slots
         return np.memmap(self._path(name), dtype, "r", shape=(rows, *shape))
+
+
+def _kind(spec: EnvSpec) -> str:
+    groups = spec.action_groups
+    return f"discrete actions {groups}" if groups else f"continuous actions ({spec.action_dim},)"
 
 
 def _size(value: object, most: int = MOST, least: int = 1) -> int:

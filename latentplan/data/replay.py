@@ -53,7 +53,12 @@ class Replay:
         self._folder = Path(folder)
         self._envs, self._rows = envs, capacity // envs
         self._files = ReplayFiles(
-            self._folder, row_fields(spec, plans), envs, self._rows, _spare_rows(self._rows)
+            self._folder,
+            row_fields(spec, plans),
+            envs,
+            self._rows,
+            _spare_rows(self._rows),
+            spec.action_groups,
         )
         self._slots = self._files.slots
         self._counters, self._flat = self._files.counters, self._files.fields

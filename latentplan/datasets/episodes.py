@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from latentplan.data.replay import Replay
+from latentplan.envs.action_spaces import MOST_CHOICES
+from latentplan.envs.actions import one_hot
 from latentplan.envs.observations import is_image
 from latentplan.types import EnvSpec, Timestep, UserError
 
@@ -23,15 +25,16 @@ class Episode(NamedTuple):
     """An episode of T decisions. Observation t is what action t was chosen for."""
 
     obs: dict[str, np.ndarray]  # (T+1, H, W, 3) uint8 images, (T+1, dim) float32 vectors
-    action: np.ndarray  # (T, A) float32 in [-1, 1]
+    action: np.ndarray  # (T, A) float32 in [-1, 1]; discrete ones are one-hot
     reward: np.ndarray  # (T,) float32, received for action t
     terminated: bool  # nothing can be earned after the last observation
+    action_groups: tuple[int, ...] = ()  # numbers of choices of discrete actions
 
     @property
     def spec(self) -> EnvSpec:
         """Its observations and actions. The action repeat is not known, and 1 here."""
         obs = {name: (x.shape[1:], x.dtype.name) for name, x in self.obs.items()}
-        return EnvSpec(obs, self.action.shape[1], 1)
+        return EnvSpec(obs, self.action.shape[1], 1, action_groups=self.action_groups)
 
     def rows(self) -> Iterator[Timestep]:
         """Its T + 1 rows (1, ...), aligned as in `latentplan.types`."""
@@ -55,13 +58,15 @@ def checked(name: str, arrays: Mapping[str, np.ndarray]) -> Episode:
         name: of the episode, for messages.
         arrays: ``action`` (T, A), ``reward`` (T,), ``image`` (T+1, H, W, 3) and/or ``vector``
             (T+1, dim), and ``terminated`` (T,), besides which there may be ``truncated`` (T,), or
-            ``is_terminal`` (T+1,).
+            ``is_terminal`` (T+1,). With ``action_groups`` (G,), the numbers of choices of discrete
+            actions, ``action`` (T,) or (T, G) holds integers from 0 on.
 
     Raises:
         UserError: an array is missing, or has another shape or type, a number is not finite, an
             action is outside [-1, 1], or the episode goes on after its end.
     """
-    action = _numbers(name, arrays, "action", 2)
+    groups = _groups(name, arrays)
+    action = _chosen(name, arrays, groups) if groups else _numbers(name, arrays, "action", 2)
     if not action.size:
         raise UserError(f"{name}: action has the shape {action.shape} and holds no decision.")
     if (most := np.abs(action).max()) > 1 + TOLERANCE:
@@ -83,7 +88,42 @@ def checked(name: str, arrays: Mapping[str, np.ndarray]) -> Episode:
                 f"{name}: {key} has {len(x)} rows but must have {rows}, because action has "
                 f"{length}: there is one observation more than actions, and a reward per action."
             )
-    return Episode(obs, np.clip(action, -1, 1), reward, _terminated(name, arrays, length))
+    ended = _terminated(name, arrays, length)
+    return Episode(obs, np.clip(action, -1, 1), reward, ended, groups)
+
+
+def _groups(name: str, arrays: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    """The numbers of choices of discrete actions; (): actions are continuous."""
+    x = arrays.get("action_groups")
+    if x is None:
+        action = arrays.get("action")
+        if action is not None and action.ndim == 1 and action.dtype.kind in "iu":
+            raise UserError(
+                f"{name}: action holds one integer per decision. Discrete actions need an array "
+                "action_groups, such as [3] for the choices 0, 1 and 2."
+            )
+        return ()
+    if x.dtype.kind not in "iu" or x.ndim != 1 or not x.size or not (x >= 1).all():
+        raise UserError(f"{name}: action_groups must be positive integers (G,), not {x}.")
+    if x.sum() > MOST_CHOICES:
+        raise UserError(f"{name}: there are more than {MOST_CHOICES} discrete actions.")
+    return tuple(map(int, x))
+
+
+def _chosen(name: str, arrays: Mapping[str, np.ndarray], groups: tuple[int, ...]) -> np.ndarray:
+    """Discrete actions as one-hot vectors (T, A) float32."""
+    if "action" not in arrays:
+        raise UserError(f"{name} has no array action.")
+    x = arrays["action"]
+    x = x[:, None] if x.ndim == 1 else x
+    if x.dtype.kind not in "iu" or x.ndim != 2 or x.shape[1] != len(groups):
+        raise UserError(
+            f"{name}: action must be integers (T, {len(groups)}) as action_groups says, not "
+            f"{x.dtype} {x.shape}."
+        )
+    if x.size and not ((x >= 0) & (x < np.array(groups))).all():
+        raise UserError(f"{name}: an action is not one of the choices that action_groups counts.")
+    return one_hot(x.astype(np.int64), groups)
 
 
 def _terminated(name: str, arrays: Mapping[str, np.ndarray], length: int) -> bool:
@@ -192,4 +232,5 @@ def write(episodes: Iterable[Episode], out: Path) -> dict[str, Any]:
 
 def _described(spec: EnvSpec) -> str:
     obs = [f"{name} {dtype}{shape}" for name, (shape, dtype) in spec.obs.items()]
-    return ", ".join([*obs, f"action ({spec.action_dim},)"])
+    groups = f" of groups {spec.action_groups}" if spec.action_groups else ""
+    return ", ".join([*obs, f"action ({spec.action_dim},){groups}"])

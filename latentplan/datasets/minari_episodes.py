@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from latentplan.datasets.episodes import Episode, checked
+from latentplan.envs.action_spaces import actions_of
 from latentplan.envs.observations import image_axes
 from latentplan.types import UserError
 
@@ -21,7 +22,8 @@ class MinariEpisodes:
 
     Observations are those of Gymnasium environments (`latentplan.envs.gym`): the image is the uint8
     (height, width, 3) entry, and the vector holds the other numbers, the entries of a Dict in the
-    order of their names. Actions are scaled from the bounds of their Box to [-1, 1].
+    order of their names. Actions are scaled from the bounds of their Box to [-1, 1], and discrete
+    ones are one-hot.
 
     Args:
         source: the folder of a data set, or its identifier, such as ``D4RL/pen/human-v2``.
@@ -40,23 +42,35 @@ class MinariEpisodes:
     def __iter__(self) -> Iterator[Episode]:
         for episode in self._data.iterate_episodes():
             name = f"Episode {episode.id} of {self._name}"
-            low, high = self._action.low.reshape(-1), self._action.high.reshape(-1)
-            action = np.asarray(episode.actions, np.float64).reshape(-1, len(low))
             arrays = {
                 **self._observations(episode.observations),
-                "action": 2 * (action - low) / (high - low) - 1,
+                **self._actions(np.asarray(episode.actions)),
                 "reward": np.asarray(episode.rewards),
                 "terminated": np.asarray(episode.terminations, bool),
                 "truncated": np.asarray(episode.truncations, bool),
             }
             yield checked(name, arrays)
 
-    def _action_space(self) -> spaces.Box:
+    def _actions(self, recorded: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays of an episode's actions (T, ...)."""
+        space = self._action
+        if isinstance(space, spaces.Box):
+            low, high = space.low.reshape(-1), space.high.reshape(-1)
+            action = recorded.astype(np.float64).reshape(-1, len(low))
+            return {"action": 2 * (action - low) / (high - low) - 1}
+        discrete = actions_of(space)
+        groups = np.array(discrete.groups)
+        action = recorded.reshape(-1, len(groups)) - discrete.low.astype(np.int64)
+        return {"action": action, "action_groups": groups}
+
+    def _action_space(self) -> spaces.Box | spaces.Discrete | spaces.MultiDiscrete:
         space = self._data.action_space
+        if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+            return space
         if not isinstance(space, spaces.Box) or not space.is_bounded():
             raise UserError(
                 f"{self._name} cannot be imported: its actions are {space}, and only a Box with "
-                "finite bounds is supported."
+                "finite bounds, Discrete and MultiDiscrete are supported."
             )
         if not (space.high > space.low).all():
             raise UserError(f"{self._name} cannot be imported: bounds of its actions are equal.")

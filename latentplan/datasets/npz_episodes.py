@@ -12,7 +12,10 @@ import numpy as np
 from latentplan.datasets.episodes import OBSERVATIONS, Episode, checked
 from latentplan.types import UserError
 
-KEYS = (*OBSERVATIONS, "action", "reward", "terminated", "truncated", "is_terminal")
+KEYS = (
+    *(*OBSERVATIONS, "action", "action_groups", "reward"),
+    *("terminated", "truncated", "is_terminal"),
+)
 # A damaged file makes numpy and zipfile raise many types of errors.
 _DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError)
 

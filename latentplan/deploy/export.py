@@ -31,7 +31,7 @@ from latentplan.runs.source import RunSource
 from latentplan.types import EnvSpec, Latent, Timestep, UserError
 
 STATE = ("prev_action", "deter", "stoch")
-OUTPUTS = ("action", "next_deter", "next_stoch")
+OUTPUTS = ("action", "next_deter", "next_stoch")  # and "index" of discrete actions
 TEST_DECISIONS = 100  # decisions in which the file is compared with the agent
 TOLERANCE = 1e-4  # largest difference of actions and states, which are in [-1, 1]
 # Test decisions that may differ. Rounding can change the class if a random number is at the border
@@ -39,11 +39,11 @@ TOLERANCE = 1e-4  # largest difference of actions and states, which are in [-1, 
 MAX_DIFFERENT = 2
 SUFFIXES = (".pt2", ".onnx")
 
-Decide = Callable[..., tuple[Tensor, Tensor, Tensor]]
+Decide = Callable[..., tuple[Tensor, ...]]
 
 
 class Decision(nn.Module):
-    """One decision of one environment with the actor's mean action.
+    """One decision of one environment with the actor's mean action, or its most likely one.
 
     It computes the same as :meth:`latentplan.deploy.loading.LoadedAgent.act`.
     """
@@ -51,10 +51,19 @@ class Decision(nn.Module):
     def __init__(self, agent: Agent):
         super().__init__()
         self.agent = agent
-        self.inputs = (*agent.world.spec.obs, *STATE, "uniform")
+        spec = agent.world.spec
+        self.groups = spec.action_groups
+        self.inputs = (*spec.obs, *STATE, "uniform")
+        self.outputs = (*OUTPUTS, "index") if self.groups else OUTPUTS
+        # A run of which the bounds are not known counts its choices from 0.
+        self.first = [int(x) for x in spec.action_low] or [0] * len(self.groups)
 
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute ``OUTPUTS`` from tensors in the order of ``inputs``; their first axis is 1."""
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Compute ``outputs`` from tensors in the order of ``inputs``; their first axis is 1.
+
+        Of discrete actions, ``index`` (1, G) int64 is what the environment takes, and the one-hot
+        ``action`` is the next ``prev_action``.
+        """
         *obs, prev_action, deter, stoch, uniform = tensors
         # A first row would set the state to zeros. The caller passes zeros at the start of an
         # episode, so no row needs to be marked as the first.
@@ -65,7 +74,12 @@ class Decision(nn.Module):
         )
         latent = self.agent.world.filter(row, Latent(deter, stoch), uniform)
         action = self.agent.behavior.policy(latent).mode.clamp(-1, 1)
-        return action, latent.deter, latent.stoch
+        result = action, latent.deter, latent.stoch
+        if not self.groups:
+            return result
+        parts = action.split(self.groups, -1)
+        index = [x.argmax(-1) + first for x, first in zip(parts, self.first, strict=True)]
+        return *result, torch.stack(index, -1)
 
 
 def export(
@@ -111,6 +125,9 @@ def export(
         "action_low": spec.action_low,
         "action_high": spec.action_high,
     }
+    if spec.action_groups:
+        description["outputs"]["index"] = f"int64 1x{len(spec.action_groups)}"
+        description |= {"action_groups": spec.action_groups, "action_names": spec.action_names}
     temporary = path.with_name(f".{path.name.removesuffix(path.suffix)}-new{path.suffix}")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -165,8 +182,8 @@ def _compare(
         outputs = exported(*tensors)
         times.append(1000 * (time.perf_counter() - begin))
         expected = decision(*tensors)
-        state = expected[1:]
-        differences = [(a - b).abs().max() for a, b in zip(outputs, expected, strict=True)]
+        state = expected[1:3]
+        differences = [(a - b).abs().max().float() for a, b in zip(outputs, expected, strict=True)]
         largest.append(float(torch.stack(differences).max()))
     agreeing = [x for x in largest if x <= TOLERANCE]
     different = TEST_DECISIONS - len(agreeing)
@@ -230,7 +247,7 @@ def _write_onnx(
         dynamo=True,
         verbose=False,
         input_names=list(decision.inputs),
-        output_names=list(OUTPUTS),
+        output_names=list(decision.outputs),
     )
     assert program is not None  # always true with dynamo=True
     program.model.metadata_props["latentplan.json"] = json.dumps(metadata)
@@ -245,9 +262,9 @@ def _open_onnx(path: Path) -> Decide:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [x.name for x in session.get_inputs()]
 
-    def decide(*tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def decide(*tensors: Tensor) -> tuple[Tensor, ...]:
         arrays = (x.numpy() for x in tensors)
-        action, deter, stoch = session.run(None, dict(zip(names, arrays, strict=True)))
-        return torch.from_numpy(action), torch.from_numpy(deter), torch.from_numpy(stoch)
+        results = session.run(None, dict(zip(names, arrays, strict=True)))
+        return tuple(map(torch.from_numpy, results))
 
     return decide

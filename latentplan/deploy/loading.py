@@ -11,8 +11,8 @@ import torch
 
 from latentplan.agent import Agent
 from latentplan.config.schema import Config
+from latentplan.envs.actions import executed, of_environment, to_bounds
 from latentplan.envs.observations import NUMBERS, ObservationError, is_image, read
-from latentplan.envs.simulator import to_bounds
 from latentplan.runs import run_folder
 from latentplan.runs.source import RunSource
 from latentplan.runtime.device import pick_device
@@ -85,7 +85,8 @@ class LoadedAgent:
     def to_env(self, action: np.ndarray) -> np.ndarray:
         """Convert an action (A,) in [-1, 1] to the environment's units, type and shape.
 
-        The environment's action space contains the result, as in training.
+        The environment's action space contains the result, as in training. A discrete action
+        becomes the number of the choice, or an array of numbers where there are several.
 
         Raises:
             ValueError: the action has another shape or is not finite, or the run is from a version
@@ -94,16 +95,19 @@ class LoadedAgent:
         if not self.spec.action_low:
             raise ValueError("the run did not record the bounds of its environment's actions")
         low, high = np.array(self.spec.action_low), np.array(self.spec.action_high)
-        command = to_bounds(self._check_action(action), low, high, self.spec.action_dtype)
-        shape = self.spec.action_shape
-        return command if shape is None else command.reshape(shape)
+        kind, groups = self.spec.action_dtype, self.spec.action_groups
+        command = to_bounds(self._check_action(action), low, high, kind, groups)
+        return of_environment(command, self.spec.action_shape, groups)
 
     def _check_executed(self, action: np.ndarray) -> np.ndarray:
         """Check an executed action (A,). The result is ``prev_action`` (1, A) of the next row."""
         x = self._check_action(action)
         if (abs(x) > 1 + TOLERANCE).any():  # probably in the environment's units
             raise ValueError(f"an executed action must be within [-1, 1], got {x}")
-        clipped: np.ndarray = np.clip(x, -1, 1).astype(np.float32)[None]
+        groups = self.spec.action_groups
+        if groups and not (x == executed(x, groups)).all():
+            raise ValueError(f"an executed discrete action must be one-hot, got {x}")
+        clipped: np.ndarray = executed(x, groups).astype(np.float32)[None]
         return clipped
 
     def _check_action(self, action: np.ndarray) -> np.ndarray:

@@ -93,6 +93,9 @@ class ControlSuite:
     """
 
     success = None
+    action_groups: tuple[int, ...] = ()
+    action_shape: tuple[int, ...] | None = None
+    action_names: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -17,8 +17,9 @@ from latentplan.envs.simulator import (
 
 
 def build(name: str, obs: str, image_size: int) -> Simulator:
-    """Build the task ``pixels`` (`Blob`) or ``count`` (`Count`)."""
-    return Blob(obs, image_size) if name == "pixels" else Count(obs, image_size)
+    """Build the task ``pixels`` (`Blob`), ``discrete`` (`DiscreteBlob`) or ``count`` (`Count`)."""
+    tasks: dict[str, type[Blob | Count]] = {"discrete": DiscreteBlob, "count": Count}
+    return tasks.get(name, Blob)(obs, image_size)
 
 
 def _observation_space(obs: str, image_size: int, dim: int) -> spaces.Dict:
@@ -42,6 +43,9 @@ class Blob:
     SPEED = 0.12  # per frame at full action
     _RADIUS = 0.4  # a world model takes long to represent a blob of few pixels
     frame_seconds, success = FRAME_SECONDS, None
+    action_groups: tuple[int, ...] = ()
+    action_shape: tuple[int, ...] | None = None
+    action_names: tuple[str, ...] = ()
 
     def __init__(self, obs: str, image_size: int) -> None:
         self.observation_space = _observation_space(obs, image_size, 2)
@@ -86,6 +90,21 @@ class Blob:
         return image
 
 
+class DiscreteBlob(Blob):
+    """`Blob` whose action is one of five: to stay, or to move in one of four directions."""
+
+    action_groups, action_shape = (5,), ()
+    action_names = ("stay", "right", "left", "up", "down")
+    _DIRECTIONS = np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)], float)
+
+    def __init__(self, obs: str, image_size: int) -> None:
+        super().__init__(obs, image_size)
+        self.action_low, self.action_high, self.action_dtype = np.zeros(1), np.full(1, 4.0), "int64"
+
+    def advance(self, action: np.ndarray) -> tuple[float, bool, bool]:
+        return super().advance(self._DIRECTIONS[action[0]])
+
+
 class Count:
     """Observations that name their episode, frame and action, for tests of alignment.
 
@@ -97,6 +116,9 @@ class Count:
     """
 
     frame_seconds, success = FRAME_SECONDS, None
+    action_groups: tuple[int, ...] = ()
+    action_shape: tuple[int, ...] | None = None
+    action_names: tuple[str, ...] = ()
 
     def __init__(self, obs: str, image_size: int) -> None:
         self.observation_space = _observation_space(obs, image_size, 4)

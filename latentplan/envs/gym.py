@@ -1,4 +1,4 @@
-"""Gymnasium environments (1.1 or later) with Box actions, as simulators."""
+"""Gymnasium environments (1.1 or later), as simulators."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import numpy as np
 from gymnasium import spaces
 
 from latentplan.envs import rendering
+from latentplan.envs.action_spaces import actions_of
+from latentplan.envs.actions import of_environment
 from latentplan.envs.isolation import seed_global_generators
 from latentplan.envs.modules import import_module
 from latentplan.envs.observations import (
@@ -28,7 +30,6 @@ from latentplan.envs.observations import (
 from latentplan.envs.simulator import FILM_SIZE, FRAME_SECONDS, image_space, vector_space
 from latentplan.types import UserError, shown
 
-_UNLIMITED = 1e9  # a bound of this size or more only says that there is none
 _VALUES = {  # of Gymnasium's methods
     "reset": ("observation", "info"),
     "step": ("observation", "reward", "terminated", "truncated", "info"),
@@ -140,6 +141,7 @@ class GymEnvironment:
         self._env = self._make({})
         try:
             self.entries = entries_of(self._env.observation_space, obs)
+            actions = actions_of(self._env.action_space, self._action_meanings())
         except UserError as error:
             raise UserError(f"gym:{name} cannot be used: {error}") from error
         own_size = image_size_of(self.entries)
@@ -148,7 +150,10 @@ class GymEnvironment:
         self._renders = self._draws or (film and "rgb_array" in modes)
         if self._renders:
             self._make_drawing(image_size, renderer, film)
-        self._set_actions()
+        self.action_low, self.action_high = actions.low, actions.high
+        self.action_dtype = actions.dtype
+        self.action_shape: tuple[int, ...] | None = actions.shape
+        self.action_groups, self.action_names = actions.groups, actions.names
         parts: dict[str, spaces.Space[Any]] = {}
         if obs in ("pixels", "both"):
             parts["image"] = image_space(*(own_size or self._size_of_frames()))
@@ -168,7 +173,8 @@ class GymEnvironment:
         self.success = None
 
     def advance(self, action: np.ndarray) -> tuple[float, bool, bool]:
-        values = self._values("step", self._env.step(action.reshape(self.action_shape)))
+        given = of_environment(action, self.action_shape, self.action_groups)
+        values = self._values("step", self._env.step(given))
         self._observation, reward, terminated, truncated, info = values
         self.success = _success(info)
         return (
@@ -265,28 +271,10 @@ class GymEnvironment:
             )
         return result
 
-    def _set_actions(self) -> None:
-        space = self._env.action_space
-        if not isinstance(space, spaces.Box):
-            raise UserError(
-                f"gym:{self._name} cannot be used: its actions are {type(space).__name__}, "
-                "and only Box is supported."
-            )
-        kind = np.dtype(space.dtype)
-        if kind.kind not in "iuf":
-            raise UserError(f"gym:{self._name} cannot be used: its actions are a Box of {kind}.")
-        self.action_low, self.action_high = (
-            bound.reshape(-1).astype(float) for bound in (space.low, space.high)
-        )
-        largest = _UNLIMITED if kind.kind != "f" else min(_UNLIMITED, float(np.finfo(kind).max))
-        unlimited = (-self.action_low >= largest) | (self.action_high >= largest)
-        if unlimited.any():
-            raise UserError(
-                f"gym:{self._name} cannot be used: its actions have no bounds in "
-                f"{unlimited.sum()} of {unlimited.size} dimensions. Give its Box finite limits, "
-                "or wrap it in gymnasium.wrappers.TransformAction with such a Box."
-            )
-        self.action_shape, self.action_dtype = space.shape, kind.name
+    def _action_meanings(self) -> Sequence[object]:
+        """The names of discrete actions, from the method that Atari's environments have for it."""
+        meanings = getattr(self._env.unwrapped, "get_action_meanings", None)
+        return meanings() if callable(meanings) else ()
 
     def _size_of_frames(self) -> tuple[int, int]:
         self._env.reset(seed=0)

@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from PIL import Image
 
+from latentplan.envs.actions import to_bounds
 from latentplan.envs.faults import BadValueError
 from latentplan.types import Entry, UserError
 
@@ -26,9 +27,12 @@ class Simulator(Protocol):
     """A task, one frame at a time."""
 
     observation_space: spaces.Dict  # "image" uint8 (h, w, 3) and/or "vector" float32 (dim,)
-    action_low: np.ndarray  # (A,) finite bounds
-    action_high: np.ndarray
+    action_low: np.ndarray  # (A,) finite bounds; of discrete actions the first choices (G,)
+    action_high: np.ndarray  # and the last ones
     action_dtype: str  # of the environment's actions
+    action_groups: tuple[int, ...]  # numbers of choices of discrete actions; (): continuous
+    action_shape: tuple[int, ...] | None  # of the environment's actions; None: one axis
+    action_names: tuple[str, ...]  # (A,) of discrete actions, where there are any
 
     @property
     def frame_seconds(self) -> float:
@@ -42,7 +46,8 @@ class Simulator(Protocol):
         """Begin an episode that depends only on ``seed``; ``episode`` is its number."""
 
     def advance(self, action: np.ndarray) -> tuple[float, bool, bool]:
-        """Apply ``action`` (A,) for one frame; returns reward, terminated, truncated."""
+        """Apply ``action`` (A,), or the chosen numbers (G,), for one frame; returns reward,
+        terminated, truncated."""
 
     def observe(self) -> dict[str, np.ndarray]:
         """The present observation. It is read once per decision: skipped frames are not drawn."""
@@ -64,12 +69,14 @@ class Spaces(NamedTuple):
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
     action_dtype: str = "float64"
-    action_shape: tuple[int, ...] | None = None  # None: (A,)
+    action_shape: tuple[int, ...] | None = None  # None: one axis
     entries: tuple[Entry, ...] = ()  # of a Gymnasium environment's own observations
+    action_groups: tuple[int, ...] = ()
+    action_names: tuple[str, ...] = ()
 
     @property
     def action_dim(self) -> int:
-        return len(self.action_low)
+        return sum(self.action_groups) or len(self.action_low)
 
 
 def image_space(height: int, width: int) -> spaces.Box:
@@ -84,22 +91,6 @@ def flatten_state(entries: dict[str, Any]) -> np.ndarray:
     """Concatenate all entries of a state, in the order of their names, to float32 (dim,)."""
     parts = [np.asarray(entries[name], np.float32).reshape(-1) for name in sorted(entries)]
     return np.concatenate(parts)
-
-
-def to_bounds(
-    action: np.ndarray, low: np.ndarray, high: np.ndarray, dtype: str = "float64"
-) -> np.ndarray:
-    """Clip an action (A,) to [-1, 1] and scale it to an environment's bounds (A,), in its type.
-
-    The result is never beyond a bound, not even by rounding. Each integer between integer bounds
-    gets an equal share of [-1, 1].
-    """
-    unit = (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1.0) / 2.0
-    if np.dtype(dtype).kind in "iu":
-        scaled = low + np.floor(unit * (high - low + 1))
-    else:
-        scaled = low + unit * (high - low)
-    return np.clip(scaled, low, high).astype(dtype)
 
 
 def episode_seed(seed: int, mode: str, index: int, episode: int) -> int:
@@ -187,7 +178,7 @@ class EpisodeEnv:
         """Make one decision.
 
         Args:
-            action: (A,) in [-1, 1]; it is clipped, and scaled to the simulator's bounds.
+            action: (A,) in [-1, 1], which `to_bounds` converts to the simulator's.
 
         Raises:
             UserError: the environment returned a wrong type or shape.
@@ -196,7 +187,8 @@ class EpisodeEnv:
         if self._simulator is None:
             raise RuntimeError("step before reset")
         low, high = self._simulator.action_low, self._simulator.action_high
-        scaled = to_bounds(action, low, high, self._simulator.action_dtype)
+        kind = self._simulator.action_dtype, self._simulator.action_groups
+        scaled = to_bounds(action, low, high, *kind)
         total, frames, terminated, truncated = 0.0, 0, False, False
         success: bool | None = None
         while frames < self._repeat and not (terminated or truncated):

@@ -14,6 +14,7 @@ from multiprocessing import connection
 import numpy as np
 
 from latentplan.config.schema import EnvConfig
+from latentplan.envs.actions import executed
 from latentplan.envs.faults import Fault, FaultPolicy
 from latentplan.envs.observations import tell_what_is_used
 from latentplan.envs.processes import DRAW, Answer, InProcessEnv, WorkerEnv
@@ -131,7 +132,7 @@ class VectorEnv:
         shape = (self.num_envs, self.spec.action_dim)
         if action.shape != shape or not np.isfinite(action).all():
             raise ValueError(f"actions must be finite and of shape {shape}, got {action!r}")
-        self._pending = np.clip(action, -1.0, 1.0)
+        self._pending = executed(action, self.spec.action_groups)
         for i, env in enumerate(self._envs):
             if self.is_last[i]:
                 self._begin(i)
@@ -300,5 +301,15 @@ def _spec_of(known: Spaces, env: EnvConfig) -> EnvSpec:
         is_image = name == "image"
         shape = (env.image_size, env.image_size, 3) if is_image else tuple(space.shape or ())
         obs[name] = (shape, "uint8" if is_image else "float32")
-    actions = known.action_low, known.action_high, known.action_shape, known.action_dtype
-    return EnvSpec(obs, known.action_dim, env.repeat, *actions, known.entries)
+    return EnvSpec(
+        obs,
+        known.action_dim,
+        env.repeat,
+        known.action_low,
+        known.action_high,
+        known.action_shape,
+        known.action_dtype,
+        known.entries,
+        known.action_groups,
+        known.action_names,
+    )

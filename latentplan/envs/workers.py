@@ -82,11 +82,17 @@ class Recipe:
                 )
                 if begin:
                     _begin(simulator, self.film)
-                space, dtype = simulator.observation_space, simulator.action_dtype
-                if isinstance(simulator, gym.GymEnvironment):
-                    more = simulator.action_shape, simulator.entries
-                    return Spaces(space, low, high, dtype, *more)
-                return Spaces(space, low, high, dtype)
+                entries = simulator.entries if isinstance(simulator, gym.GymEnvironment) else ()
+                return Spaces(
+                    simulator.observation_space,
+                    low,
+                    high,
+                    simulator.action_dtype,
+                    simulator.action_shape,
+                    entries,
+                    simulator.action_groups,
+                    simulator.action_names,
+                )
         except UserError:
             raise
         except Exception as error:  # simulators and users' code may raise any exception

@@ -94,14 +94,13 @@ def measure_actor(agent: Agent, visits: Visits) -> dict[str, Any]:
 
     ``std`` is the mean standard deviation of an action in [-1, 1], ``width`` its place between the
     smallest (0) and the largest (1) that the policy may have, and ``entropy`` is in nats per action
-    dimension.
+    dimension. Of discrete actions, ``width`` and ``entropy`` are fractions of the largest entropy.
     """
     c, dist = agent.config.behavior, agent.behavior.policy(visits.latent)
-    std = float(dist.std.mean())
     return {
-        "std": std,
-        "width": (std - c.std_min) / max(c.std_max - c.std_min, 1e-8),
-        "entropy": number(dist.entropy().mean() / agent.world.spec.action_dim),
+        "std": float(dist.std.mean()),
+        "width": float(dist.width(c.std_min, c.std_max)),
+        "entropy": number(dist.entropy().mean() / agent.actor.entropy_unit),
     }
 
 

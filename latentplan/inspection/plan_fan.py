@@ -11,11 +11,15 @@ TensorBoard shrinks wide images until the text is illegible::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from latentplan.agent import Agent
 from latentplan.behavior.planner import Plan
+from latentplan.envs.actions import choices
 from latentplan.inspection.canvas import (
     BORDER,
     CHOSEN,
@@ -31,7 +35,7 @@ from latentplan.inspection.canvas import (
 )
 from latentplan.inspection.open_loop import decode, to_numpy
 from latentplan.runs.stamp import LINE_HEIGHT, TEXT, Color, draw_text, text_width
-from latentplan.types import Latent
+from latentplan.types import EnvSpec, Latent
 
 MAX_CANDIDATES = 8  # number of candidates that are drawn, those with the highest scores
 MIN_COLUMN_WIDTH = 64  # pixels that the numbers below an image need
@@ -53,8 +57,19 @@ def make_plan_fan(agent: Agent, state: Latent) -> np.ndarray:
         ("In imagination (conservative)", -c.imagine_rate),
     ):
         plan = agent.behavior.plan(state, optimism)
-        fans.append(draw_plan(plan, decode_plan(agent, plan), optimism, title))
+        names = name_actions(agent.world.spec, plan.candidates.choice.action[0, :, 0])
+        fans.append(draw_plan(plan, decode_plan(agent, plan), optimism, title, names))
     return _stack_vertically(fans)
+
+
+def name_actions(spec: EnvSpec, actions: Tensor) -> list[str]:
+    """Names of discrete actions (K, A), or their numbers; empty for continuous actions."""
+    if not spec.action_groups:
+        return []
+    chosen = choices(to_numpy(actions), spec.action_groups)
+    if spec.action_names:
+        return [spec.action_names[k] for k in chosen[:, 0]]
+    return ["action " + " ".join(map(str, row)) for row in chosen]
 
 
 def decode_plan(agent: Agent, plan: Plan) -> np.ndarray | None:
@@ -66,7 +81,13 @@ def decode_plan(agent: Agent, plan: Plan) -> np.ndarray | None:
     return as_uint8(to_numpy(decode(agent, latent)[images[0]]))
 
 
-def draw_plan(plan: Plan, images: np.ndarray | None, optimism: float, title: str) -> np.ndarray:
+def draw_plan(
+    plan: Plan,
+    images: np.ndarray | None,
+    optimism: float,
+    title: str,
+    names: Sequence[str] = (),
+) -> np.ndarray:
     """Draw the candidates (1, K) of one state below one another, in the order of their scores.
 
     Args:
@@ -75,6 +96,7 @@ def draw_plan(plan: Plan, images: np.ndarray | None, optimism: float, title: str
             if the agent sees no images.
         optimism: the factor of the uncertainty in the score.
         title: the text above the candidates.
+        names: of the first action of each candidate; empty: they have none.
 
     Returns:
         (H, W, 3) uint8.
@@ -95,6 +117,8 @@ def draw_plan(plan: Plan, images: np.ndarray | None, optimism: float, title: str
             f"{format_number(novelty[k])}"
         )
         label = f"#{rank + 1}  score {format_number(score[k])} = {terms}"
+        if names:
+            label += f"  {names[k]}"
         parts.append(_draw_line(label, CHOSEN if chosen else TEXT))
         numbers: list[list[tuple[str, Color]]] = [[] for _ in range(rewards.shape[1] + 1)]
         for step, reward in enumerate(rewards[k]):

@@ -1,4 +1,4 @@
-"""Distributions as functions and two small classes.
+"""Distributions as functions and a small class.
 
 ``torch.distributions`` is too slow in loops over imagined steps.
 """
@@ -30,10 +30,11 @@ def symexp(x: Tensor) -> Tensor:
 
 def mixed_probs(logits: Tensor, unimix: float) -> Tensor:
     """Probabilities of ``(..., S, C)`` logits, mixed with a fraction ``unimix`` of uniform ones."""
-    return _mix(torch.softmax(logits, -1), unimix)
+    return mix_with_uniform(torch.softmax(logits, -1), unimix)
 
 
-def _mix(probs: Tensor, unimix: float) -> Tensor:
+def mix_with_uniform(probs: Tensor, unimix: float) -> Tensor:
+    """Probabilities ``(..., C)`` mixed with a fraction ``unimix`` of uniform ones."""
     uniform = probs.new_full((), unimix / probs.shape[-1])
     return torch.add(uniform, probs, alpha=1 - unimix)  # one pass over memory
 
@@ -48,7 +49,7 @@ class _SampleStraightThrough(torch.autograd.Function):
         softmax = torch.softmax(logits, -1)
         ctx.save_for_backward(softmax)
         ctx.unimix = unimix
-        probs = _mix(softmax, unimix)
+        probs = mix_with_uniform(softmax, unimix)
         # The sample is one where the CDF first reaches the draw. The last entry of the CDF is left
         # out, because rounding can leave it below a draw near one. Indexing would be slower:
         # compilers turn it into loops over single numbers.
@@ -145,50 +146,6 @@ def symexp_bins(count: int) -> Tensor:
     """``(count,)`` bin centers symexp(-20 .. 20), exactly symmetric about zero."""
     positive = symexp(torch.linspace(0, 20, count // 2 + 1))
     return torch.cat([-positive[1:].flip(0), positive])
-
-
-# --- actions --------------------------------------------------------------------------------
-
-
-class ActionDist:
-    """Independent normals with a tanh mean and a bounded deviation, over actions in [-1, 1].
-
-    Samples may lie outside of [-1, 1]. Environments and the world model clip them.
-
-    Args:
-        raw: ``(..., 2 A)`` network output.
-        std_min, std_max: range of the standard deviation.
-    """
-
-    def __init__(self, raw: Tensor, std_min: float, std_max: float):
-        mean, std = raw.float().chunk(2, -1)
-        self.mean = torch.tanh(mean)
-        self.std = (std_max - std_min) * torch.sigmoid(std + 2.0) + std_min
-
-    @classmethod
-    def from_mean_std(cls, mean: Tensor, std: Tensor) -> ActionDist:
-        """The distribution with this ``mean`` and ``std`` (..., A)."""
-        dist = cls.__new__(cls)
-        dist.mean, dist.std = mean, std
-        return dist
-
-    @property
-    def mode(self) -> Tensor:
-        """The most likely action (..., A), which is the mean."""
-        return self.mean
-
-    def rsample(self, noise: Tensor | None = None) -> Tensor:
-        """``(..., A)``, differentiable; ``noise`` is standard normal and drawn when not given."""
-        return self.mean + self.std * (torch.randn_like(self.mean) if noise is None else noise)
-
-    def log_prob(self, action: Tensor) -> Tensor:
-        """``(...)`` nats, summed over action dimensions."""
-        z = (action - self.mean) / self.std
-        return -(0.5 * z.square() + self.std.log() + 0.5 * LOG_2PI).sum(-1)
-
-    def entropy(self) -> Tensor:
-        """``(...)`` nats, summed over action dimensions."""
-        return (self.std.log() + 0.5 * (LOG_2PI + 1)).sum(-1)
 
 
 def bernoulli_log_prob(logits: Tensor, target: Tensor) -> Tensor:

@@ -222,18 +222,36 @@ def _spec(plain: Mapping[str, Any], image_size: int) -> EnvSpec:
     obs = {name: _observation(name, entry, image_size) for name, entry in given.items()}
     actions = _integer(plain.get("action_dim"), "spec['action_dim']", MOST_NUMBERS, least=1)
     repeat = _integer(plain.get("repeat"), "spec['repeat']", least=1)
-    low, high = (_bounds(plain.get(key), f"spec[{key!r}]", actions) for key in _BOUNDS)
+    groups = tuple(
+        _integer(x, "spec['action_groups']", actions, least=1)
+        for x in _list(plain.get("action_groups", []), "spec['action_groups']", None)
+    )
+    if groups and sum(groups) != actions:
+        raise _WrongError(f"spec['action_groups'] is not one of {actions} actions")
+    entries_per_action = len(groups) or actions
+    low, high = (_bounds(plain.get(key), f"spec[{key!r}]", entries_per_action) for key in _BOUNDS)
     shape = plain.get("action_shape")
     if shape is not None:
         sizes = _list(shape, "spec['action_shape']", None)
         shape = tuple(_integer(x, "spec['action_shape']", MOST_NUMBERS) for x in sizes)
-        if math.prod(shape) != actions:
+        if math.prod(shape) != entries_per_action:
             raise _WrongError(f"spec['action_shape'] is not one of {actions} actions")
     dtype = plain.get("action_dtype", "float64")
     if dtype not in _ACTION_TYPES:
         raise _WrongError(f"spec['action_dtype'] is {shown(dtype)}")
     entries = [_entry(x) for x in _list(plain.get("entries", []), "spec['entries']", None)]
-    return EnvSpec(obs, actions, repeat, low, high, shape, dtype, tuple(entries))
+    names = _names(plain.get("action_names", []), actions)
+    return EnvSpec(obs, actions, repeat, low, high, shape, dtype, tuple(entries), groups, names)
+
+
+def _names(value: object, actions: int) -> tuple[str, ...]:
+    """The names of discrete actions (A,), or none."""
+    if value in ((), []):
+        return ()
+    names = _list(value, "spec['action_names']", actions)
+    if not all(type(x) is str and len(x) <= _LONGEST_NAME for x in names):
+        raise _WrongError("spec['action_names'] are not short texts")
+    return tuple(names)
 
 
 def _entry(value: object) -> Entry:
@@ -268,6 +286,7 @@ _ACTION_TYPES = (*_FLOATS, *_INTEGERS)
 _OBSERVATION_TYPES = (*_ACTION_TYPES, "bool", "longdouble", "float128")
 
 
+_LONGEST_NAME = 40  # characters of an action's name
 _BOUNDS = ("action_low", "action_high")
 
 

@@ -29,6 +29,7 @@ from latentplan.envs import (
     VectorEnv,
     make_train_env,
 )
+from latentplan.envs.actions import random_actions
 from latentplan.runs import checkpoint, initial_weights, run_folder, weights
 from latentplan.runs.console_log import ConsoleLog
 from latentplan.runs.initial_weights import InitialWeights
@@ -196,6 +197,13 @@ class Trainer:
         weights = sum(p.numel() for p in self.agent.parameters())
         log.info("run folder: %s", self.folder)
         log.info("agent: %s weights on %s", f"{weights:,}", self.device)
+        prefill = 0 if train.offline else train.prefill
+        log.info(
+            "protocol: action repeat %d, at most %s frames per episode, discount %.4g per "
+            "decision, %s random decisions first",
+            *(spec.repeat, f"{self.config.env.episode_frames:,}"),
+            *(self.config.behavior.discount, f"{prefill:,}"),
+        )
         if renderer:
             log.info(
                 "images: %s, %s (%s)", renderer.backend, renderer.quality, renderer.description
@@ -294,16 +302,16 @@ class Trainer:
     ) -> tuple[np.ndarray, Latent, PlanTarget | None]:
         """Actions (N, A) in [-1, 1] for the latest row (N), the new carry, and plans (N)."""
         with self.monitor.stopwatch.section("policy"):
-            shape = (self.env.num_envs, self.env.spec.action_dim)
+            count, spec = self.env.num_envs, self.env.spec
             if self.env.is_last.all():
                 # Every environment resets next and ignores its action. A resumed run starts with
                 # resets too. It continues bit for bit because no random number is drawn here.
-                return np.zeros(shape, np.float32), carry, None
+                return np.zeros((count, spec.action_dim), np.float32), carry, None
             tensors = row.to(self.device)
             if self.decisions < self.config.train.prefill:
                 with torch.no_grad():
                     carry = self.agent.world.filter(tensors, carry)
-                return self.rng.uniform(-1, 1, shape).astype(np.float32), carry, None
+                return random_actions(self.rng, count, spec), carry, None
             action, carry, plan, metrics = self.agent.explore(tensors, carry)
             self.monitor.add_metrics(metrics)
             return action.cpu().numpy(), carry, plan

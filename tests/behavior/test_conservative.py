@@ -23,7 +23,7 @@ from latentplan.behavior.planner import Plan, plan
 from latentplan.behavior.returns import discounts
 from latentplan.config.loading import load
 from latentplan.config.schema import BehaviorConfig, Config, DistillConfig, PlanConfig
-from latentplan.nn.distributions import ActionDist
+from latentplan.nn.action_distributions import ActionDist
 from latentplan.types import Choice, Latent, Prediction, StepNoise
 
 

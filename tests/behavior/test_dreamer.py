@@ -15,7 +15,7 @@ from latentplan.behavior.behavior import frozen
 from latentplan.behavior.losses import Target, actor_loss
 from latentplan.behavior.networks import Critic
 from latentplan.config.schema import BehaviorConfig, Config, DistillConfig, PlanConfig
-from latentplan.nn.distributions import ActionDist
+from latentplan.nn.action_distributions import ActionDist
 from latentplan.types import Choice, Latent, Rollout
 
 GRADIENTS = ["reinforce", "pathwise"]

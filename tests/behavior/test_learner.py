@@ -28,7 +28,7 @@ from latentplan.behavior import mpdp
 from latentplan.behavior.planner import Plan
 from latentplan.behavior.returns import lambda_returns
 from latentplan.config.schema import Config, DistillConfig, MpdpConfig, PlanConfig
-from latentplan.nn.distributions import ActionDist
+from latentplan.nn.action_distributions import ActionDist
 from latentplan.types import Latent, Rollout, StepNoise, Timestep
 
 HORIZON, SIZE, COUNT = 5, 2, 2  # of rollouts and their windows: one step is left over

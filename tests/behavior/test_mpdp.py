@@ -16,7 +16,7 @@ from latentplan.behavior.mpdp import (
     roll_out,
 )
 from latentplan.behavior.networks import Temperature
-from latentplan.nn.distributions import ActionDist
+from latentplan.nn.action_distributions import ActionDist
 from latentplan.types import Choice, Latent, Prediction, Rollout, StepNoise
 
 # x' = A x + B a, reward -(Q x^2 + R a^2), entropy worth ALPHA a nat.

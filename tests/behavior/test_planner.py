@@ -10,7 +10,7 @@ from tiny import VECTOR, world_config
 from torch import Tensor
 
 from latentplan.behavior.planner import Plan, plan, plan_metrics, refine
-from latentplan.nn.distributions import ActionDist
+from latentplan.nn.action_distributions import ActionDist
 from latentplan.types import Latent, Prediction, StepNoise
 from latentplan.world.model import WorldModel
 

@@ -10,9 +10,8 @@ from tiny import VECTOR, agent_config, initialize_zero_heads, random_batch, sele
 from torch.distributions import Normal, kl_divergence
 
 from latentplan.agent import Agent
-from latentplan.behavior.losses import plan_divergence
 from latentplan.config.schema import DistillConfig, PlanConfig
-from latentplan.nn.distributions import ActionDist
+from latentplan.nn.action_distributions import ActionDist
 from latentplan.types import PlanTarget, Timestep
 
 PLAN = PlanConfig(
@@ -33,7 +32,7 @@ def test_the_divergence_is_that_of_normals() -> None:
     mean, std, target, spread = torch.randn(4, 5, 3).abs().add(0.1).unbind()
     dist = ActionDist.from_mean_std(mean, std)
     expected = kl_divergence(Normal(target, spread), Normal(mean, std)).sum(-1)
-    torch.testing.assert_close(plan_divergence(dist, target, spread), expected)
+    torch.testing.assert_close(dist.divergence(target, spread), expected)
 
 
 def test_states_are_planned_for_again_every_few_updates() -> None:
@@ -106,7 +105,7 @@ def test_a_stored_plan_teaches_the_state_that_it_was_made_for() -> None:
     for b, t in ((0, 2), (1, 4)):
         before = latent.map(lambda x, b=b, t=t: x[b, t - 1 : t])
         dist = agent.behavior.policy(before)
-        expected += plan_divergence(dist, plan.mean[b, t], plan.std[b, t]).sum() / (3 * 4)
+        expected += dist.divergence(plan.mean[b, t], plan.std[b, t]).sum() / (3 * 4)
     torch.testing.assert_close(losses["distill"], expected)
 
 

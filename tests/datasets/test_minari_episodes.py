@@ -67,10 +67,14 @@ class Plain(Counter):
 
 
 class Discrete(Plain):
-    action_space = spaces.Discrete(2)
+    action_space = spaces.Discrete(2, start=5)
 
     def _observe(self, action: Any) -> Any:
         return np.zeros(2, np.float32)
+
+
+class Binary(Discrete):
+    action_space = spaces.MultiBinary(2)
 
 
 @pytest.fixture
@@ -161,9 +165,19 @@ def test_a_folder_is_imported_too(home: Path, tmp_path: Path) -> None:
 
 
 def test_other_spaces_are_refused(home: Path) -> None:
-    record(Discrete(), "discrete-v0")
-    with pytest.raises(UserError, match=r"its actions are Discrete\(2\)"):
-        MinariEpisodes("discrete-v0")
+    record(Binary(), "binary-v0")
+    with pytest.raises(UserError, match=r"its actions are MultiBinary\(2\)"):
+        MinariEpisodes("binary-v0")
+
+
+def test_discrete_actions_become_one_hot(home: Path, tmp_path: Path) -> None:
+    actions = record(Discrete(), "discrete-v0", episodes=2)
+    write(MinariEpisodes("discrete-v0"), tmp_path / "out")
+    assert Recording(tmp_path / "out").spec.action_groups == (2,)
+    rows = read(tmp_path / "out", tmp_path / "replay")
+    prev_action = rows.prev_action.reshape(2, LENGTH + 1, 2)
+    np.testing.assert_array_equal(prev_action[:, 1:], np.eye(2)[np.asarray(actions) - 5])
+    assert not prev_action[:, 0].any()
 
 
 def test_a_data_set_runs_no_code(home: Path) -> None:

@@ -18,6 +18,7 @@ from latentplan.data.replay import Replay
 from latentplan.datasets.episodes import write
 from latentplan.datasets.npz_episodes import NpzEpisodes
 from latentplan.runs import checkpoint, run_folder
+from latentplan.runs.source import RunSource
 from latentplan.training.loop import train
 from latentplan.types import Timestep, UserError
 
@@ -202,3 +203,50 @@ def test_actions_may_exceed_the_bounds_by_rounding(tmp_path: Path) -> None:
     write(NpzEpisodes(source), tmp_path / "out")
     rows, _ = read(tmp_path / "out", tmp_path / "replay")
     assert (rows.prev_action[1:] == 1).all()
+
+
+# --- discrete actions ------------------------------------------------------------------------
+
+
+CHOSEN = np.array([[0, 2], [1, 0], [1, 1]])
+
+
+def test_integers_become_one_hot_actions(tmp_path: Path) -> None:
+    one = episode(3, action=CHOSEN, action_groups=np.array([2, 3]))
+    out = tmp_path / "out"
+    write(NpzEpisodes(save(tmp_path / "npz", one)), out)
+    assert Recording(out).spec.action_groups == (2, 3)
+    rows, _ = read(out, tmp_path / "replay")
+    expected = [[0] * 5, [1, 0, 0, 0, 1], [0, 1, 1, 0, 0], [0, 1, 0, 1, 0]]
+    assert rows.prev_action.tolist() == expected
+
+
+def test_a_run_learns_from_discrete_actions_without_an_environment(tmp_path: Path) -> None:
+    one = episode(20, image=None, action=np.arange(20) % 5, action_groups=np.array([5]))
+    write(NpzEpisodes(save(tmp_path / "npz", one, one)), tmp_path / "out")
+    more = (f"train.offline={tmp_path / 'out'}", "task=none", "obs=state", "steps=64")
+    folder = train(run_config(tmp_path / "run", "train.prefill=0", "train.length=8", *more))
+    agent, *_ = run_folder.load_agent(RunSource(folder))
+    assert agent.world.spec.action_groups == agent.actor.groups == (5,)
+    with pytest.raises(UserError, match=r"discrete actions \(5,\), but the task needs continuous"):
+        spec = agent.world.spec._replace(action_groups=())
+        Recording(tmp_path / "out").check(spec)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"action": np.zeros(3, int)}, "need an array action_groups"),
+        ({"action": CHOSEN, "action_groups": np.array([2, 2])}, "not one of the choices"),
+        ({"action": CHOSEN - 1, "action_groups": np.array([2, 3])}, "not one of the choices"),
+        ({"action": CHOSEN, "action_groups": np.array([5])}, r"integers \(T, 1\)"),
+        ({"action": CHOSEN * 1.0, "action_groups": np.array([2, 3])}, r"integers \(T, 2\)"),
+        ({"action": CHOSEN, "action_groups": np.array([0, 3])}, "positive integers"),
+        ({"action": CHOSEN, "action_groups": np.array([2, 10**6])}, "more than 4096"),
+    ],
+)
+def test_wrong_discrete_actions_are_refused(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        list(NpzEpisodes(save(tmp_path / "npz", episode(3, **changes))))

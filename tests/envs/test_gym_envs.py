@@ -15,7 +15,8 @@ import pytest
 from environments import children, make, run_python, walk
 
 from latentplan.config.schema import EnvConfig
-from latentplan.envs import StepInterruptedError, make_vector
+from latentplan.envs import StepInterruptedError, gym, make_vector
+from latentplan.envs.actions import choices, one_hot, random_actions, to_bounds
 from latentplan.envs.modules import import_module
 from latentplan.types import EnvSpec, UserError
 
@@ -39,7 +40,11 @@ class Mine(gymnasium.Env):
         if kind == "unbounded":
             self.action_space = spaces.Box(-np.inf, np.inf, (2,))
         if kind == "discrete":
-            self.action_space = spaces.Discrete(3)
+            self.action_space = spaces.Discrete(3, start=-1)
+        if kind == "several":
+            self.action_space = spaces.MultiDiscrete([[2, 3]], np.int32)
+        if kind == "binary":
+            self.action_space = spaces.MultiBinary(3)
         plain = spaces.Box(-np.inf, np.inf, (3,), np.float64)
         image = spaces.Box(0, 255, (40, 30, 3), np.uint8)
         self.observation_space = plain
@@ -56,7 +61,7 @@ class Mine(gymnasium.Env):
     def observe(self):
         image = np.full((40, 30, 3), 7, np.uint8)
         image[:, :15] = 100
-        plain = np.array([self.time, *np.ravel(self.action)])
+        plain = np.array([self.time, *np.resize(self.action, 2)], float)
         if self.kind == "image":
             return image
         if self.kind == "floating":
@@ -90,6 +95,9 @@ class Mine(gymnasium.Env):
         ended, cut = self.time == 5, self.kind == "cut"
         return self.observe(), reward, ended and not cut, ended and cut, {}
 
+    def get_action_meanings(self):
+        return ["LEFT", "STAY", "RIGHT"]
+
     def render(self):
         frame = np.zeros((100, 50, 3), np.uint8)
         frame[:50] = 255
@@ -98,7 +106,10 @@ class Mine(gymnasium.Env):
 
 gymnasium.register("Mine-v0", Mine)
 """
-KINDS = ("plain", "cut", "unbounded", "discrete", "image", "dict", "hangs", "dies", "raises", "nan")
+KINDS = (
+    *("plain", "cut", "unbounded", "binary", "discrete", "several", "image", "dict"),
+    *("hangs", "dies", "raises", "nan"),
+)
 SHAPES = ("two eyes", "gray", "short", "long", "floating", "one", "pair", "none", "four", "bare")
 WRONG = (*SHAPES, "unbuildable", "unmakeable")
 
@@ -124,6 +135,46 @@ def test_actions_are_scaled_to_the_environments_bounds(module: str) -> None:
         for action, expected in (([-1, -1], [0, 0]), ([1, 0], [2, 2]), ([3, -9], [2, 0])):
             row, _ = env.step(np.array([action]))
             np.testing.assert_allclose(row.obs["vector"][0, 1:], expected)
+
+
+def test_a_discrete_action_is_the_number_of_the_largest_entry(module: str) -> None:
+    with make("gym:Discrete-v0", module=module, repeat=1) as env:
+        spec = env.spec
+        assert (spec.action_dim, spec.action_groups, spec.action_shape) == (3, (3,), ())
+        assert spec.action_names == ("LEFT", "STAY", "RIGHT")
+        assert EnvSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+        env.reset()
+        for action, number in (([1, 0, 0], -1), ([0, 0, 1], 1), ([0.2, 0.3, -1], 0)):
+            row, _ = env.step(np.array([action]))
+            assert row.obs["vector"][0, 1] == number
+            expected = np.eye(3)[number + 1]  # what was executed is recorded
+            assert (row.prev_action[0] == expected).all() and row.prev_action.dtype == np.float32
+
+
+def test_an_environment_gets_choices_in_the_form_of_its_space(module: str) -> None:
+    import_module(module)
+    for name, shape, kind in (("Discrete", (), np.int64), ("Several", (1, 2), np.int32)):
+        simulator = gym.build(f"{name}-v0", "state", module, 64, None)
+        simulator.reset(0, 0)
+        low, high = simulator.action_low, simulator.action_high
+        one_hot = np.zeros(sum(simulator.action_groups))
+        given = to_bounds(one_hot, low, high, simulator.action_dtype, simulator.action_groups)
+        simulator.advance(given)
+        action = simulator._env.unwrapped.action
+        assert simulator._env.action_space.contains(action)
+        assert np.shape(action) == shape and action.dtype == kind
+        if name == "Discrete":
+            assert {-1: "found"}[action] == "found"  # environments look actions up in tables
+        simulator.close()
+
+
+def test_random_actions_take_every_choice(module: str) -> None:
+    with make("gym:Several-v0", module=module) as env:
+        drawn = random_actions(np.random.default_rng(0), 300, env.spec)
+    assert drawn.shape == (300, 5) and drawn.dtype == np.float32
+    np.testing.assert_allclose(drawn.mean(0), [1 / 2] * 2 + [1 / 3] * 3, atol=0.1)
+    chosen = choices(drawn, (2, 3))
+    assert (one_hot(chosen, (2, 3)) == drawn).all()
 
 
 def test_termination_inside_a_repeat(module: str) -> None:
@@ -173,7 +224,7 @@ def test_dict_observations_give_vector_and_image(module: str) -> None:
     ("kind", "obs", "words"),
     [
         ("Unbounded", "state", "no bounds"),
-        ("Discrete", "state", "Discrete"),
+        ("Binary", "state", "actions are MultiBinary, and only Box, Discrete and MultiDiscrete"),
         ("Image", "state", "obs=pixels"),
         ("TwoEyes", "both", "obs=pixels"),
         ("Gray", "state", "obs=pixels"),

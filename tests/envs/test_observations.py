@@ -303,8 +303,9 @@ def test_integer_actions_get_equal_shares(dtype: Any) -> None:
         (spaces.Box(-1e10, 1e10, (1,)), "no bounds"),
         (spaces.Box(-65504, 65504, (1,), np.float16), "no bounds"),
         (spaces.Box(-(2**31), 2**31 - 1, (1,), np.int32), "no bounds"),
-        (spaces.Discrete(3), "Discrete"),
+        (spaces.Discrete(5000), "5000 discrete actions, and at most 4096"),
         (spaces.MultiBinary(3), "MultiBinary"),
+        (spaces.Tuple((spaces.Discrete(3), box(1))), "Tuple"),
         (spaces.Box(0, 1, (1,), np.bool_), "bool"),
     ],
 )
@@ -338,3 +339,25 @@ def test_entries_of_a_strangers_file_are_checked(index: int, wrong: Any) -> None
     for key, value in (("action_shape", [2]), ("action_dtype", "object"), ("entries", 5)):
         with pytest.raises(Exception, match=key):
             _spec({**plain, key: value}, 16)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("action_groups", [2, 2]),
+        ("action_groups", [5, 0]),
+        ("action_groups", "5"),
+        ("action_low", [0.0] * 5),
+        ("action_shape", [5]),
+        ("action_names", ["a", "b"]),
+        ("action_names", ["a"] * 4 + ["b" * 41]),
+        ("action_names", [1] * 5),
+    ],
+)
+def test_discrete_actions_of_a_strangers_file_are_checked(key: str, value: Any) -> None:
+    known = {"action_low": [0.0] * 2, "action_high": [1.0, 2.0], "action_shape": [2]}
+    spec = EnvSpec({"vector": ((4,), "float32")}, 5, 1, action_groups=(2, 3))
+    plain = {**spec.to_dict(), **known, "action_names": list("abcde")}
+    assert _spec(plain, 16).action_groups == (2, 3)
+    with pytest.raises(Exception, match=key):
+        _spec({**plain, key: value}, 16)

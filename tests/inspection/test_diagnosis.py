@@ -33,7 +33,8 @@ from latentplan.inspection.model_quality import (
     unexplained,
     visit,
 )
-from latentplan.nn.distributions import ActionDist, symlog
+from latentplan.nn.action_distributions import ActionDist
+from latentplan.nn.distributions import symlog
 from latentplan.types import Latent, Prediction, StepNoise, Timestep
 
 Reward = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.distributions import OneHotCategorical as OneHot
 
+from latentplan.nn.action_distributions import ActionDist
 from latentplan.nn.distributions import (
-    ActionDist,
     TwoHot,
     bernoulli_log_prob,
     categorical_kl,

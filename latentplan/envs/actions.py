@@ -1,0 +1,70 @@
+"""Actions of the agent, and those of environments.
+
+The agent's actions (A,) are in [-1, 1]. Discrete ones are one-hot: `groups` are the numbers of
+choices, one group behind the other, and the sum of the groups is A. Without groups they are
+continuous.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from latentplan.types import EnvSpec
+
+Groups = tuple[int, ...]
+
+
+def to_bounds(
+    action: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    dtype: str = "float64",
+    groups: Groups = (),
+) -> np.ndarray:
+    """Convert an action (A,) to that of an environment, in its type.
+
+    Continuous actions are clipped to [-1, 1] and scaled to the bounds (A,). The result is never
+    beyond a bound, not even by rounding. Each integer between integer bounds gets an equal share of
+    [-1, 1]. Of discrete actions the result (G,) is the number of the choice in each group, counted
+    from ``low`` (G,).
+    """
+    if groups:
+        return (low + choices(action, groups)).astype(dtype)
+    unit = (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1.0) / 2.0
+    if np.dtype(dtype).kind in "iu":
+        scaled = low + np.floor(unit * (high - low + 1))
+    else:
+        scaled = low + unit * (high - low)
+    return np.clip(scaled, low, high).astype(dtype)
+
+
+def of_environment(action: np.ndarray, shape: tuple[int, ...] | None, groups: Groups) -> np.ndarray:
+    """Give a converted action the shape of the environment's. One choice becomes a number."""
+    shaped = action if shape is None else action.reshape(shape)
+    # Environments look a choice up in a table, which an array without axes cannot do.
+    return shaped[()] if groups else shaped
+
+
+def choices(action: np.ndarray, groups: Groups) -> np.ndarray:
+    """(..., A) -> (..., G) int64, the largest entry of each group."""
+    parts = np.split(np.asarray(action), np.cumsum(groups)[:-1], -1)
+    return np.stack([part.argmax(-1) for part in parts], -1)
+
+
+def one_hot(chosen: np.ndarray, groups: Groups) -> np.ndarray:
+    """(..., G) integers from 0 on -> (..., A) float32; the inverse of `choices`."""
+    parts = [np.eye(size, dtype=np.float32)[chosen[..., g]] for g, size in enumerate(groups)]
+    return np.concatenate(parts, -1)
+
+
+def executed(action: np.ndarray, groups: Groups) -> np.ndarray:
+    """What is executed for actions (..., A): clipped to [-1, 1], or one-hot."""
+    return one_hot(choices(action, groups), groups) if groups else np.clip(action, -1.0, 1.0)
+
+
+def random_actions(rng: np.random.Generator, count: int, spec: EnvSpec) -> np.ndarray:
+    """Uniformly random actions (count, A) float32."""
+    groups = spec.action_groups
+    if groups:
+        return one_hot(rng.integers(0, groups, (count, len(groups))), groups)
+    return rng.uniform(-1, 1, (count, spec.action_dim)).astype(np.float32)
