@@ -20,7 +20,7 @@ from latentplan.inspection.curves import (
     report_path,
     write_curves,
 )
-from latentplan.study.matrix import Job, jobs, read_study
+from latentplan.study.matrix import Job, jobs
 from latentplan.study.run_metrics import (
     UNKNOWN,
     RunMetrics,
@@ -29,6 +29,7 @@ from latentplan.study.run_metrics import (
     write_run_metrics,
 )
 from latentplan.study.statistics import CONFIDENCE, Estimate, aggregate, mean_of_runs
+from latentplan.study.study_file import read_study
 from latentplan.types import UserError
 
 MOST_TASKS = 4  # that a title names

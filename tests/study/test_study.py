@@ -18,7 +18,8 @@ from latentplan.cli.main import main
 from latentplan.config.loading import flatten, load, preset_folder
 from latentplan.inspection.curves import Curve, mean_curve, missing, read_curve
 from latentplan.runs import checkpoint, resuming, run_folder
-from latentplan.study.matrix import jobs, read_study, table
+from latentplan.study.matrix import jobs, table
+from latentplan.study.study_file import read_study
 from latentplan.training.loop import train
 from latentplan.types import UserError
 
