@@ -35,6 +35,7 @@ class Study:
     sweep: dict[str, Any] = field(default_factory=dict)
     samples: int = 0  # of a random search in the sweep; 0: the whole grid
     sweep_seed: int = 0
+    threshold: float = 0.0  # return for "frames to the level" of the report; 0: half of the best
     parallel: int = 1  # the number of runs at a time
     cpus: int = 0  # cores per run; 0: those of this machine, shared by the runs at a time
     gpus: float = 0.0  # GPUs per run on a cluster
@@ -129,6 +130,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "sweep": _axes,
     "samples": lambda value: int(_text(value)),
     "sweep_seed": lambda value: int(_text(value)),
+    "threshold": lambda value: float(_text(value)),
     "parallel": lambda value: int(_text(value)),
     "cpus": lambda value: int(_text(value)),
     "gpus": lambda value: float(_text(value)),

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -140,9 +140,8 @@ def test_shipped_studies_have_equal_settings_for_shared_runs(
     runs: dict[Path, Path] = {}
     shared = 0
     for path in sorted((preset_folder() / "study").glob("*.yaml")):
-        for job in jobs(read_study(path), path):
-            if job.seed > 1:
-                continue  # other seeds have the same settings
+        # Other seeds have the same settings.
+        for job in jobs(replace(read_study(path), seeds=[1]), path):
             config = load([], job.overrides)
             if job.folder in runs:
                 resuming.check_same(runs[job.folder], config)
@@ -203,7 +202,10 @@ def test_a_study_runs_resumes_and_is_reported(
     assert main(["study", "report", str(longer), "--out", str(out)]) == 0
     text = capsys.readouterr().out.splitlines()
     final = [read_curve(job.folder).rows[-1]["mean"] for job in matrix if job.ablation == "dreamer"]
-    assert len(text) == 4 and f"({final[0]:.0f}, {final[1]:.0f})" in text[2]
+    assert len(text) == 8 and f"({final[0]:.0f}, {final[1]:.0f})" in text[2]
+    assert "seconds per update" in text[0] and float(text[2].split("|")[9]) > 0
+    html = (out.parent / "small.html").read_text()
+    assert text[4] in html and "optimistic_only" in html and "data:image/png" in html
     assert out.with_suffix(".png").stat().st_size > 5000
     rows = list(csv.DictReader((out.parent / "small_run_metrics.csv").open()))
     assert len(rows) == 4 and all(int(row["coverage"]) > 1 for row in rows)
@@ -245,7 +247,7 @@ def test_a_report_needs_no_replay(
     out, also = tmp_path / "lr0.1", tmp_path / "lr0.2"  # names with dots that begin no suffix
     assert main(["study", "report", str(path), "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 and "never" not in lines[3]
+    assert len(lines) == 8 and "never" not in lines[3]
     (warning,) = (x for x in caplog.messages if "no metrics of" in x)
     assert short.folder.name in warning and "no longer has" in warning
     assert (tmp_path / "lr0.1.png").exists() and (tmp_path / "lr0.1.json").exists()
@@ -254,7 +256,7 @@ def test_a_report_needs_no_replay(
     described = json.loads((tmp_path / "lr0.1.json").read_text())
     assert [run["ablation"] for run in described] == ["dreamer", "short"]
     rows = list(csv.reader((tmp_path / "lr0.1_run_metrics.csv").open()))
-    assert all(rows[1][4:6]) and rows[2] == ["dummy:pixels", "short", "1", *[""] * 9]
+    assert all(rows[1][4:6]) and rows[2] == ["dummy:pixels", "short", "1", *[""] * 10]
 
     saved = checkpoint.load(full.folder / "checkpoint.pt")
     del saved["agent"]["actor.net.output.bias"]
