@@ -87,6 +87,36 @@ def test_the_table_shows_the_progress_of_runs(tmp_path: Path) -> None:
     assert "done 7" in text and "running 0%" in text and text.count("waiting") == 2
 
 
+def test_the_table_reads_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path)
+    matrix = jobs(read_study(path), path)
+    job = matrix[0]
+    run_folder.record_session(job.folder, load([], job.overrides), {})
+    (job.folder / "metrics.jsonl").write_text('{"step": 300}\n')
+    (job.folder / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    run_folder.record_checkpoint(job.folder, 200)
+    monkeypatch.setattr(checkpoint, "load", None)
+    assert not job.done()
+    run_folder.record_checkpoint(job.folder, 300)
+    assert job.done() and "done" in table(matrix, {})
+    (job.folder / "checkpoint.pt").unlink()
+    assert not job.done()
+
+
+def test_many_seeds_are_counted_by_state(tmp_path: Path) -> None:
+    path = write(tmp_path, STUDY.replace("seeds: [1, 2]", "seeds: [1, 2, 3, 4, 5, 6, 7]"))
+    matrix = jobs(read_study(path), path)
+    for job, score in zip(matrix[:2], (10, 20), strict=True):
+        job.folder.mkdir(parents=True)
+        (job.folder / "metrics.jsonl").write_text(f'{{"step": 9, "episode/eval_score": {score}}}\n')
+    first, second = table(matrix, {matrix[1].folder: "running"}).splitlines()
+    assert first.startswith("dummy:pixels dreamer") and "6 waiting, 1 begun; mean score 10" in first
+    assert "1 running, 6 waiting; mean score 20" in second
+    assert matrix[2].progress().frames == 0
+    (matrix[0].folder / "metrics.jsonl").write_text('{"step": 100}\n')
+    assert matrix[0].progress().frames == 100  # a file that has changed is read again
+
+
 def test_earlier_names_of_keys_are_read_with_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

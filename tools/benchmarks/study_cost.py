@@ -71,6 +71,7 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=5.0, help="seconds; default: 5")
     args = parser.parse_args()
     command = ["latentplan", "study", "run", str(args.file)]
+    begun_with = commit()  # before this writes files
     code, rows = sample([sys.executable, "-m", *command], args.every)
     matrix = jobs(read_study(args.file), args.file)
     with args.out.with_suffix(".csv").open("w", newline="") as file:
@@ -79,7 +80,7 @@ def main() -> int:
         writer.writerows(rows)
     result = {
         "command": " ".join(command),
-        "commit": commit(),
+        "commit": begun_with,
         "machine": f"{os.cpu_count()} cores, {processor()}",
         "runs": len(matrix),
         "runs_done": sum(job.done() for job in matrix),
