@@ -147,7 +147,8 @@ def test_a_wheel_carries_the_code_and_the_configs(unpacked: Path, tmp_path: Path
         f"latentplan/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")
     }
     assert configs
-    assert code | configs | {"latentplan/study/visual_dmc_scores.csv"} <= held
+    data = {"latentplan/study/visual_dmc_scores.csv", "latentplan/study/page.html"}
+    assert code | configs | data <= held
     assert not any(name.startswith(("tests/", "tools/", "configs/")) for name in held)
 
 

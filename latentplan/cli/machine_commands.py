@@ -51,6 +51,25 @@ def _add_study(commands: Commands) -> None:
         metavar="NAME",
         help="path of an earlier report, for runs whose folders are missing; may be repeated",
     )
+    study.add_argument(
+        "--executor",
+        choices=("local", "ray", "slurm"),
+        default="local",
+        help="where `study run` trains: processes of this machine (default), a Ray cluster, Slurm",
+    )
+    study.add_argument(
+        "--address",
+        default="",
+        metavar="HOST:PORT",
+        help="address of a Ray cluster; default: a cluster on this machine alone, for this command",
+    )
+    study.add_argument(
+        "--parallel",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of runs at a time; default: that of the file",
+    )
     study.set_defaults(run=_study)
 
 
@@ -60,7 +79,7 @@ def _study(args: argparse.Namespace) -> int:
     if args.action != "report" and (args.out or args.also):
         raise UserError("--out and --also work only with `study report`.")
     if args.action == "run":
-        return runner.run(args.file)
+        return runner.run(args.file, args.executor, args.address, args.parallel)
     if args.action == "report":
         out = args.out or Path("runs") / args.file.stem
         print(report.report(args.file, out, args.also))

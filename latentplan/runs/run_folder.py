@@ -60,17 +60,18 @@ def with_module(config: Config, module: str) -> Config:
     return replace(config, env=replace(config.env, module=module))
 
 
-def record_checkpoint(folder: Path) -> None:
-    """Record in ``run.json`` that a checkpoint was saved.
+def record_checkpoint(folder: Path, frames: int) -> None:
+    """Record in ``run.json`` that the newest checkpoint has ``frames`` environment frames.
 
-    If the checkpoint is missing later, the run is not started again from the beginning.
+    If the checkpoint is missing later, the run is not started again from the beginning. And a study
+    sees that a run is complete without reading its checkpoint.
 
     Raises:
         UserError: run.json is damaged or cannot be written. The former file stays.
     """
     record = session_record.read(folder)
-    if not record["saved"]:
-        session_record.write(folder, {**record, "saved": True})
+    if not record["saved"] or record["frames"] != frames:
+        session_record.write(folder, {**record, "saved": True, "frames": frames})
 
 
 def sessions(folder: Path) -> list[dict[str, Any]]:

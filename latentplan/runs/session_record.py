@@ -1,4 +1,4 @@
-"""``run.json``: the sessions of a run, and whether a checkpoint was ever saved."""
+"""``run.json``: the sessions of a run, and what its newest checkpoint holds."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Record(TypedDict):
     """The content of ``run.json``."""
 
     saved: bool  # whether a checkpoint was ever saved
+    frames: int | None  # environment frames of the newest checkpoint; None: not recorded
     sessions: list[dict[str, Any]]  # as `latentplan.runs.provenance.describe` gave them
 
 
@@ -34,7 +35,7 @@ def read(folder: Path) -> Record:
     """
     path = folder / "run.json"
     if not path.exists():
-        return {"saved": False, "sessions": []}
+        return {"saved": False, "frames": None, "sessions": []}
     try:
         if not path.is_file() or path.stat().st_size > MOST_BYTES:
             raise ValueError("not a file of the size of a record")
@@ -43,7 +44,11 @@ def read(folder: Path) -> Record:
         saved = content.get("saved", True)
         if not isinstance(saved, bool):
             raise ValueError("saved is not true or false")
-        return {"saved": saved, "sessions": [_session(x) for x in content["sessions"]]}
+        frames = content.get("frames")
+        if not isinstance(frames, int | None) or isinstance(frames, bool):
+            raise ValueError("frames is not a number of frames")
+        sessions = [_session(x) for x in content["sessions"]]
+        return {"saved": saved, "frames": frames, "sessions": sessions}
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

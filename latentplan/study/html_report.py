@@ -1,16 +1,11 @@
-"""``latentplan report``: one HTML file with the scores, curves and films of runs.
-
-Images and films are embedded, so the file loads nothing from the network.
-"""
+"""``latentplan report``: one HTML file with the scores, curves and films of runs."""
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import shlex
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +24,15 @@ from latentplan.inspection.plots import marker, pyplot
 from latentplan.inspection.tensorboard_layout import FIRST_PAGE
 from latentplan.inspection.visualizations import CAPTIONS
 from latentplan.runs import resuming
+from latentplan.study.html_page import Figure, Part, page
 from latentplan.study.report import title_of
+from latentplan.study.tables import Table
 from latentplan.types import UserError
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; color: #222;
-       background: #fff; padding: 0 1rem }
-figure.wide, figure.wide img { width: 100% }
-h2 { border-top: 2px solid #ddd; padding-top: 1rem; margin-top: 3rem }
-table { border-collapse: collapse } td, th { padding: .2rem .8rem; text-align: left;
-       border-bottom: 1px solid #ddd }
-figure { margin: 1rem 1rem 1rem 0; display: inline-block; vertical-align: top; max-width: 100% }
-figcaption { max-width: 25rem; color: #555 } figure.wide figcaption { max-width: 44rem }
-img, video { max-width: 100% }
-pre { background: #f4f4f4; padding: .6rem; overflow-wrap: anywhere; white-space: pre-wrap }
-"""
 DESCRIBED = (
     *("latentplan", "python", "machine", "precision", "packages"),
     *("renderer", "render_backend", "render_quality"),
 )
-TYPES = {".png": "image/png", ".gif": "image/gif", ".mp4": "video/mp4"}
 
 
 def write_report(
@@ -82,28 +66,23 @@ def write_report(
         f"mean of runs that differ only in the seed, and a band its {CONFIDENCE} % interval by a "
         f"bootstrap over the runs, or all of them where there are fewer than {FEW}."
     )
-    parts = [
-        _summary(curves),
-        _figure(_returns(panels, title), caption, wide=True),
-        *(f"<p>{escape(sentence)}</p>" for sentence in missing(panels)),
+    suffix, content = _returns(panels, title)
+    parts: list[Part] = [
+        ("table", _summary(curves)),
+        ("figure", Figure(suffix, content, caption, wide=True)),
+        *(("p", sentence) for sentence in missing(panels)),
     ]
     for run, curve in curves.items():
         files = imagine(run, device=device, module=module, trust=trust)
         parts += _run_section(run, curve, files)
-    body = "\n".join(parts)
-    html = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
-    )
-    out.write_text(html, encoding="utf-8")
+    out.write_text(page(title, parts), encoding="utf-8")
     return out
 
 
-def _summary(curves: dict[Path, Curve]) -> str:
+def _summary(curves: dict[Path, Curve]) -> Table:
     described = ("run", "task", "obs", "size", "ablation", "seed")
     head = (*described, "frames", "minutes", "return", "planner")
-    rows = []
+    rows: list[list[Any]] = []
     for description, points in curves.values():
         last = points[-1] if points else {}
         minutes = last["seconds"] // 60 if last else None
@@ -113,39 +92,39 @@ def _summary(curves: dict[Path, Curve]) -> str:
                 *(last.get("frame"), minutes, last.get("mean"), last.get("planner")),
             ]
         )
-    return _table(head, rows)
+    return Table(head, rows)
 
 
-def _run_section(run: Path, curve: Curve, imagined: dict[str, Any]) -> list[str]:
-    """HTML about one run. ``imagined`` is what `imagine` returned for it."""
-    sessions = curve.description["sessions"]
-    parts = [f"<h2>{escape(run.name)}</h2>", _commands(run, sessions), "<h3>Curves</h3>"]
-    charts = _charts(read_metrics(run))
-    parts.append(_figure(charts, "The curves to check first, against frames.", wide=True))
-    parts.append("<h3>Imagination</h3>")
-    parts += [f"<p>{escape(imagined[k])}</p>" for k in ("note", "planner") if k in imagined]
-    parts += [
-        _figure((Path(path).suffix, Path(path).read_bytes()), f"{name}: {CAPTIONS[name]}")
+def _run_section(run: Path, curve: Curve, imagined: dict[str, Any]) -> list[Part]:
+    """The parts about one run. ``imagined`` is what `imagine` returned for it."""
+    films = [
+        Figure(Path(path).suffix, Path(path).read_bytes(), f"{name}: {CAPTIONS[name]}")
         for name, path in imagined["files"].items()
     ]
-    config = (run / "config.yaml").read_text(encoding="utf-8")
-    parts.append(f"<details><summary>Configuration</summary><pre>{escape(config)}</pre></details>")
-    return parts
+    suffix, charts = _charts(read_metrics(run))
+    caption = "The curves to check first, against frames."
+    return [
+        ("h2", run.name),
+        *_commands(run, curve.description["sessions"]),
+        ("h3", "Curves"),
+        ("figure", Figure(suffix, charts, caption, wide=True)),
+        ("h3", "Imagination"),
+        *(("p", imagined[key]) for key in ("note", "planner") if key in imagined),
+        *(("figure", film) for film in films),
+        ("details", ("Configuration", (run / "config.yaml").read_text(encoding="utf-8"))),
+    ]
 
 
-def _commands(run: Path, sessions: Sequence[dict[str, Any]]) -> str:
-    """HTML of the commands and machines of a run, and of the commands that repeat its results."""
+def _commands(run: Path, sessions: Sequence[dict[str, Any]]) -> list[Part]:
+    """The commands and machines of a run, and the commands that repeat its results."""
     # Runs of earlier versions lack some of these keys, and a damaged record may lack them all.
     ran = "\n".join(
         f"{_typed(x.get('command', []))}    # commit {x.get('commit')}" for x in sessions
     )
     first = {key: x[key] for x in sessions[:1] for key in DESCRIBED if key in x}
     again = f"latentplan eval {run} --episodes 10\nlatentplan imagine {run}"
-    return (
-        f"<pre>{escape(ran)}\n\n{escape(again)}</pre>"
-        f"<details><summary>Machine and versions</summary><pre>"
-        f"{escape(json.dumps(first, indent=1))}</pre></details>"
-    )
+    machine = ("Machine and versions", json.dumps(first, indent=1))
+    return [("pre", f"{ran}\n\n{again}"), ("details", machine)]
 
 
 def _typed(command: Sequence[str]) -> str:
@@ -218,23 +197,3 @@ def _charts(metrics: Sequence[dict[str, Any]]) -> tuple[str, bytes]:
     figure.savefig(buffer, dpi=80)
     plt.close(figure)
     return ".png", buffer.getvalue()
-
-
-def _figure(file: tuple[str, bytes], caption: str, wide: bool = False) -> str:
-    """HTML of a figure with its caption; ``wide``: as wide as the page."""
-    suffix, content = file
-    source = f"data:{TYPES[suffix]};base64,{base64.b64encode(content).decode()}"
-    shown = (
-        f'<video src="{source}" autoplay loop muted></video>'
-        if suffix == ".mp4"
-        else f'<img src="{source}" alt="">'
-    )
-    kind = ' class="wide"' if wide else ""
-    return f"<figure{kind}>{shown}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    cell = lambda x: "" if x is None else escape(str(x))  # noqa: E731
-    lines = ["".join(f"<td>{cell(x)}</td>" for x in row) for row in rows]
-    names = "".join(f"<th>{name}</th>" for name in head)
-    return f"<table><tr>{names}</tr>" + "".join(f"<tr>{x}</tr>" for x in lines) + "</table>"

@@ -45,11 +45,12 @@ class RunMetrics(NamedTuple):
     explore_bonus: float | None  # fraction of the bonus in the spread of scores, in the last half
     imagine_bonus: float | None  # the same fraction for plans inside imagination
     training: float | None  # return of the training episodes, with exploration, in the last half
+    update_seconds: float | None  # wall clock of the run per update of the agent
 
 
 UNKNOWN = RunMetrics(*[None] * len(RunMetrics._fields))  # for a run that cannot be measured
 # These do not depend on the other runs of the report.
-INDEPENDENT = ("first_reward", "explore_bonus", "imagine_bonus", "training")
+INDEPENDENT = ("first_reward", "explore_bonus", "imagine_bonus", "training", "update_seconds")
 
 
 def write_run_metrics(measured: Mapping[Job, RunMetrics], out: Path) -> None:
@@ -79,8 +80,9 @@ def read_run_metrics(out: Path) -> dict[tuple[str, str, int], RunMetrics]:
     try:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
+                # Reports of earlier versions lack the last of them.
                 known: dict[str, Any] = {
-                    name: float(row[name]) for name in INDEPENDENT if row[name]
+                    name: float(row[name]) for name in INDEPENDENT if row.get(name)
                 }
                 run = row["task"], row["ablation"], int(row["seed"])
                 runs[run] = UNKNOWN._replace(**known)
@@ -142,6 +144,7 @@ def measure(runs: Sequence[Path], seeds: Sequence[int]) -> list[RunMetrics]:
                 _late(metrics, "train/plan/explore_bonus_share"),
                 _late(metrics, "train/plan/imagine_bonus_share"),
                 _late(metrics, "episode/score"),
+                _seconds_per_update(metrics),
             )
         )
     return measured
@@ -228,3 +231,10 @@ def _late(metrics: Sequence[Mapping[str, float]], name: str) -> float | None:
     half = metrics[-1]["step"] / 2 if metrics else 0
     values = [x[name] for x in metrics if x["step"] > half and x.get(name) is not None]
     return float(np.mean(values)) if values else None
+
+
+def _seconds_per_update(metrics: Sequence[Mapping[str, float]]) -> float | None:
+    """The wall clock of a run, per update of its agent."""
+    last = metrics[-1] if metrics else {}
+    seconds, updates = last.get("time"), last.get("train/updates")
+    return seconds / updates if seconds and updates else None

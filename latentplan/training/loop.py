@@ -229,6 +229,7 @@ class Trainer:
         config, self.stop = self.config, stop
         if self.frames >= config.steps:
             log.info("%s is complete: set a larger steps=N to continue it", self.folder)
+            run_folder.record_checkpoint(self.folder, self.frames)  # earlier versions did not
             return True
         self.monitor.start(self.frames, self.updates)
         try:
@@ -426,7 +427,7 @@ class Trainer:
                 "sampler": checkpoint.generator_state(self.rng),
             },
         )
-        run_folder.record_checkpoint(self.folder)
+        run_folder.record_checkpoint(self.folder, self.frames)
         self.recovery.saved()
 
     def _restore(self, saved: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ from latentplan.config.loading import as_config, flatten, load, load_resolved, t
 from latentplan.config.schema import Config
 from latentplan.config.validation import schema_fields
 from latentplan.config.values import MAX_TEXT
-from latentplan.study.matrix import jobs, read_study
+from latentplan.study.matrix import jobs
+from latentplan.study.study_file import read_study
 from latentplan.types import UserError
 
 BOMB = "".join(

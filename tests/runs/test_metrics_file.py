@@ -94,6 +94,6 @@ def test_a_study_counts_a_run_whose_last_row_is_damaged(tmp_path: Path) -> None:
     job = Job("dummy:count", "none", 1, tmp_path, (), 50)
     checkpoint.save(tmp_path / "checkpoint.pt", {"frames": 50})
     (tmp_path / "metrics.jsonl").write_bytes(content()[:-2] + b"\xff\n")
-    assert job.progress() == (40, -4.0) and job.done()
+    assert job.progress() == (40, -4.0, True) and job.done()
     checkpoint.save(tmp_path / "checkpoint.pt", {"frames": 40})
     assert not job.done()

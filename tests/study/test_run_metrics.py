@@ -78,15 +78,26 @@ def test_late_metrics_are_means_over_the_last_half_of_the_frames() -> None:
     assert run_metrics._late(rows, "z") is None and run_metrics._late([], "x") is None
 
 
+def test_the_cost_of_an_update_is_that_of_the_whole_run() -> None:
+    rows = [{"time": 5.0, "train/updates": 1.0}, {"time": 30.0, "train/updates": 60.0}]
+    assert run_metrics._seconds_per_update(rows) == 0.5
+    assert run_metrics._seconds_per_update([]) is None
+    assert run_metrics._seconds_per_update([{"time": 5.0, "train/updates": 0.0}]) is None
+
+
 def test_metrics_of_an_earlier_report_are_read(tmp_path: Path) -> None:
     """Their file had another ending. Metrics that compare the runs of a report are left out."""
     job = Job("walker_walk", "dreamer", 3, tmp_path / "run", (), 100)
-    metrics = RunMetrics(8, 5, 0.1, 0.2, 0.3, 0.4, None, 0.5, 700.0)
+    metrics = RunMetrics(8, 5, 0.1, 0.2, 0.3, 0.4, None, 0.5, 700.0, 0.25)
     write_run_metrics({job: metrics}, tmp_path / "new")
     (tmp_path / "new_run_metrics.csv").rename(tmp_path / "old_mechanisms.csv")
-    expected = RunMetrics(8, None, None, None, None, None, None, 0.5, 700)
+    expected = RunMetrics(8, None, None, None, None, None, None, 0.5, 700, 0.25)
     assert read_run_metrics(tmp_path / "old") == {job[:3]: expected}
     write_run_metrics({job: metrics._replace(first_reward=9)}, tmp_path / "old")
     assert read_run_metrics(tmp_path / "old") == {job[:3]: expected._replace(first_reward=9)}
+    path = tmp_path / "old_run_metrics.csv"
+    lines = [line.rsplit(",", 1)[0] for line in path.read_text().splitlines()]
+    path.write_text("\n".join(lines))  # earlier versions did not write the last column
+    assert read_run_metrics(tmp_path / "old")[job[:3]].update_seconds is None
     with pytest.raises(UserError, match=r"none_run_metrics\.csv"):
         read_run_metrics(tmp_path / "none")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from latentplan.cli.main import main
 from latentplan.config.loading import flatten, load, preset_folder
 from latentplan.inspection.curves import Curve, mean_curve, missing, read_curve
 from latentplan.runs import checkpoint, resuming, run_folder
-from latentplan.study.matrix import jobs, read_study, table
+from latentplan.study.matrix import jobs, table
+from latentplan.study.study_file import read_study
 from latentplan.training.loop import train
 from latentplan.types import UserError
 
@@ -86,6 +87,36 @@ def test_the_table_shows_the_progress_of_runs(tmp_path: Path) -> None:
     assert "done 7" in text and "running 0%" in text and text.count("waiting") == 2
 
 
+def test_the_table_reads_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path)
+    matrix = jobs(read_study(path), path)
+    job = matrix[0]
+    run_folder.record_session(job.folder, load([], job.overrides), {})
+    (job.folder / "metrics.jsonl").write_text('{"step": 300}\n')
+    (job.folder / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    run_folder.record_checkpoint(job.folder, 200)
+    monkeypatch.setattr(checkpoint, "load", None)
+    assert not job.done()
+    run_folder.record_checkpoint(job.folder, 300)
+    assert job.done() and "done" in table(matrix, {})
+    (job.folder / "checkpoint.pt").unlink()
+    assert not job.done()
+
+
+def test_many_seeds_are_counted_by_state(tmp_path: Path) -> None:
+    path = write(tmp_path, STUDY.replace("seeds: [1, 2]", "seeds: [1, 2, 3, 4, 5, 6, 7]"))
+    matrix = jobs(read_study(path), path)
+    for job, score in zip(matrix[:2], (10, 20), strict=True):
+        job.folder.mkdir(parents=True)
+        (job.folder / "metrics.jsonl").write_text(f'{{"step": 9, "episode/eval_score": {score}}}\n')
+    first, second = table(matrix, {matrix[1].folder: "running"}).splitlines()
+    assert first.startswith("dummy:pixels dreamer") and "6 waiting, 1 begun; mean score 10" in first
+    assert "1 running, 6 waiting; mean score 20" in second
+    assert matrix[2].progress().frames == 0
+    (matrix[0].folder / "metrics.jsonl").write_text('{"step": 100}\n')
+    assert matrix[0].progress().frames == 100  # a file that has changed is read again
+
+
 def test_earlier_names_of_keys_are_read_with_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -139,9 +170,8 @@ def test_shipped_studies_have_equal_settings_for_shared_runs(
     runs: dict[Path, Path] = {}
     shared = 0
     for path in sorted((preset_folder() / "study").glob("*.yaml")):
-        for job in jobs(read_study(path), path):
-            if job.seed > 1:
-                continue  # other seeds have the same settings
+        # Other seeds have the same settings.
+        for job in jobs(replace(read_study(path), seeds=[1]), path):
             config = load([], job.overrides)
             if job.folder in runs:
                 resuming.check_same(runs[job.folder], config)
@@ -202,7 +232,10 @@ def test_a_study_runs_resumes_and_is_reported(
     assert main(["study", "report", str(longer), "--out", str(out)]) == 0
     text = capsys.readouterr().out.splitlines()
     final = [read_curve(job.folder).rows[-1]["mean"] for job in matrix if job.ablation == "dreamer"]
-    assert len(text) == 4 and f"({final[0]:.0f}, {final[1]:.0f})" in text[2]
+    assert len(text) == 8 and f"({final[0]:.0f}, {final[1]:.0f})" in text[2]
+    assert "seconds per update" in text[0] and float(text[2].split("|")[9]) > 0
+    html = (out.parent / "small.html").read_text()
+    assert text[4] in html and "optimistic_only" in html and "data:image/png" in html
     assert out.with_suffix(".png").stat().st_size > 5000
     rows = list(csv.DictReader((out.parent / "small_run_metrics.csv").open()))
     assert len(rows) == 4 and all(int(row["coverage"]) > 1 for row in rows)
@@ -244,7 +277,7 @@ def test_a_report_needs_no_replay(
     out, also = tmp_path / "lr0.1", tmp_path / "lr0.2"  # names with dots that begin no suffix
     assert main(["study", "report", str(path), "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 and "never" not in lines[3]
+    assert len(lines) == 8 and "never" not in lines[3]
     (warning,) = (x for x in caplog.messages if "no metrics of" in x)
     assert short.folder.name in warning and "no longer has" in warning
     assert (tmp_path / "lr0.1.png").exists() and (tmp_path / "lr0.1.json").exists()
@@ -253,7 +286,7 @@ def test_a_report_needs_no_replay(
     described = json.loads((tmp_path / "lr0.1.json").read_text())
     assert [run["ablation"] for run in described] == ["dreamer", "short"]
     rows = list(csv.reader((tmp_path / "lr0.1_run_metrics.csv").open()))
-    assert all(rows[1][4:6]) and rows[2] == ["dummy:pixels", "short", "1", *[""] * 9]
+    assert all(rows[1][4:6]) and rows[2] == ["dummy:pixels", "short", "1", *[""] * 10]
 
     saved = checkpoint.load(full.folder / "checkpoint.pt")
     del saved["agent"]["actor.net.output.bias"]
