@@ -47,6 +47,8 @@ def run(path: Path, executor: str = "local", address: str = "", parallel: int = 
     """
     if address and executor != "ray":
         raise UserError("--address works only with --executor ray.")
+    if parallel < 0:
+        raise UserError(f"--parallel must be at least 1, not {parallel}.")
     study = read_study(path)
     study = replace(study, parallel=parallel or study.parallel)
     matrix = jobs(study, path)

@@ -20,6 +20,7 @@ from scipy.stats import CensoredData, bootstrap, ecdf, norm, trim_mean
 RESAMPLES = 10_000
 CONFIDENCE = 95  # percent of the resamples lie in an interval
 BEST = 1000.0  # the highest return of a task of the Control Suite
+MOST_RATIO = 1000.0  # of the means of a task
 POWER = 0.8  # the probability of seeing a difference that exists
 
 Scores = Mapping[str, Mapping[str, Sequence[float]]]  # by task, then ablation: a score per run
@@ -77,14 +78,16 @@ def ratio(tasks: Sequence[Runs], others: Sequence[Runs]) -> Estimate | None:
     """The ratio of two ablations' means: the geometric mean over tasks.
 
     It is the exponential of the mean log ratio over tasks, so tasks count equally whatever their
-    returns are. It is None where the mean of a task may be zero or less.
+    returns are. The ratio of a task counts as ``MOST_RATIO`` at most, and as its inverse at least,
+    since a resample may have runs without any return only. The result is None where a run has a
+    negative score, or all runs of a task have none.
 
     Args:
         tasks: (runs) scores of every task.
         others: those of the baseline.
     """
     both = [*tasks, *others]
-    if any(runs.min() <= 0 for runs in both):
+    if any(runs.min() < 0 or runs.mean() == 0 for runs in both):
         return None
     return Estimate(*np.exp(estimate(_log_ratio, both)).tolist())
 
@@ -175,9 +178,11 @@ def _gap(*tasks: Runs, axis: int) -> NDArray:
 
 def _log_ratio(*both: Runs, axis: int) -> NDArray:
     """The mean over tasks. The first half are the tasks, the second those of the baseline."""
-    logs = [np.log(runs.mean(axis)) for runs in both]
     half = len(both) // 2
-    return np.mean(logs[:half], 0) - np.mean(logs[half:], 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = [np.log(runs.mean(axis)) for runs in both]
+        ratios = np.nan_to_num(np.subtract(logs[:half], logs[half:]), nan=0.0)  # none against none
+    return np.clip(ratios, -math.log(MOST_RATIO), math.log(MOST_RATIO)).mean(0)
 
 
 def _improvement(*both: Runs, axis: int) -> NDArray:

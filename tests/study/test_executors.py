@@ -147,11 +147,14 @@ def test_a_slot_is_free_again_when_its_run_has_ended(
     assert given == [0, 1, 1]
 
 
-def test_an_address_needs_the_executor_ray(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("option", "message"), [("--address=x:1", "--executor ray"), ("--parallel=-1", "at least 1")]
+)
+def test_wrong_options_are_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
 ) -> None:
-    assert main(["study", "run", str(write(tmp_path, RUNNING)), "--address", "x:1"]) == 2
-    assert "--executor ray" in capsys.readouterr().err
+    assert main(["study", "run", str(write(tmp_path, RUNNING)), option]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["ray", "submitit"])
@@ -260,3 +263,27 @@ def test_ray_gives_the_numbers_of_local_runs_although_a_worker_dies(
         # A run that stopped within an episode goes on with a new one, so it may differ from there.
         rows = slice(0, 1 if sessions[job] > 1 else None)
         assert numbers(job)[rows] == numbers(same)[rows]
+
+
+@pytest.mark.last
+@needs_ray
+def test_a_stopped_study_on_ray_saves_its_runs_and_is_for_this_machine_alone(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path, RUNNING)
+    matrix = matrix_of(path)
+    study = start_study(path, "--executor", "ray")
+    wait_for(lambda: all(map(trains, matrix)), 300)
+    addresses = {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for item in psutil.Process(study.pid).children(recursive=True)
+        for connection in item.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert addresses == {"127.0.0.1"}
+    study.send_signal(signal.SIGINT)
+    assert study.wait(200) == 128 + signal.SIGINT
+    wait_for(lambda: not processes_of(path))
+    for job in matrix:
+        assert "stopping: saving" in process.log_path(job).read_text()
+        assert checkpoint.load(job.folder / "checkpoint.pt")["frames"] >= job.progress().frames

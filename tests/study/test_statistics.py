@@ -128,7 +128,13 @@ def test_the_ratio_is_a_geometric_mean_over_tasks() -> None:
     assert ratio(ours, baseline) == pytest.approx((1, 1, 1))
     value, low, high = ratio([x * [1, 3] for x in ours], baseline)
     assert value == pytest.approx(2) and low == pytest.approx(1) and high == pytest.approx(3)
-    assert ratio([np.array([0.0, 5.0])], [np.array([1.0, 2.0])]) is None
+    assert ratio([np.array([-1.0, 5.0])], [np.array([1.0, 2.0])]) is None
+    assert ratio([np.array([0.0, 0.0])], [np.array([1.0, 2.0])]) is None
+    # A run without a return may be all that a resample has, on either side or on both.
+    value, low, high = ratio([np.array([0.0, 6.0])], [np.array([0.0, 3.0])])
+    assert value == pytest.approx(2) and low == pytest.approx(0.001) and high == pytest.approx(1000)
+    value, low, _ = ratio([np.array([0.0, *[6.0] * 5])], [np.full(6, 5.0)])
+    assert value == pytest.approx(1) and 0.3 < low < 0.9
 
 
 def test_the_interval_of_the_ratio_covers_the_truth() -> None:
