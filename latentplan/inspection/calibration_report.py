@@ -152,7 +152,7 @@ def held_out(agent: Agent, config: Config, episodes: int) -> Timestep:
     """
     renderer = pick_renderer(config)
     with make_eval_env(config, renderer, 1, SEED) as env:
-        for field in ("obs", "action_dim"):
+        for field in ("obs", "action_dim", "action_groups"):
             if getattr(env.spec, field) != getattr(agent.world.spec, field):
                 raise UserError(f"{config.task} has other observations or actions than the agent.")
         rows: list[Timestep] = []

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from environments import children, make, run_python, walk
 
+from latentplan.config.loading import load
 from latentplan.config.schema import EnvConfig
 from latentplan.envs import StepInterruptedError, gym, make_vector
 from latentplan.envs.actions import choices, one_hot, random_actions, to_bounds
@@ -175,6 +176,27 @@ def test_random_actions_take_every_choice(module: str) -> None:
     np.testing.assert_allclose(drawn.mean(0), [1 / 2] * 2 + [1 / 3] * 3, atol=0.1)
     chosen = choices(drawn, (2, 3))
     assert (one_hot(chosen, (2, 3)) == drawn).all()
+
+
+def test_cart_pole_terminates_where_the_pole_falls() -> None:
+    with make("gym:CartPole-v1", repeat=1) as env:
+        assert env.spec.action_groups == (2,)
+        env.reset()
+        rows = [env.step(np.array([[0.0, 1.0]]))[0] for _ in range(30)]
+    ends = [bool(row.is_terminal[0]) for row in rows]
+    assert any(ends) and rows[ends.index(True) + 1].is_first[0]
+    assert rows[ends.index(True)].prev_action.tolist() == [[0.0, 1.0]]
+
+
+def test_atari_observes_its_screen_and_names_its_actions() -> None:
+    pytest.importorskip("ale_py")
+    config = load([], ["task=gym:ALE/Pong-v5", "env.workers=false"])
+    with make_vector(config.task, "pixels", config.env, num_envs=1, seed=0) as env:
+        assert env.spec.action_names[:2] == ("NOOP", "FIRE") and env.spec.repeat == 4
+        first, _ = env.reset()
+        for _ in range(20):
+            row, frames = env.step(np.eye(6)[None, 2])
+    assert frames[0] == 4 and (row.obs["image"] != first.obs["image"]).any()
 
 
 def test_termination_inside_a_repeat(module: str) -> None:
