@@ -213,7 +213,9 @@ def test_an_agent_acts_on_images_as_the_environment_gives_them(kind: str) -> Non
     np.testing.assert_array_equal(agent.act(row.obs["image"][0]), action)
 
 
-@pytest.mark.parametrize("kind", ["nested", "discrete", "matrix", "two cameras", "mirrored"])
+@pytest.mark.parametrize(
+    "kind", ["nested", "discrete", "matrix", "two cameras", "mirrored", "beside a text"]
+)
 def test_an_agent_acts_on_numbers_as_the_environment_gives_them(kind: str) -> None:
     space, shown, _ = NUMBERS[kind]
     with environment(space, shown, "state") as env:
