@@ -83,7 +83,7 @@ class Entry(NamedTuple):
     """One entry of an environment's observations, and how it is used."""
 
     path: tuple[str | int, ...]  # the keys that lead to it; (): the observation itself
-    use: str  # numbers, one_hot, or the axes of an image, as in latentplan.envs.observations
+    use: str  # numbers, one_hot, unused, or the axes of an image, as in envs.observations
     shape: tuple[int, ...]
     dtype: str
     counts: tuple[int, ...] = ()  # of one_hot: the number of choices of each of its integers

@@ -71,6 +71,12 @@ class EnvConfig:
             "bounds": Bounds(),
         },
     )
+    success: str = setting(
+        "info",
+        "What counts as success in evaluation; info: what the environment says; reward: a "
+        "decision with a positive reward.",
+        choices=("info", "reward"),
+    )
     camera: str = setting(
         "", "Name or number of the camera of a dm_control task; empty: the usual one."
     )

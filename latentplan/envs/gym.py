@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import inspect
 import math
 import os
@@ -272,9 +273,14 @@ class GymEnvironment:
         return result
 
     def _action_meanings(self) -> Sequence[object]:
-        """The names of discrete actions, from the method that Atari's environments have for it."""
+        """The names of discrete actions, from Atari's method or from MiniGrid's enumeration."""
         meanings = getattr(self._env.unwrapped, "get_action_meanings", None)
-        return meanings() if callable(meanings) else ()
+        if callable(meanings):
+            return meanings()
+        actions = getattr(self._env.unwrapped, "actions", None)
+        if isinstance(actions, type) and issubclass(actions, enum.IntEnum):
+            return [action.name for action in sorted(actions)]
+        return ()
 
     def _size_of_frames(self) -> tuple[int, int]:
         self._env.reset(seed=0)

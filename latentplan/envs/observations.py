@@ -8,6 +8,7 @@ environment and in a loaded agent alike.
   Several images are put side by side.
 - Other numbers of any shape and type form the vector, in the order of their names. A choice among
   a few values is one-hot.
+- Texts are left out.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from gymnasium import spaces
 from latentplan.types import Entry, UserError
 
 log = logging.getLogger("latentplan")
-SMALLEST_SIDE = 8  # pixels; a smaller gray or stacked array is taken for numbers
+SMALLEST_SIDE = 8  # pixels; a smaller array is taken for numbers
 MOST_CLASSES = 4096  # of a one-hot choice; a choice among more is used as a number
-NUMBERS, ONE_HOT = "numbers", "one_hot"
+NUMBERS, ONE_HOT, UNUSED = "numbers", "one_hot", "unused"
 # The axes of images, in which n counts the frames of a stack, and c the colors.
 IMAGE_AXES = ("hw", "hwc", "chw", "nhw", "nhwc", "nchw")
 _WRAP = (
@@ -109,8 +110,8 @@ def image_axes(space: spaces.Space) -> str | None:
         return None
     shape = space.shape
     large = [side >= SMALLEST_SIDE for side in shape]
-    if len(shape) == 3 and shape[2] == 3 and (space.dtype == np.uint8 or all(large[:2])):
-        return "hwc"  # of any size where the type leaves no doubt
+    if len(shape) == 3 and shape[2] == 3 and all(large[:2]):
+        return "hwc"
     for axes in IMAGE_AXES:
         if len(axes) != len(shape):
             continue
@@ -144,7 +145,7 @@ def _is_picture(space: spaces.Space) -> bool:
 
 
 def _numbers_of(path: tuple[str | int, ...], space: spaces.Space) -> Entry | None:
-    """The entry of a space of numbers; None if it is another space."""
+    """The entry of a space of numbers or texts; None if it is another space."""
     shape = tuple(space.shape or ())
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         number = space.n if isinstance(space, spaces.Discrete) else space.nvec
@@ -152,6 +153,8 @@ def _numbers_of(path: tuple[str | int, ...], space: spaces.Space) -> Entry | Non
         starts = np.reshape(space.start, -1).tolist()
         if sum(counts) <= MOST_CLASSES:
             return Entry(path, ONE_HOT, shape, str(space.dtype), tuple(counts), tuple(starts))
+    elif np.dtype(space.dtype).kind == "U":  # a Text, or another space of texts
+        return Entry(path, UNUSED, shape, "str")
     elif not isinstance(space, spaces.Box | spaces.MultiBinary):
         return None
     return Entry(path, NUMBERS, shape, str(space.dtype))
@@ -159,6 +162,8 @@ def _numbers_of(path: tuple[str | int, ...], space: spaces.Space) -> Entry | Non
 
 def size_of(entry: Entry) -> int:
     """The numbers that an entry adds to the vector."""
+    if entry.use == UNUSED:
+        return 0
     return sum(entry.counts) if entry.use == ONE_HOT else math.prod(entry.shape)
 
 
@@ -176,7 +181,7 @@ def _sides(entry: Entry) -> tuple[int, int]:
 
 @functools.cache  # environments are built again and again
 def tell_what_is_used(task: str, entries: tuple[Entry, ...]) -> None:
-    """Log where an image is not the observation as it is."""
+    """Log which images are changed, and which entries are left out."""
     images = [entry for entry in entries if entry.use in IMAGE_AXES]
     for entry in images:
         if "n" in entry.use:
@@ -187,6 +192,9 @@ def tell_what_is_used(task: str, entries: tuple[Entry, ...]) -> None:
     if len(images) > 1:
         names = ", ".join(_name(entry.path) for entry in images)
         log.info("%s: the images %s are put side by side", task, names)
+    for entry in entries:
+        if entry.use == UNUSED:
+            log.info("%s: %s is a text, which the agent does not see", task, _name(entry.path))
 
 
 def _name(path: tuple[str | int, ...]) -> str:
@@ -213,6 +221,8 @@ def read(entries: Sequence[Entry], observation: Any) -> dict[str, np.ndarray]:
     images: list[np.ndarray] = []
     numbers: list[np.ndarray] = []
     for entry in entries:
+        if entry.use == UNUSED:
+            continue
         value = _value_at(observation, entry.path)
         (images if entry.use in IMAGE_AXES else numbers).append(_CONVERT[entry.use](entry, value))
     result = {}

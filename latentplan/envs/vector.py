@@ -64,7 +64,8 @@ class VectorEnv:
         seeds: (N,) int64, the seed of the present episode of each environment.
         is_last: (N,) bool, whether the last row ended its episode. It is False for an episode that
             was cut by a fault.
-        success: what the task said about the last decision of each environment; None: nothing.
+        success: whether the last decision of each environment was a success, by ``env.success``;
+            None: the task says nothing.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class VectorEnv:
         self.numbers, self.seeds = np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64)
         self.success: list[bool | None] = [None] * num_envs
         self._timeout, self._size = env.timeout, env.image_size
+        self._by_reward = env.success == "reward"
         in_process = env.workers and not recipe.task.startswith("dummy:")
         known = describe_in_process(recipe, env.timeout) if in_process else describe_here(recipe)
         self.spec = _spec_of(known, env)
@@ -265,7 +267,7 @@ class VectorEnv:
     ) -> tuple[Timestep, np.ndarray]:
         terminated = np.array([x.terminated for x in outcomes])
         self.is_last = terminated | np.array([x.truncated for x in outcomes])
-        self.success = [x.success for x in outcomes]
+        self.success = [x.reward > 0 if self._by_reward else x.success for x in outcomes]
         if self.is_last.any():
             self._policy.episode_ended()
         obs = {name: np.stack([x.observation[name] for x in outcomes]) for name in self.spec.obs}

@@ -1,4 +1,4 @@
-"""``latentplan calibrate RUN``: the calibration of a run's uncertainty on held-out episodes."""
+"""``latentplan calibrate RUN``: a run's uncertainty and predicted ends on held-out episodes."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ from latentplan.inspection.calibration import (
     scalars,
     windows,
 )
+from latentplan.inspection.continue_calibration import (
+    calibrate_continue,
+    continue_verdict,
+    draw_continue,
+)
 from latentplan.inspection.diagnosis import RANKS
 from latentplan.inspection.plots import pyplot
 from latentplan.runs import run_folder
@@ -51,6 +56,8 @@ def calibrate(
     checkpoint: str = "",
 ) -> dict[str, Any]:
     """Measure how well the uncertainty of a run predicts the errors of its model.
+
+    Where episodes terminate, the predicted probability that they continue is measured as well.
 
     The numbers, a plot and TensorBoard scalars are written to RUN/calibration.
 
@@ -96,13 +103,14 @@ def calibrate_agent(
     """
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}.")
-    rows = held_out(agent, config, episodes)
+    played = play(agent, config, episodes)
+    rows = held_out(played)
     count = len(rows.reward)
     result = k_step_errors(agent, rows.to(agent.device), CONTEXT)
     correlations = rank_correlations(result)
     separation = separation_same_task = None
     if unseen:
-        unseen_rows = held_out(agent, replace(config, task=unseen), episodes)
+        unseen_rows = held_out(play(agent, replace(config, task=unseen), episodes))
         with run_folder.open_replay(folder) as replay:
             rng = np.random.default_rng(SEED)
             replayed = replay.sample_within_episodes(count, CONTEXT + HORIZON, rng)
@@ -128,6 +136,7 @@ def calibrate_agent(
         "unseen": unseen or None,
         "auroc": separation,
         "auroc_same_task": separation_same_task,
+        "continue": calibrate_continue(agent, played),
     }
     report["verdict"] = verdict(report)
     target = out / "calibration"
@@ -140,24 +149,38 @@ def calibrate_agent(
     return report
 
 
-def held_out(agent: Agent, config: Config, episodes: int) -> Timestep:
-    """Let the sampled policy play episodes, and cut them into overlapping windows.
+def play(agent: Agent, config: Config, episodes: int) -> Timestep:
+    """Let the sampled policy play episodes.
+
+    Returns:
+        (T, 1) numpy arrays, one episode after the other.
+
+    Raises:
+        UserError: the task has other observations or actions than the agent.
+    """
+    renderer = pick_renderer(config)
+    with make_eval_env(config, renderer, 1, SEED) as env:
+        for field in ("obs", "action_dim", "action_groups"):
+            if getattr(env.spec, field) != getattr(agent.world.spec, field):
+                raise UserError(f"{config.task} has other observations or actions than the agent.")
+        rows: list[Timestep] = []
+        run_episodes(agent, env, episodes, "sample", watch=rows.append)
+    return join(rows, np.stack)
+
+
+def held_out(played: Timestep) -> Timestep:
+    """Cut episodes into overlapping windows.
+
+    Args:
+        played: a result of :func:`play`.
 
     Returns:
         (B, CONTEXT + HORIZON) numpy arrays.
 
     Raises:
-        UserError: the task has other observations or actions than the agent, or every episode is
-            shorter than a window.
+        UserError: every episode is shorter than a window.
     """
-    renderer = pick_renderer(config)
-    with make_eval_env(config, renderer, 1, SEED) as env:
-        for field in ("obs", "action_dim"):
-            if getattr(env.spec, field) != getattr(agent.world.spec, field):
-                raise UserError(f"{config.task} has other observations or actions than the agent.")
-        rows: list[Timestep] = []
-        run_episodes(agent, env, episodes, "sample", watch=rows.append)
-    result = windows(join(rows, np.stack), CONTEXT + HORIZON, CONTEXT)
+    result = windows(played, CONTEXT + HORIZON, CONTEXT)
     if not len(result.reward):
         raise UserError(
             f"The calibration needs episodes of at least {CONTEXT + HORIZON} decisions, and all "
@@ -167,7 +190,11 @@ def held_out(agent: Agent, config: Config, episodes: int) -> Timestep:
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """What the numbers of a report mean, in words."""
+    """What the numbers of a report mean, in words: the uncertainty, and the predicted ends."""
+    return f"{_uncertainty_verdict(report)} {continue_verdict(report['continue'])}"
+
+
+def _uncertainty_verdict(report: Mapping[str, Any]) -> str:
     rho = report["rank_correlation"]["latent"][RELIABILITY_STEPS - 1]
     if not math.isfinite(rho):
         return (
@@ -203,14 +230,32 @@ def draw_plot(report: dict[str, Any], path: Path) -> Path:
     """Plot the mean errors of windows against their uncertainty, under the verdict.
 
     The windows are in groups of equal size, from the least to the most uncertain one. An error of 1
-    is the mean over all groups.
+    is the mean over all groups. Where episodes terminated, a second panel has the reliability of
+    the predicted probability that they continue.
 
     Args:
         report: the content of ``calibration.json``.
         path: the PNG to write, which is also the result.
     """
     plt = pyplot()
-    figure, axis = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    ends = report["continue"]
+    panels = 1 if ends is None else 2
+    figure, axes = plt.subplots(
+        1, panels, figsize=(8 * panels, 4.8), layout="constrained", squeeze=False
+    )
+    _draw_errors(axes[0, 0], report)
+    if ends is not None:
+        draw_continue(axes[0, 1], ends)
+    run = Path(report["run"]).absolute().name
+    described = f"{run}, {report['task']}, frame {report['frames']:,}"
+    wrapped = textwrap.fill(report["verdict"], 105 * panels)
+    figure.suptitle(f"{described}\n{wrapped}", fontsize=9, x=0.01, ha="left")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def _draw_errors(axis: Any, report: Mapping[str, Any]) -> None:
     groups = 0
     for name in report["rank_correlation"]:
         errors = np.asarray(report["reliability"][name]["error"])
@@ -228,10 +273,3 @@ def draw_plot(report: dict[str, Any], path: Path) -> Path:
     axis.set_ylabel(f"error, {RELIABILITY_STEPS} decisions ahead / mean error")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=9)
-    run = Path(report["run"]).absolute().name
-    described = f"{run}, {report['task']}, frame {report['frames']:,}"
-    wrapped = textwrap.fill(report["verdict"], 105)
-    axis.set_title(f"{described}\n{wrapped}", fontsize=9, loc="left")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from latentplan.config.schema import Config
 from latentplan.data.files import OBSERVATION_NAME
-from latentplan.envs.observations import IMAGE_AXES, MOST_CLASSES, NUMBERS, ONE_HOT
+from latentplan.envs.observations import IMAGE_AXES, MOST_CLASSES, NUMBERS, ONE_HOT, UNUSED
 from latentplan.types import Entry, EnvSpec, UserError, shown
 
 MOST = 2**53  # largest count of frames, decisions, updates and rows
@@ -261,7 +261,8 @@ def _entry(value: object) -> Entry:
     keys = _list(path, name, None)
     if not all(type(x) is str or (type(x) is int and abs(x) <= MOST) for x in keys):
         raise _WrongError(f"{name} has the path {shown(path)}")
-    if use not in (*IMAGE_AXES, NUMBERS, ONE_HOT) or dtype not in _OBSERVATION_TYPES:
+    usable = use in (*IMAGE_AXES, NUMBERS, ONE_HOT) and dtype in _OBSERVATION_TYPES
+    if not usable and (use, dtype) != (UNUSED, "str"):
         raise _WrongError(f"{name} is used as {shown(use)} {shown(dtype)}")
     sizes, choices, firsts = (
         tuple(_integer(x, name, most, least) for x in _list(values, name, None))

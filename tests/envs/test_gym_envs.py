@@ -14,6 +14,7 @@ import psutil
 import pytest
 from environments import children, make, run_python, walk
 
+from latentplan.config.loading import load
 from latentplan.config.schema import EnvConfig
 from latentplan.envs import StepInterruptedError, gym, make_vector
 from latentplan.envs.actions import choices, one_hot, random_actions, to_bounds
@@ -114,6 +115,26 @@ SHAPES = ("two eyes", "gray", "short", "long", "floating", "one", "pair", "none"
 WRONG = (*SHAPES, "unbuildable", "unmakeable")
 
 
+ENUMERATED = """
+import enum
+import gymnasium
+
+
+class Actions(enum.IntEnum):
+    go = 1
+    stay = 0
+
+
+class Enumerated(gymnasium.Env):
+    observation_space = gymnasium.spaces.Discrete(2)
+    action_space = gymnasium.spaces.Discrete(2)
+    actions = Actions
+
+
+gymnasium.register("Enumerated-v0", Enumerated)
+"""
+
+
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("mine") / "mine.py"
@@ -175,6 +196,60 @@ def test_random_actions_take_every_choice(module: str) -> None:
     np.testing.assert_allclose(drawn.mean(0), [1 / 2] * 2 + [1 / 3] * 3, atol=0.1)
     chosen = choices(drawn, (2, 3))
     assert (one_hot(chosen, (2, 3)) == drawn).all()
+
+
+def test_cart_pole_terminates_where_the_pole_falls() -> None:
+    with make("gym:CartPole-v1", repeat=1) as env:
+        assert env.spec.action_groups == (2,)
+        env.reset()
+        rows = [env.step(np.array([[0.0, 1.0]]))[0] for _ in range(30)]
+    ends = [bool(row.is_terminal[0]) for row in rows]
+    assert any(ends) and rows[ends.index(True) + 1].is_first[0]
+    assert rows[ends.index(True)].prev_action.tolist() == [[0.0, 1.0]]
+
+
+def test_atari_observes_its_screen_and_names_its_actions() -> None:
+    pytest.importorskip("ale_py")
+    config = load([], ["task=gym:ALE/Pong-v5", "env.workers=false"])
+    with make_vector(config.task, "pixels", config.env, num_envs=1, seed=0) as env:
+        assert env.spec.action_names[:2] == ("NOOP", "FIRE") and env.spec.repeat == 4
+        first, _ = env.reset()
+        for _ in range(20):
+            row, frames = env.step(np.eye(6)[None, 2])
+    assert frames[0] == 4 and (row.obs["image"] != first.obs["image"]).any()
+
+
+@pytest.mark.parametrize("task", ["gym:MiniGrid-Empty-8x8-v0", "gym:MiniGrid-DoorKey-5x5-v0"])
+def test_minigrid_is_observed_as_a_picture_and_as_the_codes_of_its_cells(task: str) -> None:
+    pytest.importorskip("minigrid")
+    config = load([], [f"task={task}", "env.workers=false"])
+    with make_vector(config.task, "both", config.env, num_envs=1, seed=0) as env:
+        row, _ = env.reset()
+        assert env.spec.action_names[:3] == ("left", "right", "forward") and env.spec.repeat == 1
+        assert env.spec.obs["vector"][0] == (4 + 7 * 7 * 3,)  # direction, and the agent's view
+        assert row.obs["vector"][0, :4].sum() == 1 and row.obs["vector"].max() < 11
+        assert row.obs["image"].max() > 200  # a picture is not as dark as the codes
+
+
+def test_the_goal_of_minigrid_is_a_success() -> None:
+    pytest.importorskip("minigrid")
+    config = load([], ["task=gym:MiniGrid-Empty-8x8-v0", "env.workers=false"])
+    way = [2] * 5 + [1] + [2] * 5  # forward, right
+    with make_vector(config.task, "state", config.env, num_envs=1, seed=0) as env:
+        env.reset()
+        success = []
+        for action in way:
+            row, _ = env.step(np.eye(7, dtype=np.float32)[None, action])
+            success += env.success
+    assert success == [False] * 10 + [True] and row.is_terminal[0]
+    assert row.reward[0] == pytest.approx(1 - 0.9 * 11 / 256)
+
+
+def test_the_actions_of_an_enumeration_have_its_names(tmp_path: Path) -> None:
+    path = tmp_path / "enumerated.py"
+    path.write_text(ENUMERATED)
+    with make("gym:Enumerated-v0", module=str(path)) as env:
+        assert env.spec.action_names == ("stay", "go")
 
 
 def test_termination_inside_a_repeat(module: str) -> None:

@@ -79,6 +79,12 @@ NUMBERS = {
     "integers": (spaces.Box(-5, 5, (2,), np.int64), np.array([-5, 4]), [-5, 4]),
     "bools": (spaces.Box(0, 1, (3,), np.bool_), np.array([True, False, True]), [1, 0, 1]),
     "few bytes": (bytes_box(4, 4), np.arange(16).reshape(4, 4), np.arange(16)),
+    "codes of cells": (bytes_box(2, 2, 3), np.arange(12).reshape(2, 2, 3), np.arange(12)),
+    "beside a text": (
+        spaces.Dict(a=spaces.Text(5), b=box(2)),
+        {"a": "go", "b": np.ones(2)},
+        [1, 1],
+    ),
     "shares": (spaces.Box(0, 1, (3, 3), np.float32), np.ones((3, 3)), np.ones(9)),
     "discrete": (spaces.Discrete(4), np.int64(2), [0, 0, 1, 0]),
     "discrete, with a start": (spaces.Discrete(3, start=-1), 1, [0, 0, 1]),
@@ -114,7 +120,7 @@ REFUSED = [
     ("both", spaces.Dict(a=bytes_box(16, 24, 2), b=box(2)), "'a' is an array"),
     ("state", bytes_box(16, 24, 3), "obs=pixels"),
     ("both", bytes_box(16, 24, 3), "obs=pixels"),
-    ("state", spaces.Dict(a=spaces.Text(5), b=box(2)), "'a' is a Text.*FilterObservation"),
+    ("state", spaces.Dict(a=spaces.Text(5)), "no numbers"),
     ("state", spaces.Sequence(spaces.Discrete(2)), "is a Sequence.*TransformObservation"),
     ("state", box(0), "no numbers"),
 ]
@@ -207,7 +213,9 @@ def test_an_agent_acts_on_images_as_the_environment_gives_them(kind: str) -> Non
     np.testing.assert_array_equal(agent.act(row.obs["image"][0]), action)
 
 
-@pytest.mark.parametrize("kind", ["nested", "discrete", "matrix", "two cameras", "mirrored"])
+@pytest.mark.parametrize(
+    "kind", ["nested", "discrete", "matrix", "two cameras", "mirrored", "beside a text"]
+)
 def test_an_agent_acts_on_numbers_as_the_environment_gives_them(kind: str) -> None:
     space, shown, _ = NUMBERS[kind]
     with environment(space, shown, "state") as env:
@@ -259,6 +267,8 @@ def test_what_is_not_used_as_it_is_is_logged(caplog: pytest.LogCaptureFixture) -
     with environment(space, shown, "pixels"):
         assert "'left' is a stack of 5 frames, of which the newest is used" in caplog.text
         assert "the images 'left', 'right' are put side by side" in caplog.text
+    with environment(spaces.Dict(a=box(2), go=spaces.Text(5)), {"a": [1, 2], "go": "up"}, "state"):
+        assert "'go' is a text, which the agent does not see" in caplog.text
 
 
 LARGEST = float(np.finfo(np.float32).max)

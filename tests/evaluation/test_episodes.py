@@ -106,7 +106,7 @@ class Goals(gymnasium.Env):
         self.time += 1
         reached = np.bool_(self.episodes == 2 and self.time == 3)  # and not at the end
         info = {self.key: reached} if self.key else {}
-        return np.zeros(2, np.float32), 0.0, False, self.time == 6, info
+        return np.zeros(2, np.float32), float(reached), False, self.time == 6, info
 
 
 for name in ("success", "is_success", ""):
@@ -121,3 +121,11 @@ def test_successes_are_those_that_the_task_tells(tmp_path: Path, name: str) -> N
     with make(f"gym:Goals{name}-v0", module=module, repeat=2, mode="eval") as env:
         scores = run_episodes(Agent(env.spec, agent_config()), env, 3)
     assert scores.successes == ([False, True, False] if name else None)
+
+
+def test_a_positive_reward_can_be_the_success(tmp_path: Path) -> None:
+    (tmp_path / "goals.py").write_text(GOALS)
+    settings = {"module": str(tmp_path / "goals.py"), "repeat": 2, "mode": "eval"}
+    with make("gym:Goals-v0", success="reward", **settings) as env:
+        scores = run_episodes(Agent(env.spec, agent_config()), env, 3)
+    assert scores.successes == [False, True, False]

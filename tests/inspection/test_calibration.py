@@ -138,9 +138,10 @@ def test_scalars_are_named_after_the_steps_ahead() -> None:
 )
 def test_the_verdict_says_what_the_correlation_means(rho: float, words: str) -> None:
     correlations = {"latent": [0.0, 0.0, 0.0, 0.0, rho], "reward": [0.1] * 5}
-    report = {"rank_correlation": correlations, "windows": 30, "auroc": None}
+    report = {"rank_correlation": correlations, "windows": 30, "auroc": None, "continue": None}
     sentence = calibration_report.verdict(report)
-    assert words in sentence and (math.isnan(rho) or f"{rho:.2f}" in sentence)
+    assert words in sentence and "No held-out episode terminated" in sentence
+    assert math.isnan(rho) or f"{rho:.2f}" in sentence
 
 
 def test_new_rows_are_distinguished_from_replayed_ones(
