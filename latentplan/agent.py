@@ -19,6 +19,7 @@ from latentplan.behavior.planner import Plan, plan_metrics
 from latentplan.behavior.returns import BonusScale, ReturnScale, UncertaintyScale
 from latentplan.config.schema import Config
 from latentplan.nn.action_distributions import perturbed
+from latentplan.nn.distributed import average_over_ranks
 from latentplan.nn.optimizer import LaProp
 from latentplan.nn.random import Generators, draw_rows
 from latentplan.types import EnvSpec, Latent, PlanTarget, Timestep, UserError
@@ -244,6 +245,9 @@ class Agent(nn.Module):
     ) -> dict[str, Tensor]:
         """One gradient step of world model, actor and critic.
 
+        In a process group of ``torch.distributed``, every rank calls this with rows of its own, and
+        all take the step of the joined batch (``docs/scaling.md``).
+
         Args:
             batch: (B, C + T) rows on the agent's device; the C of ``train.context`` come first,
                 and only give the states before the others.
@@ -252,11 +256,13 @@ class Agent(nn.Module):
                 and functions are compiled there.
 
         Returns:
-            Metrics as detached tensors, so that the device is not waited for here.
+            Metrics as detached tensors, so that the device is not waited for here. Losses are those
+            of the joined batch, and all other metrics those of the rank's own rows.
 
         Raises:
             NonFiniteLossError: it names the terms. The weights have not changed.
         """
+        self.bonus_scale.average_over_ranks()  # each rank has explored by itself
         history, context = None, self.config.train.context
         if context:
             history = batch.map(lambda x: x[:, :context])
@@ -268,7 +274,7 @@ class Agent(nn.Module):
         self.world.count_update()
         self.critic.follow()
         self.uncertainty_scale.update(high_uncertainty)
-        return {f"train/loss/{k}": v.detach() for k, v in terms.items()} | metrics
+        return {f"train/loss/{k}": v for k, v in terms.items()} | metrics
 
     def _differentiate(
         self, batch: Timestep, episode: Tensor, history: Timestep | None
@@ -280,10 +286,10 @@ class Agent(nn.Module):
             history: (B, C) the rows before them, if there are any.
 
         Returns:
-            The losses by name, the high uncertainty () of the batch, and metrics.
+            The losses by name, detached, the high uncertainty () of the batch, and metrics.
 
         Raises:
-            NonFiniteLossError: as :meth:`update`.
+            NonFiniteLossError: as :meth:`update`. All ranks raise it together.
         """
         self.optimizer.zero_grad()
         start = None if history is None else self._end_of(history)
@@ -292,17 +298,21 @@ class Agent(nn.Module):
         behavior, metrics = self.learner.losses(latent.map(lambda x: x.detach()), batch)
         distill = behavior.get("distill") if self.config.plan.search == "cross_entropy" else None
         total({k: x for k, x in behavior.items() if x is not distill}).backward()
+        pulls: Sequence[Tensor] = ()
         if distill is not None:
-            metrics |= self._add_fraction(distill)
-        terms |= behavior
+            learning = [p for p in self.actor.parameters() if p.grad is not None]
+            pulls = torch.autograd.grad(distill, learning)
+        terms = {k: x.detach() for k, x in (terms | behavior).items()}
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        average_over_ranks([*grads, *pulls, *terms.values()])
+        if pulls:
+            metrics |= self._add_fraction(pulls)
         self._require_finite(terms)
         return terms, high_uncertainty, seen | metrics
 
-    def _add_fraction(self, distill: Tensor) -> dict[str, Tensor]:
+    def _add_fraction(self, pulls: Sequence[Tensor]) -> dict[str, Tensor]:
         """Add the gradient of the distillation to the actor's, in a fixed ratio of their norms."""
-        weights = [p for p in self.actor.parameters() if p.grad is not None]
-        grads = [p.grad for p in weights if p.grad is not None]
-        pulls = torch.autograd.grad(distill, weights)
+        grads = [p.grad for p in self.actor.parameters() if p.grad is not None]
         own, pull = (torch.cat([x.flatten() for x in xs]) for xs in (grads, pulls))
         length = own.norm() / pull.norm().clamp(min=1e-12)
         for grad, x in zip(grads, pulls, strict=True):

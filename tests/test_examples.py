@@ -8,14 +8,17 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from environments import make, walk
 from tiny import run_config
 
 from latentplan import load
 from latentplan.cli.main import main
+from latentplan.runs import initial_weights
 from latentplan.training.loop import train
 from latentplan.types import UserError
 
@@ -27,11 +30,15 @@ SHORT = [
 ]
 
 
-def run(name: str, *arguments: str, folder: Path) -> str:
-    """Standard output of an example; the test fails where the example does."""
+def run(name: str, *arguments: str, folder: Path, launcher: Sequence[str] = ()) -> str:
+    """Standard output of an example; the test fails where the example does.
+
+    Args:
+        launcher: the arguments of Python that start the example in another way.
+    """
     variables = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
+        [sys.executable, *launcher, str(EXAMPLES / name), *arguments],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -79,6 +86,21 @@ def test_running_the_example_again_goes_on(point: tuple[Path, str]) -> None:
 def test_a_trained_agent_is_used_in_ten_lines(point: tuple[Path, str]) -> None:
     folder, _ = point
     assert 0 < printed_return(run("use_agent.py", "runs/point", folder=folder)) <= 50
+
+
+def test_two_processes_go_on_learning_from_the_rows_of_a_run(point: tuple[Path, str]) -> None:
+    folder, _ = point
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = "data_parallel.py", "runs/point", "weights.pt", "3"
+    text = run(*arguments, folder=folder, launcher=torchrun)
+    assert re.search(r"^3 updates in [\d.]+ s, loss -?[\d.]+$", text, re.MULTILINE), text
+    learned, before = (
+        initial_weights.read(str(folder / name)) for name in ("weights.pt", "runs/point")
+    )
+    assert learned.frames == before.frames
+    assert not torch.equal(
+        learned.state["actor.net.output.weight"], before.state["actor.net.output.weight"]
+    )
 
 
 def test_the_loaded_agent_acts_as_a_function_of_what_it_saw(point: tuple[Path, str]) -> None:

@@ -146,6 +146,7 @@ class Learner:
             assert plans.refined is not None
             if rate:
                 self.behavior.bonus_scale.update(plans.refined.spreads)
+                self.behavior.bonus_scale.average_over_ranks()
             loss, distance = self._plan_loss(dream.features[rows, 0], plans.refined.target)
             losses.append(loss)
             metrics |= plan_metrics("teach", [plans], rate)

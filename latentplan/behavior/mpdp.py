@@ -34,6 +34,7 @@ from latentplan.behavior.objective import ActorLoss, Dream
 from latentplan.behavior.returns import discounts
 from latentplan.config.schema import Config
 from latentplan.nn.action_distributions import PolicyDist
+from latentplan.nn.distributed import mean_over_ranks
 from latentplan.types import Latent, Rollout, StepNoise
 
 StepPolicy = Callable[[Latent, int], PolicyDist]
@@ -183,7 +184,7 @@ class _MpdpObjective:
             threshold=c.threshold if c.adaptive_horizon else None,
             reward_scale=b.return_scale.value,
             uncertainty_scale=b.uncertainty_scale.value,
-            reward_magnitude=rollout.reward.detach().abs().mean(),
+            reward_magnitude=mean_over_ranks(rollout.reward.detach().abs().mean()),
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from latentplan.nn.distributed import average_over_ranks, gather_rows
+
 
 def lambda_returns(
     reward: Tensor, value: Tensor, discount: Tensor, lam: float, last: Tensor | None = None
@@ -81,7 +83,8 @@ class ReturnScale(nn.Module):
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> None:
-        """Update with returns of any shape. If one is not finite, nothing changes."""
+        """Update with returns (N, ...) of every rank. If one is not finite, nothing changes."""
+        returns = gather_rows(returns)
         low, high = torch.quantile(returns.float().flatten(), self.levels)
         range_, finite = high - low, returns.isfinite().all()
         self.range.copy_(torch.where(finite, self.range.lerp(range_, self.rate), self.range))
@@ -121,6 +124,10 @@ class BonusScale(nn.Module):
         finite = spreads.isfinite().all()
         self.spreads.copy_(torch.where(finite, self.spreads.lerp(spreads, self.rate), self.spreads))
         self.count.add_(finite)
+
+    def average_over_ranks(self) -> None:
+        """Take the mean of the ranks' spreads, which follow the states of each rank."""
+        average_over_ranks([self.spreads, self.count])
 
     @property
     def value(self) -> Tensor:

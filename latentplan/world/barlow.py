@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from latentplan.nn.distributed import gather_rows
 from latentplan.nn.layers import Linear
 
 OFF_DIAGONAL = 5e-4  # published weight of the correlations of different dimensions
@@ -18,8 +19,12 @@ class Barlow(nn.Module):
         self.project = Linear(features, embed, bias=False)
 
     def forward(self, features: Tensor, embed: Tensor) -> Tensor:
-        """The loss () of rows (N, F), (N, X). The embedding is a target and gets no gradient."""
-        return barlow_loss(self.project(features).float(), embed.detach().float())
+        """The loss () of rows (N, F), (N, X) of every rank, which correlations join.
+
+        The embedding is a target and gets no gradient.
+        """
+        projected, target = self.project(features).float(), embed.detach().float()
+        return barlow_loss(gather_rows(projected), gather_rows(target))
 
 
 def barlow_loss(x: Tensor, y: Tensor) -> Tensor:

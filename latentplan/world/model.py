@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from latentplan.config.schema import WorldConfig
 from latentplan.nn.cache import cached_rows
+from latentplan.nn.distributed import gather_rows
 from latentplan.nn.distributions import (
     TwoHot,
     bernoulli_log_prob,
@@ -277,7 +278,7 @@ class WorldModel(nn.Module):
             owners = owned(self.config.probe_members)
             terms["probes"], uncertainty = self._probe_loss(self.probes, latent, batch, owners)
         assert uncertainty is not None  # either the prior heads or the probes measure it
-        high = torch.nanquantile(uncertainty, 0.95)
+        high = torch.nanquantile(gather_rows(uncertainty), 0.95)
         metrics |= {
             "train/model/uncertainty": uncertainty.nanmean(),
             "train/model/uncertainty_high": high,

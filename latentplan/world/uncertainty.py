@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from latentplan.nn.distributed import mean_over_ranks, world_size
 from latentplan.nn.ensemble import EnsembleMLP
 
 
@@ -93,4 +94,6 @@ class Probes(nn.Module):
         error = F.mse_loss(
             prediction, target.detach().expand_as(prediction), reduction="none"
         ).mean(-1)
-        return (error * mask).sum() / mask.sum().clamp(min=1), member_std(prediction.detach())
+        # Ranks differ in the number of rows that their members learn from.
+        count = mean_over_ranks(mask.sum()).clamp(min=1 / world_size())
+        return (error * mask).sum() / count, member_std(prediction.detach())
