@@ -164,8 +164,8 @@ def random_rows(
     is_first = torch.zeros(batch, length, dtype=torch.bool, device=device)
     is_first[:, 0] = True
     keep = (~is_first).float()
-    drawn = torch.rand(batch, length, spec.action_dim, device=device) * 2 - 1
-    valid = executed(drawn.cpu().numpy(), spec.action_groups)
+    drawn = torch.rand(batch, length, spec.action_dim) * 2 - 1
+    valid = executed(drawn.numpy(), spec.action_groups)
     action = torch.from_numpy(valid).to(device) * keep[..., None]
     reward = torch.rand(batch, length, device=device) * keep
     episode = torch.arange(batch, device=device)[:, None].expand(batch, length).contiguous()

@@ -27,7 +27,7 @@ STUDY = """
 tasks: [dummy:pixels]
 ablations: [dreamer]
 settings: {obs: state, size: tiny, device: cpu, env.workers: false, eval.episodes: 1,
-  behavior.target_entropy: null, train.ratio: 4, log.every: 64}
+  behavior.target_entropy: null, train.compile: "off", train.ratio: 4, log.every: 64}
 parallel: 2
 cpus: 1
 """
@@ -37,6 +37,17 @@ needs_ray = pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="need
 needs_submitit = pytest.mark.skipif(
     not importlib.util.find_spec("submitit"), reason="needs submitit"
 )
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Let processes take SIGINT, by which submitit cancels them.
+
+    A shell starts jobs in the background with SIGINT ignored, and their processes inherit that.
+    """
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 def write(folder: Path, steps: str, seeds: str = "[1, 2]") -> Path:
