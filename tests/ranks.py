@@ -52,9 +52,10 @@ def configurations() -> dict[str, Config]:
 
 
 def batch_of(rank: int, update: int) -> tuple[Timestep, Tensor]:
-    """The batch (B, T) of a rank. Ranks differ in their rewards and in their episodes."""
+    """The batch (B, T) of a rank. Ranks differ in their rewards and in their episodes, of which
+    the probes learn from another number in each rank."""
     batch, episode = random_batch(*SHAPE, BOTH, seed=RANKS * update + rank)
-    return batch._replace(reward=batch.reward * (1 + 4 * rank)), episode + SHAPE[0] * rank
+    return batch._replace(reward=batch.reward * (1 + 4 * rank)), episode + 3 * SHAPE[0] * rank
 
 
 def joined(update: int) -> tuple[Timestep, Tensor]:

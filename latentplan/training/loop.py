@@ -42,7 +42,7 @@ from latentplan.training.memory import check_memory
 from latentplan.training.monitor import Monitor, OnLog
 from latentplan.training.offline import NoEnvironment, fill
 from latentplan.training.recovery import Recovery
-from latentplan.training.start import Start, resolve
+from latentplan.training.start import Start, require_one_process, resolve
 from latentplan.training.stopping import (
     Stop,
     StopInterrupt,
@@ -86,6 +86,7 @@ class Session(NamedTuple):
 
 def train_session(config: Config, *, on_log: OnLog | None = None) -> Session:
     """As :func:`train`, and tell whether a signal stopped the session before its end."""
+    require_one_process()
     # The lock comes before anything is read: another session that is still saving would otherwise
     # lose what it saves.
     folder = Path(config.run_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from latentplan.runs.initial_weights import InitialWeights
 from latentplan.runtime.allocator import configure_malloc
 from latentplan.runtime.device import pick_device
 from latentplan.training.offline import Offline, prepare
+from latentplan.types import UserError
 
 
 class Start(NamedTuple):
@@ -35,6 +37,18 @@ class Start(NamedTuple):
     saved: dict[str, Any] | None  # the checkpoint of a run that continues
     initial: InitialWeights | None = None  # the weights of another run that a new run begins with
     offline: Offline | None = None  # what a run learns from that steps no environment
+
+
+def require_one_process() -> None:
+    """Raise a UserError in a process that ``torchrun`` has started beside others.
+
+    They would all train the same run, in the same folder.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1":
+        raise UserError(
+            "latentplan train runs in one process: start it without torchrun. docs/scaling.md says "
+            "what several processes can share."
+        )
 
 
 def resolve(config: Config) -> Start:

@@ -50,6 +50,21 @@ def run_differences(one: Path, other: Path) -> list[str]:
     return result + ["metrics"] * (scores[0] != scores[1])
 
 
+# --- starting -------------------------------------------------------------------------------
+
+
+def test_several_processes_of_torchrun_do_not_train_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"one process: start it without torchrun"):
+        train(run_config(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    train(run_config(tmp_path / "run", "steps=4", "train.prefill=1000"))
+
+
 # --- resuming -------------------------------------------------------------------------------
 
 
