@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -40,6 +41,22 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LATENTPLAN_STATE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heard_signals() -> Iterator[None]:
+    """Let this process and its children take SIGINT and SIGHUP.
+
+    A shell starts jobs in the background with SIGINT ignored, nohup ignores SIGHUP, and processes
+    inherit both.
+    """
+    numbers = (signal.SIGINT, signal.SIGHUP)
+    ignored = [x for x in numbers if signal.getsignal(x) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(autouse=True)

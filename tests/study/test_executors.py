@@ -39,17 +39,6 @@ needs_submitit = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """Let processes take SIGINT, by which submitit cancels them.
-
-    A shell starts jobs in the background with SIGINT ignored, and their processes inherit that.
-    """
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, handler)
-
-
 def write(folder: Path, steps: str, seeds: str = "[1, 2]") -> Path:
     folder.mkdir(exist_ok=True)
     path = folder / "small.yaml"
