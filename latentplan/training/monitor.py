@@ -231,7 +231,7 @@ class Monitor:
         # No time is estimated from the prefill, which is faster than learning, nor from the first
         # updates, which are slower because functions are compiled.
         if frames > last_frames and updates > last_updates > 0:
-            seconds_left = (self.config.steps - frames) / rates["fps/env"]
+            seconds_left = max(0, self.config.steps - frames) / rates["fps/env"]
             text += f", {seconds_left / 60:.0f} min left"
         # The bar shows the same on a terminal.
         lines = log if self._bar.disable else FILE_ONLY
