@@ -6,13 +6,16 @@ numbers of a run do not depend on the executor.
 
 from __future__ import annotations
 
+import importlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from latentplan.study.matrix import Job
 from latentplan.types import UserError
 
+log = logging.getLogger("latentplan")
 NAMES = ("local", "ray", "slurm")
 
 
@@ -65,3 +68,23 @@ def make_executor(name: str, resources: Resources, address: str = "") -> Executo
 
         return SlurmExecutor(resources)
     raise UserError(f"There is no executor {name!r}; there are: {', '.join(NAMES)}.")
+
+
+def import_package(package: str, executor: str) -> Any:
+    """The package of an executor, which is an optional one of that name.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(
+            f"The executor {executor} needs a package: pip install 'latentplan[{executor}]'."
+        ) from error
+
+
+def code_of_lost(job: Job, error: BaseException) -> int:
+    """The exit code of a run whose task a cluster has lost, after a warning with the reason."""
+    log.warning("%s: %s", job.folder.name, str(error).strip().splitlines()[-1])
+    return 1

@@ -6,17 +6,15 @@ machine is lost, and the run goes on from its checkpoint.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from latentplan.study.executors import Resources
+from latentplan.study.executors import Resources, code_of_lost, import_package
 from latentplan.study.executors.process import Training
 from latentplan.study.matrix import Job
 from latentplan.types import UserError
 
-log = logging.getLogger("latentplan")
 RETRIES = 5  # of a run whose worker was lost
 STORE_BYTES = 100 * 2**20  # of the object store; the tasks exchange exit codes only
 LOOPBACK = ("", "127.0.0.1:", "localhost:")  # beginnings of addresses of this machine
@@ -61,8 +59,7 @@ class RayExecutor:
         try:
             return self._ray.get(self._running[job])
         except self._ray.exceptions.RayError as error:
-            log.warning("%s: %s", job.folder.name, str(error).strip().splitlines()[-1])
-            return 1
+            return code_of_lost(job, error)
 
     def stop(self) -> None:
         """Let all runs save and stop, wait for them, and leave the cluster."""
@@ -83,12 +80,7 @@ def _connected(address: str) -> Any:
     if address.startswith(LOOPBACK[1:]) or not address:
         # Otherwise Ray replaces 127.0.0.1 by an address that other machines reach.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError(
-            "The executor ray needs a package: pip install 'latentplan[ray]'."
-        ) from error
+    ray = import_package("ray", "ray")
     quiet = {"log_to_driver": False, "logging_level": "error"}
     own = {"num_cpus": os.cpu_count(), "object_store_memory": STORE_BYTES}
     try:

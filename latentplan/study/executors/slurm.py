@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import sys
@@ -10,12 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from latentplan.study.executors import Resources
+from latentplan.study.executors import Resources, code_of_lost, import_package
 from latentplan.study.executors.process import Training
 from latentplan.study.matrix import Job
 from latentplan.types import UserError
 
-log = logging.getLogger("latentplan")
 MINUTES = 24 * 60  # of a job, after which it is queued again; slurm.time replaces it
 
 
@@ -34,12 +32,7 @@ class SlurmExecutor:
     def __init__(self, resources: Resources, cluster: str = "slurm") -> None:
         # Slurm announces a preemption by SIGTERM. submitit reads this when it is imported.
         os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "TERM")
-        try:
-            import submitit
-        except ImportError as error:
-            raise UserError(
-                "The executor slurm needs a package: pip install 'latentplan[slurm]'."
-            ) from error
+        submitit = import_package("submitit", "slurm")
         folder = resources.folder.absolute() / "submitit"
         self._threads = resources.cpus
         self._stopped = folder / f"stopped-{os.getpid()}"
@@ -87,8 +80,7 @@ def _code(job: Job, handle: Any) -> int:
     error = handle.exception()
     if error is None:
         return handle.result()
-    log.warning("%s: %s", job.folder.name, str(error).strip().splitlines()[-1])
-    return 1
+    return code_of_lost(job, error)
 
 
 class SlurmRun(Training):
