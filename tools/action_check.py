@@ -23,7 +23,6 @@ from torch import Tensor
 from latentplan.agent import Agent
 from latentplan.behavior.imagination import follow, imagine
 from latentplan.envs import parse_task, pick_renderer
-from latentplan.envs.actions import to_bounds
 from latentplan.envs.dmc import ControlSuite, build
 from latentplan.runs import run_folder
 from latentplan.types import Latent, StepNoise, Timestep, UserError
@@ -41,8 +40,7 @@ class Real:
 
     def act(self, action: np.ndarray) -> float:
         """Execute an action (A,), and return the sum of its rewards."""
-        low, high = self.simulator.action_low, self.simulator.action_high
-        command = to_bounds(action, low, high)
+        command = self.simulator.actions.to_environment(action)
         return sum(self.simulator.advance(command)[0] for _ in range(self.repeat))
 
     def try_out(self, sequences: np.ndarray) -> np.ndarray:

@@ -60,7 +60,7 @@ class MinariEpisodes:
             return {"action": 2 * (action - low) / (high - low) - 1}
         discrete = actions_of(space)
         groups = np.array(discrete.groups)
-        action = recorded.reshape(-1, len(groups)) - discrete.low.astype(np.int64)
+        action = recorded.reshape(-1, len(groups)) - np.array(discrete.low, np.int64)
         return {"action": action, "action_groups": groups}
 
     def _action_space(self) -> spaces.Box | spaces.Discrete | spaces.MultiDiscrete:

@@ -11,7 +11,7 @@ import torch
 
 from latentplan.agent import Agent
 from latentplan.config.schema import Config
-from latentplan.envs.actions import executed, of_environment, to_bounds
+from latentplan.envs.actions import Actions, executed
 from latentplan.envs.observations import NUMBERS, ObservationError, is_image, read
 from latentplan.runs import run_folder
 from latentplan.runs.source import RunSource
@@ -94,10 +94,10 @@ class LoadedAgent:
         """
         if not self.spec.action_low:
             raise ValueError("the run did not record the bounds of its environment's actions")
-        low, high = np.array(self.spec.action_low), np.array(self.spec.action_high)
-        kind, groups = self.spec.action_dtype, self.spec.action_groups
-        command = to_bounds(self._check_action(action), low, high, kind, groups)
-        return of_environment(command, self.spec.action_shape, groups)
+        spec = self.spec
+        kind, shape = spec.action_dtype, spec.action_shape
+        actions = Actions(spec.action_low, spec.action_high, kind, shape, spec.action_groups)
+        return actions.to_environment(self._check_action(action))
 
     def _check_executed(self, action: np.ndarray) -> np.ndarray:
         """Check an executed action (A,). The result is ``prev_action`` (1, A) of the next row."""

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
+from latentplan.envs.actions import Actions
 from latentplan.types import UserError
 
 _UNLIMITED = 1e9  # a bound of this size or more only says that there is none
 MOST_CHOICES = 4096  # of discrete actions, over all groups
 _LONGEST_NAME = 40  # characters
-
-
-class Actions(NamedTuple):
-    """The actions of an environment; see `latentplan.envs.simulator.Simulator`."""
-
-    low: np.ndarray
-    high: np.ndarray
-    dtype: str
-    shape: tuple[int, ...]
-    groups: tuple[int, ...] = ()
-    names: tuple[str, ...] = ()
 
 
 def actions_of(space: spaces.Space[Any], meanings: Sequence[object] = ()) -> Actions:
@@ -57,7 +47,7 @@ def actions_of(space: spaces.Space[Any], meanings: Sequence[object] = ()) -> Act
             "its Box finite limits, or wrap it in gymnasium.wrappers.TransformAction with such a "
             "Box."
         )
-    return Actions(low, high, kind.name, space.shape)
+    return Actions(tuple(low.tolist()), tuple(high.tolist()), kind.name, space.shape)
 
 
 def _discrete(
@@ -70,12 +60,12 @@ def _discrete(
         raise UserError(
             f"it has {sum(groups)} discrete actions, and at most {MOST_CHOICES} are supported."
         )
-    low = np.asarray(space.start, float).reshape(-1)
+    first = np.asarray(space.start, float).reshape(-1)
     names = tuple(str(name)[:_LONGEST_NAME] for name in meanings)
     unique = len(set(names)) == sum(groups) == len(names)
     return Actions(
-        low,
-        low + np.array(groups) - 1,
+        tuple(first.tolist()),
+        tuple((first + groups - 1).tolist()),
         np.dtype(space.dtype).name,
         tuple(space.shape or ()),
         groups,

@@ -7,6 +7,8 @@ continuous.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from latentplan.types import EnvSpec
@@ -14,35 +16,51 @@ from latentplan.types import EnvSpec
 Groups = tuple[int, ...]
 
 
-def to_bounds(
-    action: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    dtype: str = "float64",
-    groups: Groups = (),
-) -> np.ndarray:
-    """Convert an action (A,) to that of an environment, in its type.
+class Actions(NamedTuple):
+    """The actions of an environment.
 
-    Continuous actions are clipped to [-1, 1] and scaled to the bounds (A,). The result is never
-    beyond a bound, not even by rounding. Each integer between integer bounds gets an equal share of
-    [-1, 1]. Of discrete actions the result (G,) is the number of the choice in each group, counted
-    from ``low`` (G,).
+    Attributes:
+        low, high: (A,) finite bounds. Of discrete actions, the first and last choices (G,).
+        dtype: of the environment's actions.
+        shape: of the environment's actions. None: one axis.
+        groups: numbers of choices of discrete actions, whose sum is A. Empty: continuous.
+        names: (A,) of discrete actions, where the environment has some.
     """
-    if groups:
-        return (low + choices(action, groups)).astype(dtype)
-    unit = (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1.0) / 2.0
-    if np.dtype(dtype).kind in "iu":
-        scaled = low + np.floor(unit * (high - low + 1))
-    else:
-        scaled = low + unit * (high - low)
-    return np.clip(scaled, low, high).astype(dtype)
 
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    dtype: str = "float64"
+    shape: tuple[int, ...] | None = None
+    groups: Groups = ()
+    names: tuple[str, ...] = ()
 
-def of_environment(action: np.ndarray, shape: tuple[int, ...] | None, groups: Groups) -> np.ndarray:
-    """Give a converted action the shape of the environment's. One choice becomes a number."""
-    shaped = action if shape is None else action.reshape(shape)
-    # Environments look a choice up in a table, which an array without axes cannot do.
-    return shaped[()] if groups else shaped
+    @property
+    def dim(self) -> int:
+        """A, the number of entries of the agent's actions."""
+        return sum(self.groups) or len(self.low)
+
+    def to_environment(self, action: np.ndarray) -> np.ndarray:
+        """Convert an action (A,) of the agent to the environment's, in its type and shape.
+
+        Continuous actions are clipped to [-1, 1] and scaled to the bounds. The result is never
+        beyond a bound, not even by rounding. Each integer between integer bounds gets an equal
+        share of [-1, 1]. Of discrete actions the result is the number of the choice in each group,
+        and a single number where there is one group and the environment has no axis for it.
+        """
+        low, high = np.array(self.low), np.array(self.high)
+        if self.groups:
+            command = low + choices(action, self.groups)
+        else:
+            unit = (np.clip(np.asarray(action, np.float64), -1.0, 1.0) + 1.0) / 2.0
+            if np.dtype(self.dtype).kind in "iu":
+                scaled = low + np.floor(unit * (high - low + 1))
+            else:
+                scaled = low + unit * (high - low)
+            command = np.clip(scaled, low, high)
+        typed = command.astype(self.dtype)
+        shaped = typed if self.shape is None else typed.reshape(self.shape)
+        # Environments look a choice up in a table, which an array without axes cannot do.
+        return shaped[()] if self.groups else shaped
 
 
 def choices(action: np.ndarray, groups: Groups) -> np.ndarray:

@@ -17,8 +17,9 @@ from gymnasium import spaces
 
 from latentplan.config.tasks import split_dmc
 from latentplan.envs import rendering
+from latentplan.envs.actions import Actions
 from latentplan.envs.simulator import FILM_SIZE, flatten_state, image_space, vector_space
-from latentplan.types import UserError, shown
+from latentplan.types import Entry, UserError, shown
 
 # A random model (lqr) is the same in every run and every worker. Episodes take their randomness
 # from the seed of `reset`.
@@ -93,9 +94,7 @@ class ControlSuite:
     """
 
     success = None
-    action_groups: tuple[int, ...] = ()
-    action_shape: tuple[int, ...] | None = None
-    action_names: tuple[str, ...] = ()
+    entries: tuple[Entry, ...] = ()
 
     def __init__(
         self,
@@ -124,9 +123,9 @@ class ControlSuite:
             rendering.enlarge_buffer(physics.model, max(image_size, FILM_SIZE))
         bounds = self._env.action_spec()
         limited = bounds.maximum < _UNLIMITED
-        self.action_low = np.where(limited, bounds.minimum, -1.0)
-        self.action_high = np.where(limited, bounds.maximum, 1.0)
-        self.action_dtype = "float64"
+        low = np.where(limited, bounds.minimum, -1.0)
+        high = np.where(limited, bounds.maximum, 1.0)
+        self.actions = Actions(tuple(low.tolist()), tuple(high.tolist()))
         parts: dict[str, spaces.Space[Any]] = {}
         if obs in ("pixels", "both"):
             parts["image"] = image_space(image_size, image_size)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from latentplan.envs.actions import Actions
 from latentplan.envs.simulator import (
     FILM_SIZE,
     FRAME_SECONDS,
@@ -14,6 +15,7 @@ from latentplan.envs.simulator import (
     image_space,
     vector_space,
 )
+from latentplan.types import Entry
 
 
 def build(name: str, obs: str, image_size: int) -> Simulator:
@@ -43,15 +45,12 @@ class Blob:
     SPEED = 0.12  # per frame at full action
     _RADIUS = 0.4  # a world model takes long to represent a blob of few pixels
     frame_seconds, success = FRAME_SECONDS, None
-    action_groups: tuple[int, ...] = ()
-    action_shape: tuple[int, ...] | None = None
-    action_names: tuple[str, ...] = ()
+    actions = Actions((-1.0, -1.0), (1.0, 1.0))
+    entries: tuple[Entry, ...] = ()
 
     def __init__(self, obs: str, image_size: int) -> None:
         self.observation_space = _observation_space(obs, image_size, 2)
-        self.action_low, self.action_high = -np.ones(2), np.ones(2)
         self._size = image_size
-        self.action_dtype = "float64"
         self._position = np.zeros(2)
         self._frame = 0
 
@@ -93,16 +92,11 @@ class Blob:
 class DiscreteBlob(Blob):
     """`Blob` whose action is one of five: to stay, or to move in one of four directions."""
 
-    action_groups, action_shape = (5,), ()
-    action_names = ("stay", "right", "left", "up", "down")
+    actions = Actions((0.0,), (4.0,), "int64", (), (5,), ("stay", "right", "left", "up", "down"))
     _DIRECTIONS = np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)], float)
 
-    def __init__(self, obs: str, image_size: int) -> None:
-        super().__init__(obs, image_size)
-        self.action_low, self.action_high, self.action_dtype = np.zeros(1), np.full(1, 4.0), "int64"
-
     def advance(self, action: np.ndarray) -> tuple[float, bool, bool]:
-        return super().advance(self._DIRECTIONS[action[0]])
+        return super().advance(self._DIRECTIONS[action])
 
 
 class Count:
@@ -116,14 +110,11 @@ class Count:
     """
 
     frame_seconds, success = FRAME_SECONDS, None
-    action_groups: tuple[int, ...] = ()
-    action_shape: tuple[int, ...] | None = None
-    action_names: tuple[str, ...] = ()
+    actions = Actions((-1.0, -1.0), (1.0, 1.0))
+    entries: tuple[Entry, ...] = ()
 
     def __init__(self, obs: str, image_size: int) -> None:
         self.observation_space = _observation_space(obs, image_size, 4)
-        self.action_low, self.action_high = -np.ones(2), np.ones(2)
-        self.action_dtype = "float64"
         self._size = image_size
         self._episode = self._frame = 0
         self._action = np.zeros(2)

@@ -17,7 +17,6 @@ from gymnasium import spaces
 
 from latentplan.envs import rendering
 from latentplan.envs.action_spaces import actions_of
-from latentplan.envs.actions import of_environment
 from latentplan.envs.isolation import seed_global_generators
 from latentplan.envs.modules import import_module
 from latentplan.envs.observations import (
@@ -142,7 +141,7 @@ class GymEnvironment:
         self._env = self._make({})
         try:
             self.entries = entries_of(self._env.observation_space, obs)
-            actions = actions_of(self._env.action_space, self._action_meanings())
+            self.actions = actions_of(self._env.action_space, self._action_meanings())
         except UserError as error:
             raise UserError(f"gym:{name} cannot be used: {error}") from error
         own_size = image_size_of(self.entries)
@@ -151,10 +150,6 @@ class GymEnvironment:
         self._renders = self._draws or (film and "rgb_array" in modes)
         if self._renders:
             self._make_drawing(image_size, renderer, film)
-        self.action_low, self.action_high = actions.low, actions.high
-        self.action_dtype = actions.dtype
-        self.action_shape: tuple[int, ...] | None = actions.shape
-        self.action_groups, self.action_names = actions.groups, actions.names
         parts: dict[str, spaces.Space[Any]] = {}
         if obs in ("pixels", "both"):
             parts["image"] = image_space(*(own_size or self._size_of_frames()))
@@ -174,8 +169,7 @@ class GymEnvironment:
         self.success = None
 
     def advance(self, action: np.ndarray) -> tuple[float, bool, bool]:
-        given = of_environment(action, self.action_shape, self.action_groups)
-        values = self._values("step", self._env.step(given))
+        values = self._values("step", self._env.step(action))
         self._observation, reward, terminated, truncated, info = values
         self.success = _success(info)
         return (

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from PIL import Image
 
-from latentplan.envs.actions import to_bounds
+from latentplan.envs.actions import Actions
 from latentplan.envs.faults import BadValueError
 from latentplan.types import Entry, UserError
 
@@ -27,12 +27,8 @@ class Simulator(Protocol):
     """A task, one frame at a time."""
 
     observation_space: spaces.Dict  # "image" uint8 (h, w, 3) and/or "vector" float32 (dim,)
-    action_low: np.ndarray  # (A,) finite bounds; of discrete actions the first choices (G,)
-    action_high: np.ndarray  # and the last ones
-    action_dtype: str  # of the environment's actions
-    action_groups: tuple[int, ...]  # numbers of choices of discrete actions; (): continuous
-    action_shape: tuple[int, ...] | None  # of the environment's actions; None: one axis
-    action_names: tuple[str, ...]  # (A,) of discrete actions, where there are any
+    actions: Actions
+    entries: tuple[Entry, ...]  # of a Gymnasium environment's own observations
 
     @property
     def frame_seconds(self) -> float:
@@ -46,8 +42,8 @@ class Simulator(Protocol):
         """Begin an episode that depends only on ``seed``; ``episode`` is its number."""
 
     def advance(self, action: np.ndarray) -> tuple[float, bool, bool]:
-        """Apply ``action`` (A,), or the chosen numbers (G,), for one frame; returns reward,
-        terminated, truncated."""
+        """Apply a result of `Actions.to_environment` for one frame; returns reward, terminated,
+        truncated."""
 
     def observe(self) -> dict[str, np.ndarray]:
         """The present observation. It is read once per decision: skipped frames are not drawn."""
@@ -66,17 +62,8 @@ class Spaces(NamedTuple):
     """The spaces of a simulator."""
 
     observation: spaces.Dict
-    action_low: tuple[float, ...]
-    action_high: tuple[float, ...]
-    action_dtype: str = "float64"
-    action_shape: tuple[int, ...] | None = None  # None: one axis
-    entries: tuple[Entry, ...] = ()  # of a Gymnasium environment's own observations
-    action_groups: tuple[int, ...] = ()
-    action_names: tuple[str, ...] = ()
-
-    @property
-    def action_dim(self) -> int:
-        return sum(self.action_groups) or len(self.action_low)
+    actions: Actions
+    entries: tuple[Entry, ...]
 
 
 def image_space(height: int, width: int) -> spaces.Box:
@@ -155,7 +142,7 @@ class EpisodeEnv:
         mode: str,
         index: int,
     ) -> None:
-        self._build, self._spaces = build, known.observation.spaces
+        self._build, self._spaces = build, known
         self._simulator: Simulator | None = None
         self._repeat, self._limit = repeat, episode_frames
         self._identity = (seed, mode, index)
@@ -178,7 +165,7 @@ class EpisodeEnv:
         """Make one decision.
 
         Args:
-            action: (A,) in [-1, 1], which `to_bounds` converts to the simulator's.
+            action: (A,) in [-1, 1], which `Actions.to_environment` converts.
 
         Raises:
             UserError: the environment returned a wrong type or shape.
@@ -186,13 +173,11 @@ class EpisodeEnv:
         """
         if self._simulator is None:
             raise RuntimeError("step before reset")
-        low, high = self._simulator.action_low, self._simulator.action_high
-        kind = self._simulator.action_dtype, self._simulator.action_groups
-        scaled = to_bounds(action, low, high, *kind)
+        command = self._spaces.actions.to_environment(action)
         total, frames, terminated, truncated = 0.0, 0, False, False
         success: bool | None = None
         while frames < self._repeat and not (terminated or truncated):
-            reward, terminated, truncated = self._simulator.advance(scaled)
+            reward, terminated, truncated = self._simulator.advance(command)
             total += float(reward)
             if self._simulator.success is not None:
                 success = bool(success) or self._simulator.success
@@ -224,7 +209,7 @@ class EpisodeEnv:
     def _observe(self) -> dict[str, np.ndarray]:
         assert self._simulator is not None  # the first reset has built it
         observation = self._simulator.observe()
-        for name, space in self._spaces.items():
+        for name, space in self._spaces.observation.spaces.items():
             x = observation[name]
             if x.shape != space.shape or x.dtype != space.dtype:
                 raise UserError(
@@ -233,4 +218,4 @@ class EpisodeEnv:
                 )
         if "vector" in observation and not np.isfinite(observation["vector"]).all():
             raise BadValueError("The environment returned an observation that is not finite.")
-        return {name: observation[name] for name in self._spaces}
+        return {name: observation[name] for name in self._spaces.observation.spaces}

@@ -303,15 +303,16 @@ def _spec_of(known: Spaces, env: EnvConfig) -> EnvSpec:
         is_image = name == "image"
         shape = (env.image_size, env.image_size, 3) if is_image else tuple(space.shape or ())
         obs[name] = (shape, "uint8" if is_image else "float32")
+    actions = known.actions
     return EnvSpec(
         obs,
-        known.action_dim,
+        actions.dim,
         env.repeat,
-        known.action_low,
-        known.action_high,
-        known.action_shape,
-        known.action_dtype,
+        actions.low,
+        actions.high,
+        actions.shape,
+        actions.dtype,
         known.entries,
-        known.action_groups,
-        known.action_names,
+        actions.groups,
+        actions.names,
     )

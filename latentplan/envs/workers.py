@@ -77,22 +77,9 @@ class Recipe:
         """
         try:
             with contextlib.closing(self.build()) as simulator:
-                low, high = (
-                    tuple(map(float, x)) for x in (simulator.action_low, simulator.action_high)
-                )
                 if begin:
                     _begin(simulator, self.film)
-                entries = simulator.entries if isinstance(simulator, gym.GymEnvironment) else ()
-                return Spaces(
-                    simulator.observation_space,
-                    low,
-                    high,
-                    simulator.action_dtype,
-                    simulator.action_shape,
-                    entries,
-                    simulator.action_groups,
-                    simulator.action_names,
-                )
+                return Spaces(simulator.observation_space, simulator.actions, simulator.entries)
         except UserError:
             raise
         except Exception as error:  # simulators and users' code may raise any exception

@@ -17,7 +17,7 @@ from environments import children, make, run_python, walk
 from latentplan.config.loading import load
 from latentplan.config.schema import EnvConfig
 from latentplan.envs import StepInterruptedError, gym, make_vector
-from latentplan.envs.actions import choices, one_hot, random_actions, to_bounds
+from latentplan.envs.actions import choices, one_hot, random_actions
 from latentplan.envs.modules import import_module
 from latentplan.types import EnvSpec, UserError
 
@@ -177,10 +177,8 @@ def test_an_environment_gets_choices_in_the_form_of_its_space(module: str) -> No
     for name, shape, kind in (("Discrete", (), np.int64), ("Several", (1, 2), np.int32)):
         simulator = gym.build(f"{name}-v0", "state", module, 64, None)
         simulator.reset(0, 0)
-        low, high = simulator.action_low, simulator.action_high
-        one_hot = np.zeros(sum(simulator.action_groups))
-        given = to_bounds(one_hot, low, high, simulator.action_dtype, simulator.action_groups)
-        simulator.advance(given)
+        actions = simulator.actions
+        simulator.advance(actions.to_environment(np.zeros(actions.dim)))
         action = simulator._env.unwrapped.action
         assert simulator._env.action_space.contains(action)
         assert np.shape(action) == shape and action.dtype == kind

@@ -45,7 +45,7 @@ for quality in ("plain", "exact", "fast"):
     frames, rng = [], np.random.default_rng(0)
     for _ in range(6):
         for _ in range(4):
-            simulator.advance(rng.uniform(simulator.action_low, simulator.action_high))
+            simulator.advance(rng.uniform(simulator.actions.low, simulator.actions.high))
         if quality == "plain":  # as dm_control itself draws
             frames.append(simulator._env.physics.render(size, size, camera_id=0))
         else:
