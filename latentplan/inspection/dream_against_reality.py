@@ -20,10 +20,15 @@ from latentplan.envs import (
     pick_renderer,
 )
 from latentplan.envs.simulator import Picture
+from latentplan.inspection.action_names import action_texts
 from latentplan.inspection.canvas import IMAGINED, Charts, Line
 from latentplan.inspection.entries import end_chart, entry_charts
 from latentplan.inspection.film import PICTURE_WIDTH, make_comparison_film, make_film
-from latentplan.inspection.imagined_rollouts import headers_after_real_state, mean_action
+from latentplan.inspection.imagined_rollouts import (
+    after_real_state,
+    headers_after_real_state,
+    mean_action,
+)
 from latentplan.inspection.open_loop import decode, to_numpy
 from latentplan.nn.distributions import symlog
 from latentplan.runs.stamp import TEXT
@@ -144,14 +149,15 @@ def make_dream_against_reality_film(
         "continue": end_chart(real.is_terminal, dream_cont, labels),
         "distance": [Line("distance", error, IMAGINED, (0.0,))],
     }
+    texts = action_texts(agent.world.spec, action=after_real_state(dream)[:, :length])
     headers = headers_after_real_state("dreamed", length - 1)
     if image:
-        return make_comparison_film(real.obs[name], dreamed, headers, charts, names=labels)
+        return make_comparison_film(real.obs[name], dreamed, headers, charts, 2, labels, texts)
     charts = {**entry_charts(real.obs[name], decoded, name, labels), **charts}
     pictures = [scene for scene in scenes if scene is not None]
     if len(pictures) == length:
-        return make_film({"reality": np.stack(pictures, 1)}, headers, charts, scale=1)
-    return make_film({}, headers, charts)[-1:]
+        return make_film({"reality": np.stack(pictures, 1)}, headers, charts, 1, texts)
+    return make_film({}, headers, charts, texts=texts)[-1:]
 
 
 def _scene(env: Env, count: int) -> np.ndarray | None:

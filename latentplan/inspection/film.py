@@ -6,6 +6,7 @@ Every frame has this layout, shown here for an open loop of three sequences::
     truth       | [ ] [ ] [ ]                             observations of the environment
     model       | [ ] [ ] [ ]                             decoded from the model's state
     error       | [ ] [ ] [ ]                             model - truth; gray where they agree
+    action      | left up left                            names of discrete actions
     reward      | ~~~ ~~~ ~~~                             one chart per sequence over all frames,
     uncertainty | ~~~ ~~~ ~~~                             with a mark at the current frame
 
@@ -22,6 +23,7 @@ import torch
 from einops import rearrange, repeat
 from torch.nn.functional import pad
 
+from latentplan.inspection.action_names import Texts
 from latentplan.inspection.canvas import (
     CONTEXT,
     FAINT,
@@ -43,6 +45,7 @@ from latentplan.runs.stamp import BACKGROUND, LINE_HEIGHT, TEXT, Color, draw_tex
 from latentplan.runtime.torchvision_compat import make_grid
 
 HEADER_HEIGHT = LINE_HEIGHT + 3
+TEXT_HEIGHT = LINE_HEIGHT + GAP
 CHART_HEIGHT = 4 * LINE_HEIGHT + 2
 # Pixels of a picture of the scene, and of a chart in a film without images. TensorBoard shrinks
 # wider films until their text is illegible.
@@ -55,20 +58,22 @@ def make_film(
     headers: Sequence[Header],
     charts: Charts | None = None,
     scale: int = 2,
+    texts: Texts | None = None,
 ) -> np.ndarray:
-    """Lay out ``rows`` of images and ``charts`` under ``headers``.
+    """Lay out ``rows`` of images, ``texts`` and ``charts`` under ``headers``.
 
     Args:
         rows: {label: (B, T, h, w, 3) uint8}, all of one shape. Empty if the agent sees no images.
         headers: the T texts above the frames. Their colors are the colors of the borders.
         charts: {title: lines (B, T)}. All sequences of a chart have the same range.
         scale: each pixel is shown as ``scale`` x ``scale`` pixels.
+        texts: {label: a text for each of T frames of B sequences}. Long ones are cut.
 
     Returns:
         (T, H, W, 3) uint8. H and W are even because video codecs need that.
     """
-    charts = charts or {}
-    left = label_width(rows, charts)
+    charts, texts = charts or {}, texts or {}
+    left = label_width([*rows, *texts], charts)
     colors = np.array([color for _, color in headers])
     parts = []
     if rows:
@@ -80,6 +85,8 @@ def make_film(
         width = tiles.shape[4]
     else:
         width = PICTURE_WIDTH
+    for text, sequences in texts.items():
+        parts.append((_text_strip(sequences, width), draw_text([(text, TEXT)], left, TEXT_HEIGHT)))
     for title, lines in charts.items():
         parts.append((_chart_strip(lines, width), _chart_label(title, lines, left)))
     height = HEADER_HEIGHT + sum(frames.shape[1] for frames, _ in parts)
@@ -104,13 +111,14 @@ def make_comparison_film(
     charts: Charts | None = None,
     scale: int = 2,
     names: tuple[str, str] = ("truth", "model"),
+    texts: Texts | None = None,
 ) -> np.ndarray:
     """Make a film of true images, predicted images and their difference.
 
     Args:
         truth: (B, T, h, w, 3) uint8.
         prediction: (B, T, h, w, 3), uint8 or floats in [0, 1]. Other floats are clipped.
-        headers, charts, scale: as in :func:`make_film`.
+        headers, charts, scale, texts: as in :func:`make_film`.
         names: the labels of ``truth`` and ``prediction``.
 
     Returns:
@@ -125,7 +133,7 @@ def make_comparison_film(
     if model.shape != truth.shape:
         raise ValueError(f"prediction {model.shape} and truth {truth.shape} differ in shape")
     rows = {names[0]: truth, names[1]: model, "error": difference(truth, model)}
-    return make_film(rows, headers, charts, scale)
+    return make_film(rows, headers, charts, scale, texts)
 
 
 def open_loop_headers(context: int, length: int) -> list[Header]:
@@ -139,7 +147,7 @@ def open_loop_headers(context: int, length: int) -> list[Header]:
 
 
 def label_width(rows: Iterable[str], charts: Charts) -> int:
-    """The width in pixels of the column of labels, for row labels and charts of a film."""
+    """The width in pixels of the column of labels, for labels of rows and the charts of a film."""
     labels = [*rows, *charts, *(line.name for lines in charts.values() for line in lines)]
     return max(text_width(x) for x in [*labels, *(range_label(lines) for lines in charts.values())])
 
@@ -162,6 +170,16 @@ def _row_labels(labels: Sequence[str], pitch: int, width: int) -> np.ndarray:
         top = GAP + row * pitch
         column[top : top + pitch - GAP] = draw_text([(label, TEXT)], width, pitch - GAP)
     return column
+
+
+def _text_strip(texts: Sequence[Sequence[str]], width: int) -> np.ndarray:
+    """The texts (B, T) of sequences side by side: (T, H, W, 3)."""
+    out = blank_image(len(texts[0]), TEXT_HEIGHT, len(texts) * (width + GAP) + GAP)
+    for b, sequence in enumerate(texts):
+        left = GAP + b * (width + GAP)
+        for t, text in enumerate(sequence):
+            out[t, :, left : left + width] = draw_text([(text, TEXT)], width, TEXT_HEIGHT)
+    return out
 
 
 def _chart_strip(lines: Sequence[Line], width: int) -> np.ndarray:

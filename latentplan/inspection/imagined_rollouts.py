@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from latentplan.agent import Agent
 from latentplan.behavior.imagination import Act, imagine, sampled
+from latentplan.inspection.action_names import action_texts
 from latentplan.inspection.canvas import (
     CONTEXT,
     IMAGINED,
@@ -50,7 +52,8 @@ def make_imagined_policy_film(agent: Agent, batch: Timestep, horizon: int) -> np
         "uncertainty": [Line("uncertainty", arrived(rollout.uncertainty), UNCERTAIN)],
     }
     rows = _decoded_rows(agent, {"imagined": rollout})
-    return make_film(rows, headers_after_real_state("imagined", horizon), charts)
+    texts = action_texts(agent.world.spec, action=after_real_state(rollout))
+    return make_film(rows, headers_after_real_state("imagined", horizon), charts, texts=texts)
 
 
 @torch.no_grad()
@@ -91,7 +94,9 @@ def make_planner_against_policy_film(agent: Agent, batch: Timestep, horizon: int
     rows = _decoded_rows(agent, {"policy": by_policy, "planner": by_planner})
     if rows:
         rows["difference"] = difference(rows["policy"], rows["planner"])
-    return make_film(rows, headers_after_real_state("imagined", horizon), charts)
+    both_actions = {"policy": after_real_state(by_policy), "planner": after_real_state(by_planner)}
+    texts = action_texts(agent.world.spec, **both_actions)
+    return make_film(rows, headers_after_real_state("imagined", horizon), charts, texts=texts)
 
 
 def mean_action(agent: Agent) -> Act:
@@ -112,6 +117,11 @@ def _prepend_zero(line: Line) -> Line:
 def headers_after_real_state(word: str, horizon: int) -> list[Header]:
     """Headers of a film whose first frame is real, followed by ``horizon`` imagined frames."""
     return [("real state", CONTEXT), *((f"{word} +{h + 1}", IMAGINED) for h in range(horizon))]
+
+
+def after_real_state(rollout: Rollout) -> Tensor:
+    """The actions (B, H + 1, A) that led to the states of a rollout. The first one is zeros."""
+    return torch.nn.functional.pad(rollout.choice.action, (0, 0, 1, 0))
 
 
 def _decoded_rows(agent: Agent, rollouts: dict[str, Rollout]) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from latentplan.agent import Agent
 from latentplan.behavior.imagination import follow, imagine
+from latentplan.inspection.action_names import action_texts
 from latentplan.inspection.canvas import IMAGINED, UNCERTAIN, Charts, Line
 from latentplan.inspection.entries import end_chart, entry_charts
 from latentplan.inspection.film import make_comparison_film, make_film, open_loop_headers
@@ -75,11 +76,13 @@ def make_open_loop_film(agent: Agent, batch: Timestep, context: int) -> np.ndarr
         "continue": end_chart(batch.is_terminal.cpu().numpy(), to_numpy(result.cont)),
         "uncertainty": [Line("uncertainty", to_numpy(result.uncertainty), UNCERTAIN)],
     }
+    texts = action_texts(agent.world.spec, action=batch.prev_action)
     headers = open_loop_headers(context, batch.reward.shape[1])
     images = agent.world.spec.images
     if not images:
         name = agent.world.spec.vectors[0]
         entries = entry_charts(to_numpy(batch.obs[name]), result.decoded[name], name)
-        return make_film({}, headers, {**entries, **charts})
+        return make_film({}, headers, {**entries, **charts}, texts=texts)
     truth = batch.obs[images[0]].cpu().numpy()
-    return make_comparison_film(truth, to_numpy(result.decoded[images[0]]), headers, charts)
+    model = to_numpy(result.decoded[images[0]])
+    return make_comparison_film(truth, model, headers, charts, texts=texts)

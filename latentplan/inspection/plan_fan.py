@@ -15,11 +15,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from latentplan.agent import Agent
 from latentplan.behavior.planner import Plan
-from latentplan.envs.actions import choices
+from latentplan.inspection.action_names import name_actions
 from latentplan.inspection.canvas import (
     BORDER,
     CHOSEN,
@@ -35,7 +34,7 @@ from latentplan.inspection.canvas import (
 )
 from latentplan.inspection.open_loop import decode, to_numpy
 from latentplan.runs.stamp import LINE_HEIGHT, TEXT, Color, draw_text, text_width
-from latentplan.types import EnvSpec, Latent
+from latentplan.types import Latent
 
 MAX_CANDIDATES = 8  # number of candidates that are drawn, those with the highest scores
 MIN_COLUMN_WIDTH = 64  # pixels that the numbers below an image need
@@ -60,16 +59,6 @@ def make_plan_fan(agent: Agent, state: Latent) -> np.ndarray:
         names = name_actions(agent.world.spec, plan.candidates.choice.action[0, :, 0])
         fans.append(draw_plan(plan, decode_plan(agent, plan), optimism, title, names))
     return _stack_vertically(fans)
-
-
-def name_actions(spec: EnvSpec, actions: Tensor) -> list[str]:
-    """Names of discrete actions (K, A), or their numbers; empty for continuous actions."""
-    if not spec.action_groups:
-        return []
-    chosen = choices(to_numpy(actions), spec.action_groups)
-    if spec.action_names:
-        return [spec.action_names[k] for k in chosen[:, 0]]
-    return ["action " + " ".join(map(str, row)) for row in chosen]
 
 
 def decode_plan(agent: Agent, plan: Plan) -> np.ndarray | None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from types import SimpleNamespace
 
@@ -13,9 +14,12 @@ import pytest
 import torch
 from painter import SIZE, VECTOR_SPEC, PaintedEnv, make_painter, painted_batch
 from PIL import Image
+from tiny import DISCRETE, agent_config, random_batch
 
+from latentplan.agent import Agent
 from latentplan.behavior.imagination import imagine
 from latentplan.config.loading import load
+from latentplan.config.schema import PlanConfig
 from latentplan.envs.simulator import Picture
 from latentplan.inspection import (
     canvas,
@@ -26,6 +30,7 @@ from latentplan.inspection import (
     open_loop,
     plan_fan,
 )
+from latentplan.inspection.action_names import name_actions
 from latentplan.inspection.latent_map import THUMBNAIL, latent_map
 from latentplan.inspection.visualizations import CAPTIONS, visualizations
 from latentplan.nn.distributions import symlog
@@ -38,13 +43,14 @@ GRAY = 127  # the gray level of an error of zero
 
 @pytest.fixture
 def content(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The rows, headers and charts of the last film."""
+    """The rows, headers, charts and texts of the last film."""
     recorded = SimpleNamespace()
     make_film = film.make_film
 
-    def record_and_make_film(rows, headers, charts=None, scale=2):
+    def record_and_make_film(rows, headers, charts=None, scale=2, texts=None):
         recorded.rows, recorded.headers, recorded.charts = rows, headers, charts
-        return make_film(rows, headers, charts, scale)
+        recorded.texts = texts
+        return make_film(rows, headers, charts, scale, texts)
 
     for module in (film, imagined_rollouts, open_loop, dream_against_reality):
         monkeypatch.setattr(module, "make_film", record_and_make_film)
@@ -87,6 +93,22 @@ def test_a_film_of_vectors_compares_the_entries_that_vary_most(content: SimpleNa
     np.testing.assert_allclose(entry["model"], entry["true"], atol=1e-5)
     ends = lines(content, "continue")
     assert ends["true"][1, 6] == 0 and ends["true"].sum() == 13 and (ends["model"] == 1).all()
+
+
+def test_films_name_the_discrete_action_that_led_to_each_frame(content: SimpleNamespace) -> None:
+    config = dataclasses.replace(agent_config(), plan=PlanConfig(candidates=2))
+    agent, (batch, _) = Agent(DISCRETE, config), random_batch(2, 5, DISCRETE)
+    movie = open_loop.make_open_loop_film(agent, batch, 2)
+    names = [name_actions(DISCRETE, row) for row in batch.prev_action]
+    assert content.texts == {"action": names} and names[0][1].startswith("action ")
+    silent = film.make_film({}, content.headers, content.charts)
+    grown = movie.shape[1] - silent.shape[1]
+    assert grown - film.TEXT_HEIGHT in (0, 1), "heights are even"
+    imagined_rollouts.make_imagined_policy_film(agent, batch, 3)
+    (first, *others), _ = content.texts["action"]
+    assert first == "" and len(others) == 3 and all(x.startswith("action ") for x in others)
+    imagined_rollouts.make_planner_against_policy_film(agent, batch, 3)
+    assert list(content.texts) == ["policy", "planner"]
 
 
 def test_the_entries_of_a_chart_are_those_that_vary_most() -> None:

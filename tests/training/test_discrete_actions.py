@@ -16,7 +16,7 @@ import latentplan
 from latentplan.agent import Agent
 from latentplan.cli.main import main
 from latentplan.deploy.export import STATE, export
-from latentplan.inspection.plan_fan import name_actions
+from latentplan.inspection.action_names import name_actions
 from latentplan.runs import checkpoint
 from latentplan.training.loop import train
 from latentplan.types import EnvSpec, UserError
@@ -100,6 +100,7 @@ def test_an_action_is_named_by_the_environment_or_by_its_number() -> None:
     assert name_actions(DISCRETE, actions) == ["action 0 1", "action 1 2"]
     one = EnvSpec({}, 2, 1, action_groups=(2,), action_names=("NOOP", "FIRE"))
     assert name_actions(one, torch.tensor([[0.0, 1.0]])) == ["FIRE"]
+    assert name_actions(one, torch.zeros(1, 2)) == [""], "before the first action"
     assert name_actions(one._replace(action_groups=(), action_names=()), actions) == []
 
 
