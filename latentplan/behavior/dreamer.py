@@ -29,7 +29,7 @@ class DreamerObjective:
 
     @staticmethod
     def entropy_bonus(config: Config) -> float:
-        return config.behavior.entropy
+        return config.behavior.entropy_bonus
 
     def imagine(self, start: Latent) -> tuple[Rollout, PlannedActing | None]:
         measured = bool(self.config.caution)

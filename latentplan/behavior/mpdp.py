@@ -163,7 +163,7 @@ class _MpdpObjective:
 
     @staticmethod
     def entropy_bonus(config: Config) -> float:
-        return config.behavior.entropy * config.mpdp.entropy_fraction
+        return config.behavior.entropy_bonus * config.mpdp.entropy_fraction
 
     def _windows(self, x: Tensor) -> Tensor:
         """The whole windows of a rollout, a row each: (N, T, ...) -> (N W, mpdp.horizon, ...)."""

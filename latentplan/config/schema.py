@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 SINKS = ("wandb", "mlflow")  # what log.sinks may name
+ENTROPY_OF_GRADIENT = {"pathwise": 0.001, "reinforce": 0.004}  # behavior.entropy=null
 
 
 class Bounds(NamedTuple):
@@ -199,10 +200,11 @@ class BehaviorConfig:
         at_least=1,
     )
     lam: float = setting(0.95, "Lambda of the lambda-returns.", at_most=1)
-    entropy: float = setting(
+    entropy: float | None = setting(
         3e-4,
         "Bonus per nat of policy entropy, in units of the return scale; MPDP multiplies it by "
-        "mpdp.entropy_fraction.",
+        "mpdp.entropy_fraction; null: 0.001 with the pathwise gradient, and 0.004 with the score "
+        "function, whose noise narrows a policy before it has met a reward.",
         above=0,
     )
     target_entropy: float | None = setting(
@@ -258,6 +260,11 @@ class BehaviorConfig:
     def discount(self) -> float:
         """Discount per decision."""
         return 1 - 1 / self.discount_horizon
+
+    @property
+    def entropy_bonus(self) -> float:
+        """``entropy``, or the value that null stands for. ``gradient`` must not be ``auto``."""
+        return ENTROPY_OF_GRADIENT[self.gradient] if self.entropy is None else self.entropy
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, cast
 
 from latentplan.config.schema import (
+    ENTROPY_OF_GRADIENT,
     SINKS,
     Bounds,
     Config,
@@ -162,7 +163,10 @@ def _check_mpdp(flat: dict[str, Any]) -> None:
             "of the rollouts."
         )
     keys = ("behavior.entropy", "mpdp.entropy_fraction", "behavior.discount_horizon")
-    if math.prod(flat[key] for key in keys) >= 1:
+    factors = [flat[key] for key in keys]
+    if factors[0] is None:
+        factors[0] = ENTROPY_OF_GRADIENT["pathwise"]  # that of MPDP
+    if math.prod(factors) >= 1:
         raise UserError(
             f"{' * '.join(keys)} must be less than 1 with behavior.improvement=mpdp: the entropy "
             "bonus is part of the return and proportional to the return scale, so the scale would "

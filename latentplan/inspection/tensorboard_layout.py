@@ -110,4 +110,5 @@ def hyperparameters(config: Config) -> dict[str, str | float]:
     """The values of the configuration keys, by their names in TensorBoard."""
     flat = flatten(asdict(config))
     first = {f"{i + 1} {key}": flat[key] for i, key in enumerate(FIRST_HYPERPARAMETERS)}
-    return {**first, **{key: flat[key] for key in HYPERPARAMETERS}}
+    chosen = {key: flat[key] for key in HYPERPARAMETERS}
+    return {**first, **{key: "null" if x is None else x for key, x in chosen.items()}}

@@ -30,7 +30,7 @@ def test_only_mpdp_takes_a_fraction_of_the_entropy_bonus() -> None:
     config = replace(config, mpdp=replace(config.mpdp, entropy_fraction=0.25))
     other = replace(config, behavior=replace(config.behavior, improvement="dreamer"))
     alpha, whole = (Agent(VECTOR, x).temperature.value for x in (config, other))
-    torch.testing.assert_close(whole, torch.tensor(config.behavior.entropy))
+    torch.testing.assert_close(whole, torch.tensor(config.behavior.entropy_bonus))
     torch.testing.assert_close(alpha, 0.25 * whole)
 
 

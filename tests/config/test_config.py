@@ -69,7 +69,9 @@ def test_every_preset_loads_and_takes_effect(path: Path) -> None:
     loaded = flatten(asdict(load([CONFIGS / path], CPU)))
     written = flatten(yaml.safe_load((CONFIGS / path).read_text()) or {})
     assert {key: loaded[key] for key in written if key != "size"} == {
-        key: type(loaded[key])(value) for key, value in written.items() if key != "size"
+        key: None if value is None else type(loaded[key])(value)
+        for key, value in written.items()
+        if key != "size"
     }
 
 

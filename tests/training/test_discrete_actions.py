@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import onnxruntime
 import pytest
 import torch
 from test_train import run_differences
-from tiny import DISCRETE, EPISODE, agent_config, random_batch, run_config
+from tiny import DISCRETE, EPISODE, VECTOR, WORLD, agent_config, random_batch, run_config
 
 import latentplan
 from latentplan.agent import Agent
 from latentplan.cli.main import main
+from latentplan.config.loading import load
 from latentplan.deploy.export import STATE, export
 from latentplan.inspection.action_names import name_actions
 from latentplan.runs import checkpoint
@@ -109,6 +111,16 @@ def test_auto_is_the_score_function_for_discrete_actions() -> None:
     assert Agent(DISCRETE, config).config.behavior.gradient == "reinforce"
     continuous = DISCRETE._replace(action_groups=())
     assert Agent(continuous, config).config.behavior.gradient == "pathwise"
+
+
+def test_from_state_the_bonus_of_the_entropy_is_that_of_the_gradient() -> None:
+    config = load([], ["obs=state", "train.precision=float32"])
+    assert config.behavior.entropy is None
+    config = replace(config, world=WORLD, behavior=replace(config.behavior, units=8, bins=41))
+    for spec, bonus in ((VECTOR, 0.001), (DISCRETE, 0.004)):
+        assert float(Agent(spec, config).temperature.value) == pytest.approx(bonus)
+    asked = replace(config, behavior=replace(config.behavior, entropy=0.01))
+    assert float(Agent(DISCRETE, asked).temperature.value) == pytest.approx(0.01)
 
 
 def test_the_target_of_the_entropy_is_a_fraction_of_the_largest() -> None:
