@@ -130,6 +130,7 @@ class Behavior:
                     rounds=c.rounds,
                     elites=c.elites,
                     width=c.width,
+                    hold=c.hold,
                     noise=normal((c.rounds, n, c.candidates, actions), axis=1),
                     **settings,
                 )

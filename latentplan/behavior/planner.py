@@ -115,6 +115,7 @@ def refine(
     rounds: int,
     elites: int,
     width: float,
+    hold: int = 1,
     horizon: int,
     optimism: float,
     discount: float = 1.0,
@@ -132,10 +133,15 @@ def refine(
     so far, so a plan is never scored below the policy's mode. The policy's distribution says which
     other actions are tried; where discrete actions are few, the first round tries all of them.
 
+    Every second candidate holds its first action for ``hold`` steps. Held actions reach states that
+    a single deviation from the policy does not (Dabney et al. 2021, "Temporally-Extended
+    epsilon-Greedy Exploration").
+
     Args:
         candidates: K of every round. rounds: R. elites: candidates that the next round is centered
             on. width: smallest standard deviation of the first round's actions, or the fraction of
             uniform probabilities in it.
+        hold: steps for which every second candidate takes its first action.
         noise: (R, N, K, A) standard normal; drawn when not given.
 
     The other arguments are those of :func:`plan`.
@@ -149,12 +155,17 @@ def refine(
     kept = first.mode.clamp(-1, 1)
     if noise is None:
         noise = torch.randn(rounds, n, candidates, *kept.shape[1:], device=kept.device)
+    lasting = torch.ones(candidates, dtype=torch.int64, device=kept.device)
+    lasting[1::2] = hold
+    lasting = lasting.repeat(n)
     search: PolicyDist | None = None
     plans = []
     for drawn in noise:
         action = search.candidates(drawn) if search else first.first_candidates(drawn, width)
         action[:, 0] = kept
-        act = _first(action.flatten(0, 1), policy)
+        if hold > 1:
+            action[:, 1] = kept
+        act = _first(action.flatten(0, 1), policy, lasting, hold)
         rollout = _split(imagine(step, act, starts, horizon), n)
         plan = _choose(rollout, optimism, discount, value, reward_scale, uncertainty_scale)
         plans.append(plan)
@@ -181,10 +192,20 @@ def _target(plans: Sequence[Plan], elites: int, optimism: float) -> PlanTarget:
     return PlanTarget(action.mean(1), action.std(1, correction=0), gain.nan_to_num(0.0, 0.0, 0.0))
 
 
-def _first(action: Tensor, policy: Policy) -> Act:
-    """An ``act`` that takes ``action`` (N, A) first, and follows the policy's mode from then on."""
+def _first(action: Tensor, policy: Policy, lasting: Tensor, longest: int) -> Act:
+    """An ``act`` that takes ``action`` (N, A) for ``lasting`` (N,) steps, at most ``longest``, and
+    follows the policy's mode from then on."""
     nothing = torch.zeros_like(action)
-    return lambda latent, h: Choice(policy(latent).mode if h else action, nothing)
+
+    def act(latent: Latent, h: int) -> Choice:
+        if h == 0:
+            return Choice(action, nothing)
+        mode = policy(latent).mode
+        if h < longest:
+            mode = torch.where((h < lasting)[:, None], action, mode)
+        return Choice(mode, nothing)
+
+    return act
 
 
 def _choose(

@@ -290,6 +290,12 @@ class PlanConfig:
         "Smallest standard deviation of the first round's actions, in [-1, 1]; of discrete actions "
         "that are too many to try all, the uniform fraction.",
     )
+    hold: int = setting(
+        1,
+        "Steps for which every second candidate of the cross-entropy search holds its first "
+        "action, so that plans reach further from the policy.",
+        at_least=1,
+    )
     horizon: int = setting(4, "Steps P of each candidate.", at_least=1)
     explore: bool = setting(True, "Plan optimistically in the training environments.")
     explore_rate: float = setting(

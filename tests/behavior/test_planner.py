@@ -328,6 +328,27 @@ def test_candidates_follow_the_mean_of_the_policy_after_their_first_action() -> 
     assert (actions[:, :, 1:] == 0.5).all() and actions[:, :, 0].std() > 0
 
 
+def test_every_second_candidate_holds_its_first_action() -> None:
+    start, noise = latent(torch.tensor([[2.0], [-1.0]])), gaussians(3, 2, 24, 1)
+    settings = SEARCH | {"horizon": 4, "noise": noise}
+    actions = refine(toy(closeness), narrow, start, **settings | {"hold": 3}).candidates.choice[0]
+    assert (actions[:, 1::2, 1:3] == actions[:, 1::2, :1]).all() and actions[:, :, 0].std() > 0
+    assert (actions[:, ::2, 1:] == 0.5).all() and (actions[:, :, 3] == 0.5).all()
+    held_once, plain = (
+        refine(toy(closeness), narrow, start, **settings | more) for more in ({"hold": 1}, {})
+    )
+    assert torch.equal(held_once.action, plain.action)
+
+
+def test_held_actions_reach_a_reward_that_no_single_action_reaches() -> None:
+    far = toy(lambda x, a: (x[:, 0] > 2.5).float())  # the policy's four actions lead to 2.0
+    start, settings = latent(torch.zeros(1, 1)), SEARCH | {"noise": gaussians(3, 1, 24, 1)}
+    settings |= {"width": 1.0, "horizon": 4}
+    assert refine(far, narrow, start, **settings).ret.max() == 0
+    held = refine(far, narrow, start, **settings | {"hold": 4})
+    assert held.ret.max() > 0 and held.action > 0.6
+
+
 @pytest.mark.parametrize("optimism", [1.0, -1.0])
 def test_the_sign_of_optimism_is_the_direction_of_the_search(optimism: float) -> None:
     arms = toy(uncertainty=lambda x, a: (a[:, 0] > 0.5).float())
