@@ -162,9 +162,9 @@ def refine(
     plans = []
     for drawn in noise:
         action = search.candidates(drawn) if search else first.first_candidates(drawn, width)
-        action[:, 0] = kept
-        if hold > 1:
-            action[:, 1] = kept
+        action[:, : 1 if hold == 1 else 2] = kept[
+            :, None
+        ]  # one that holds it, and one that does not
         act = _first(action.flatten(0, 1), policy, lasting, hold)
         rollout = _split(imagine(step, act, starts, horizon), n)
         plan = _choose(rollout, optimism, discount, value, reward_scale, uncertainty_scale)

@@ -338,6 +338,8 @@ def test_every_second_candidate_holds_its_first_action() -> None:
         refine(toy(closeness), narrow, start, **settings | more) for more in ({"hold": 1}, {})
     )
     assert torch.equal(held_once.action, plain.action)
+    alone = settings | {"hold": 3, "candidates": 1, "elites": 1, "noise": noise[:, :, :1]}
+    assert (refine(toy(closeness), narrow, start, **alone).action == 0.5).all()
 
 
 def test_held_actions_reach_a_reward_that_no_single_action_reaches() -> None:
