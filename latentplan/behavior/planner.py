@@ -141,7 +141,8 @@ def refine(
         candidates: K of every round. rounds: R. elites: candidates that the next round is centered
             on. width: smallest standard deviation of the first round's actions, or the fraction of
             uniform probabilities in it.
-        hold: steps for which every second candidate takes its first action.
+        hold: steps for which every second candidate takes its first action. Above 1, the second
+            candidate holds what the first one takes once, and so tries no action of its own.
         noise: (R, N, K, A) standard normal; drawn when not given.
 
     The other arguments are those of :func:`plan`.
@@ -155,17 +156,14 @@ def refine(
     kept = first.mode.clamp(-1, 1)
     if noise is None:
         noise = torch.randn(rounds, n, candidates, *kept.shape[1:], device=kept.device)
-    lasting = torch.ones(candidates, dtype=torch.int64, device=kept.device)
-    lasting[1::2] = hold
-    lasting = lasting.repeat(n)
+    holds = (torch.arange(candidates, device=kept.device) % 2 == 1).repeat(n)
     search: PolicyDist | None = None
     plans = []
     for drawn in noise:
         action = search.candidates(drawn) if search else first.first_candidates(drawn, width)
-        action[:, : 1 if hold == 1 else 2] = kept[
-            :, None
-        ]  # one that holds it, and one that does not
-        act = _first(action.flatten(0, 1), policy, lasting, hold)
+        # One candidate takes it once. If actions are held, another one holds it.
+        action[:, : 1 if hold == 1 else 2] = kept[:, None]
+        act = _first(action.flatten(0, 1), policy, holds, hold)
         rollout = _split(imagine(step, act, starts, horizon), n)
         plan = _choose(rollout, optimism, discount, value, reward_scale, uncertainty_scale)
         plans.append(plan)
@@ -192,18 +190,18 @@ def _target(plans: Sequence[Plan], elites: int, optimism: float) -> PlanTarget:
     return PlanTarget(action.mean(1), action.std(1, correction=0), gain.nan_to_num(0.0, 0.0, 0.0))
 
 
-def _first(action: Tensor, policy: Policy, lasting: Tensor, longest: int) -> Act:
-    """An ``act`` that takes ``action`` (N, A) for ``lasting`` (N,) steps, at most ``longest``, and
-    follows the policy's mode from then on."""
+def _first(action: Tensor, policy: Policy, holds: Tensor, hold: int) -> Act:
+    """An ``act`` that takes ``action`` (N, A) first, and follows the policy's mode from then on.
+
+    Rows with ``holds`` (N,) take it for ``hold`` steps.
+    """
     nothing = torch.zeros_like(action)
 
     def act(latent: Latent, h: int) -> Choice:
         if h == 0:
             return Choice(action, nothing)
         mode = policy(latent).mode
-        if h < longest:
-            mode = torch.where((h < lasting)[:, None], action, mode)
-        return Choice(mode, nothing)
+        return Choice(torch.where(holds[:, None], action, mode) if h < hold else mode, nothing)
 
     return act
 
