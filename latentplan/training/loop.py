@@ -97,8 +97,8 @@ def train_session(config: Config, *, on_log: OnLog | None = None) -> Session:
         trainer = Trainer(start, on_log)
         console.begin()
         try:
-            with stop_on_signal() as stop:
-                ended = trainer.run(stop)
+            with stop_on_signal(trainer.stop):
+                ended = trainer.run()
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{start.device} has no memory left. Use a smaller train.batch, "
@@ -107,7 +107,7 @@ def train_session(config: Config, *, on_log: OnLog | None = None) -> Session:
             ) from error
         finally:
             trainer.close()
-    return Session(start.folder, 0 if ended else stop.number)
+    return Session(start.folder, 0 if ended else trainer.stop.number)
 
 
 class Trainer:
@@ -139,6 +139,7 @@ class Trainer:
                 self.agent,
                 self.replay,
                 start.renderer,
+                self.stop,
                 schedules=saved["due"] if saved else None,
                 frame=self.frames,
                 on_log=on_log,
@@ -218,7 +219,7 @@ class Trainer:
 
     # --- the loop ---------------------------------------------------------------------------
 
-    def run(self, stop: Stop) -> bool:
+    def run(self) -> bool:
         """Collect and learn until ``config.steps`` frames, the time limit, or a stop request.
 
         Returns:
@@ -227,7 +228,7 @@ class Trainer:
         Raises:
             TooManyFaultsError: the environments had too many faults. The run is saved.
         """
-        config, self.stop = self.config, stop
+        config = self.config
         if self.frames >= config.steps:
             log.info("%s is complete: set a larger steps=N to continue it", self.folder)
             run_folder.record_checkpoint(self.folder, self.frames)  # earlier versions did not
@@ -283,8 +284,7 @@ class Trainer:
     def _finish_decision(self) -> None:
         """Report and save what is due after a decision."""
         self.ended = self._out_of_time() or self.frames >= self.config.steps
-        with self.stop.interruptible():
-            score = self.monitor.report(self.frames, self.updates, last=self.ended)
+        score = self.monitor.report(self.frames, self.updates, last=self.ended)
         self.kept.report(self.agent, self.frames, score)
         self._save_if_due()
 

@@ -51,6 +51,7 @@ from latentplan.runs.logger import Logger
 from latentplan.runs.sinks import Sinks
 from latentplan.runs.stamp import stamp
 from latentplan.runtime.clock import Every, Stopwatch, disk, memory
+from latentplan.training.stopping import Stop
 from latentplan.types import Timestep, join
 
 log = logging.getLogger("latentplan")
@@ -75,6 +76,7 @@ class Monitor:
         agent: the agent in training.
         replay: the replay that films take their rows from.
         renderer: the renderer of evaluation environments, or None if no images are drawn.
+        stop: a request to stop, which interrupts evaluations and films.
         schedules: the result of :meth:`state_dict` in a checkpoint; None for a new run.
         frame: the environment frame at which the run continues.
         on_log: called with every row of metrics that is written.
@@ -87,6 +89,7 @@ class Monitor:
         agent: Agent,
         replay: Replay,
         renderer: Renderer | None,
+        stop: Stop,
         *,
         schedules: Mapping[str, Any] | None = None,
         frame: int = 0,
@@ -96,7 +99,7 @@ class Monitor:
         sinks = Sinks(sink_names(config.log.sinks), folder, config)
         self.folder, self.logger = folder, Logger(folder, frame=frame, sinks=sinks)
         self.stopwatch = Stopwatch()
-        self._on_log = on_log
+        self._stop, self._on_log = stop, on_log
         self._has_env = has_environment(config.task)
         self._schedules = {
             "log": Every(config.log.every),
@@ -169,14 +172,16 @@ class Monitor:
         Raises:
             UserError: the metrics or a film cannot be written.
             TooManyFaultsError: the environments of an evaluation had too many faults.
+            StopInterrupt: a stop is requested before the evaluation and the films are complete.
         """
         self._bar.update(frames - self._bar.n)
         due = {name: schedule.overdue(frames) for name, schedule in self._schedules.items()}
         try:
-            evaluates = updates and self._has_env and (due["eval"] or last)
-            score = self._evaluate(frames, last) if evaluates else None
-            if updates and due["film"]:
-                self._inspect(frames)
+            with self._stop.interruptible():
+                evaluates = updates and self._has_env and (due["eval"] or last)
+                score = self._evaluate(frames, last) if evaluates else None
+                if updates and due["film"]:
+                    self._inspect(frames)
         except TooManyFaultsError:
             # A run that goes on would else repeat this evaluation, and meet the same faults.
             self._done(frames)
@@ -334,7 +339,8 @@ class Monitor:
     def _show(self, tag: str, film: np.ndarray, frames: int, fps: float, *more: str) -> None:
         """Log a film (T, H, W, 3) with the name of the run, the frame, and ``more`` texts on it."""
         named = stamp(film, self.folder.absolute().name, frames, *more)
-        self.logger.video(tag, named, frames, fps)
+        with self._stop.uninterrupted():
+            self.logger.video(tag, named, frames, fps)
 
 
 def _as_seen(env: VectorEnv, row: Timestep) -> Picture:

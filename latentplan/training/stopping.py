@@ -54,14 +54,32 @@ class Stop:
         finally:
             self._interrupts = False
 
+    @contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        """A part of an interruptible block that a request ends only when the part is complete.
+
+        Work that shares a lock or a queue with another thread belongs here. An exception within the
+        queue of TensorBoard's writer loses a wake-up of its thread, and the process then cannot end
+        for two minutes, or at all.
+
+        Raises:
+            StopInterrupt: a stop was requested within the part.
+        """
+        interrupts, self._interrupts = self._interrupts, False
+        try:
+            yield
+        finally:
+            self._interrupts = interrupts
+        if interrupts and self.requested:
+            raise StopInterrupt
+
 
 @contextmanager
-def stop_on_signal() -> Iterator[Stop]:
+def stop_on_signal(stop: Stop) -> Iterator[None]:
     """Let the first SIGINT, SIGTERM or SIGHUP request a stop.
 
     A second SIGINT or SIGTERM raises KeyboardInterrupt with the number of the signal.
     """
-    stop = Stop()
 
     def request_stop(number: int, frame: FrameType | None) -> None:
         if not stop.requested:
@@ -77,7 +95,7 @@ def stop_on_signal() -> Iterator[Stop]:
         numbers.append(HANGUP)
     former_handlers = {number: signal.signal(number, request_stop) for number in numbers}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in former_handlers.items():
             signal.signal(number, handler)

@@ -7,17 +7,21 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import Queue
+from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import run_config
 
 from latentplan.cli.main import main
 from latentplan.config.loading import to_yaml
 from latentplan.envs import StepInterruptedError, VectorEnv
 from latentplan.runs import checkpoint
+from latentplan.runs.logger import Logger
 from latentplan.training.loop import train_session
 from latentplan.training.monitor import Monitor
-from latentplan.training.stopping import StopInterrupt, stop_on_signal
+from latentplan.training.stopping import Stop, StopInterrupt, stop_on_signal
 from latentplan.world.model import WorldModel
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -26,7 +30,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_requests_a_stop_and_the_second_stops_at_once(number: int) -> None:
     before = signal.getsignal(number)
-    with stop_on_signal() as stop:
+    stop = Stop()
+    with stop_on_signal(stop):
         assert not stop.requested
         signal.raise_signal(number)
         assert stop.requested and stop.number == number
@@ -39,8 +44,9 @@ def test_the_first_signal_requests_a_stop_and_the_second_stops_at_once(number: i
 
 def test_nohup_keeps_a_run_alive() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = Stop()
     try:
-        with stop_on_signal() as stop:
+        with stop_on_signal(stop):
             signal.raise_signal(signal.SIGHUP)
         assert not stop.requested
     finally:
@@ -98,10 +104,59 @@ def test_long_work_does_not_wait_for_its_end(
 
 
 def test_a_request_before_an_interruptible_block_ends_it() -> None:
-    with stop_on_signal() as stop:
+    stop = Stop()
+    with stop_on_signal(stop):
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(StopInterrupt), stop.interruptible():
             raise AssertionError("the block was entered")
+
+
+def test_a_request_waits_for_the_end_of_an_uninterrupted_part() -> None:
+    stop, done = Stop(), []
+    with stop_on_signal(stop):
+        with pytest.raises(StopInterrupt), stop.interruptible():
+            with stop.uninterrupted():
+                signal.raise_signal(signal.SIGTERM)
+                done.append("part")
+            done.append("block")
+        assert done == ["part"]
+        with stop.uninterrupted():
+            done.append("no block")
+        assert done == ["part", "no block"]
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    "method, tag", [("write", "replay/rows"), ("video", "imagination/open_loop")]
+)
+def test_a_stop_does_not_cut_a_write_to_tensorboard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, tag: str
+) -> None:
+    """An exception within the queue of TensorBoard's writer would end or suspend its thread."""
+    original, put, stopped = getattr(Logger, method), Queue._put, []
+
+    def put_and_stop(self: Queue, item: object) -> None:
+        put(self, item)
+        if not stopped:
+            stopped.append(True)
+            signal.raise_signal(signal.SIGTERM)
+
+    def log(self: Logger, *arguments: Any, **options: Any) -> object:
+        with monkeypatch.context() as patch:
+            patch.setattr(Queue, "_put", put_and_stop)
+            return original(self, *arguments, **options)
+
+    file = tmp_path / "run.yaml"
+    items = ["steps=256", "eval.every=0", "log.every=128", "log.inspect_every=128"]
+    file.write_text(to_yaml(run_config(tmp_path / "run", *items)))
+    with monkeypatch.context() as patch:
+        patch.setattr(Logger, method, log)
+        begin = time.monotonic()
+        assert main(["train", str(file)]) == 128 + signal.SIGTERM
+        assert time.monotonic() - begin < 50
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert tag in events.Tags()["scalars" if method == "write" else "images"]
+    assert 0 < checkpoint.load(tmp_path / "run" / "checkpoint.pt")["frames"] < 256
 
 
 def test_the_end_of_the_minutes_is_a_success(tmp_path: Path) -> None:

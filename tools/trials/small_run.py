@@ -22,7 +22,6 @@ from latentplan.runs.source import RunSource
 from latentplan.runtime import disk
 from latentplan.training.loop import Trainer, train
 from latentplan.training.start import resolve
-from latentplan.training.stopping import Stop
 
 EPISODE = 64  # frames of an episode of the dummy task: 16 decisions and the row of the reset
 CAPACITY = 100  # rows; with its spare rows, the ring has 200 slots
@@ -71,7 +70,7 @@ def open_for_training(folder: Path, frames: int = 0) -> Content:
         try:
             content = _restored(trainer)
             if frames:
-                trainer.run(Stop())
+                trainer.run()
             return content
         finally:
             trainer.close()
