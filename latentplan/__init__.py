@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from latentplan.deploy.loading import LoadedAgent, load
     from latentplan.envs import make_env
     from latentplan.evaluation.evaluate import evaluate
-    from latentplan.training.loop import train
+    from latentplan.training.session import train
     from latentplan.types import UserError
 
 _HOMES = {
@@ -37,7 +37,7 @@ _HOMES = {
     "load": ("deploy.loading", "load"),
     "load_config": ("config.loading", "load"),
     "make_env": ("envs", "make_env"),
-    "train": ("training.loop", "train"),
+    "train": ("training.session", "train"),
 }
 
 

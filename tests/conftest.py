@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with images and state. A test that writes into it must copy it first."""
     # Imported here, so that an error in that module does not break every test.
-    from latentplan.training.loop import train
+    from latentplan.training.session import train
 
     folder = tmp_path_factory.mktemp("run") / "finished"
     return train(run_config(folder, "obs=both", f"steps={4 * EPISODE}", "log.inspect_every=128"))

@@ -19,7 +19,7 @@ from tiny import run_config
 from latentplan import load
 from latentplan.cli.main import main
 from latentplan.runs import initial_weights
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

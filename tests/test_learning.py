@@ -14,7 +14,7 @@ from latentplan.evaluation.evaluate import evaluate
 from latentplan.inspection.calibration import auroc, one_step_uncertainty
 from latentplan.nn.distributions import categorical_kl, mixed_probs
 from latentplan.runs import run_folder
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import Timestep, join
 
 EPISODES = 10

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from latentplan.config.schema import Config
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import UserError
 
 PREFILL = 200  # decisions; more if a training window is longer

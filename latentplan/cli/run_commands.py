@@ -89,7 +89,7 @@ def _train_session(config: Config) -> int:
     """Train until the end of the session. Returns the exit code."""
     import torch
 
-    from latentplan.training.loop import train_session
+    from latentplan.training.session import train_session
 
     cores.warn_if_busy(config.train.threads or torch.get_num_threads())
     number = train_session(config).stopped_by

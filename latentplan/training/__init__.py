@@ -1,1 +1,1 @@
-"""Training: the start of a session, the training loop, its monitor, and compilation."""
+"""Training: a session and its start, the training loop, its monitor, and compilation."""

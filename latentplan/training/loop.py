@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from latentplan.agent import NonFiniteLossError
-from latentplan.config.loading import as_config
-from latentplan.config.schema import Config
 from latentplan.data.batches import BatchSampler
 from latentplan.data.recording import Recording
 from latentplan.data.replay import Replay
@@ -31,83 +27,22 @@ from latentplan.envs import (
 )
 from latentplan.envs.actions import random_actions
 from latentplan.runs import checkpoint, initial_weights, run_folder, weights
-from latentplan.runs.console_log import ConsoleLog
 from latentplan.runs.initial_weights import InitialWeights
 from latentplan.runs.kept import KeptCheckpoints
 from latentplan.runs.provenance import describe
-from latentplan.runtime import disk
 from latentplan.runtime.clock import Every, Ratio
 from latentplan.training.compiling import is_compiler_failure, make_agent
 from latentplan.training.memory import check_memory
 from latentplan.training.monitor import Monitor, OnLog
 from latentplan.training.offline import NoEnvironment, fill
 from latentplan.training.recovery import Recovery
-from latentplan.training.start import Start, require_one_process, resolve
-from latentplan.training.stopping import (
-    Stop,
-    StopInterrupt,
-    start_resource_tracker,
-    stop_on_signal,
-)
-from latentplan.types import Latent, PlanTarget, Timestep, UserError
+from latentplan.training.start import Start
+from latentplan.training.stopping import Stop, StopInterrupt
+from latentplan.types import Latent, PlanTarget, Timestep
 
 log = logging.getLogger("latentplan")
 FIRST_CHECKPOINT_SECONDS = 30.0
 PATIENCE_SECONDS = 25.0  # a due checkpoint waits this long for the end of an episode
-
-
-def train(
-    config: Config | Mapping[str, Any] | Sequence[str], *, on_log: OnLog | None = None
-) -> Path:
-    """Train a new run, or continue the run in ``config.run_dir``.
-
-    Args:
-        config: a configuration, keys and values (``{"task": "walker_walk", "env.repeat": 2}``), or
-            the files and ``key=value`` items of the command line.
-        on_log: called with every row of metrics that is written: ``step`` (environment frames),
-            ``time`` (seconds), and the metrics by name.
-
-    Returns:
-        The run folder.
-
-    Raises:
-        UserError: the configuration is wrong, or the session cannot start or continue. The message
-            says why. An existing run loses nothing.
-    """
-    return train_session(as_config(config), on_log=on_log).folder
-
-
-class Session(NamedTuple):
-    """The outcome of a training session."""
-
-    folder: Path
-    stopped_by: int  # number of the signal; 0: the session has all its frames or its minutes
-
-
-def train_session(config: Config, *, on_log: OnLog | None = None) -> Session:
-    """As :func:`train`, and tell whether a signal stopped the session before its end."""
-    require_one_process()
-    # The lock comes before anything is read: another session that is still saving would otherwise
-    # lose what it saves.
-    folder = Path(config.run_dir)
-    with disk.locked(folder), ConsoleLog(folder) as console:
-        start = resolve(config)
-        if config.env.workers:
-            start_resource_tracker()
-        trainer = Trainer(start, on_log)
-        console.begin()
-        try:
-            with stop_on_signal(trainer.stop):
-                ended = trainer.run()
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"{start.device} has no memory left. Use a smaller train.batch, "
-                "behavior.starts_fraction or plan.imagine_fraction, or another size, in another "
-                "run_dir."
-            ) from error
-        finally:
-            trainer.close()
-    return Session(start.folder, 0 if ended else trainer.stop.number)
 
 
 class Trainer:

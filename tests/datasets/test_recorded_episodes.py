@@ -19,7 +19,7 @@ from latentplan.datasets.episodes import write
 from latentplan.datasets.npz_episodes import NpzEpisodes
 from latentplan.runs import checkpoint, run_folder
 from latentplan.runs.source import RunSource
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import Timestep, UserError
 
 

@@ -17,7 +17,7 @@ from latentplan import load
 from latentplan.cli.main import main
 from latentplan.deploy import export as module
 from latentplan.deploy.export import STATE, export
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import UserError
 
 

@@ -16,7 +16,7 @@ from latentplan.cli.main import main
 from latentplan.deploy.loading import LoadedAgent
 from latentplan.evaluation import evaluate as evaluate_module
 from latentplan.runs import checkpoint
-from latentplan.training.loop import train
+from latentplan.training.session import train
 
 
 def test_eval_prints_json_and_writes_a_video(

@@ -27,7 +27,7 @@ from latentplan.envs.processes import WorkerEnv
 from latentplan.envs.simulator import episode_seed
 from latentplan.evaluation.episodes import run_episodes
 from latentplan.runs import checkpoint
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import Timestep
 
 # Episodes of three frames. The second episode fails at its second frame, until MARK exists.

@@ -14,7 +14,7 @@ from tiny import EPISODE, run_config
 from latentplan.cli.main import main
 from latentplan.envs.simulator import FILM_SIZE
 from latentplan.evaluation.evaluate import evaluate
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import UserError
 
 BLIND = """

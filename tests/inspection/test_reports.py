@@ -22,7 +22,7 @@ from latentplan.inspection.curves import Curve, draw_curves, read_curve
 from latentplan.inspection.visualizations import CAPTIONS
 from latentplan.runs import run_folder
 from latentplan.study.html_report import _panels, _returns
-from latentplan.training.loop import train
+from latentplan.training.session import train
 
 PLANNED = ("plan.candidates=3", "plan.horizon=2")
 

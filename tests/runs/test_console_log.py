@@ -13,7 +13,7 @@ from tiny import EPISODE, run_config
 
 from latentplan.runs import console_log
 from latentplan.runs.console_log import FILE_ONLY, ConsoleLog
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import UserError
 
 log = logging.getLogger("latentplan")

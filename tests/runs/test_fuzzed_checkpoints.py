@@ -7,7 +7,7 @@ from pathlib import Path
 import checkpoint_fuzz
 from tiny import run_config
 
-from latentplan.training.loop import train
+from latentplan.training.session import train
 
 
 def test_wrong_content_is_refused_or_works(tmp_path: Path) -> None:

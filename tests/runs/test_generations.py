@@ -17,7 +17,7 @@ from tiny import run_config
 from latentplan.cli.main import main
 from latentplan.config.loading import to_yaml
 from latentplan.runs import checkpoint, run_folder
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import UserError
 
 MARK_BYTES = 20  # the mark and the CRC32 at the end of a checkpoint

@@ -14,7 +14,7 @@ from tiny import BOTH, VECTOR, WORLD, agent_config, perturb, run_config, world_c
 
 from latentplan.agent import Agent
 from latentplan.runs import checkpoint, initial_weights, weights
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import EnvSpec, UserError
 
 QUIET = ("log.inspect_every=0", "eval.every=0", "steps=128")

@@ -12,8 +12,8 @@ from tiny import VECTOR, agent_config, run_config
 from latentplan.agent import Agent
 from latentplan.runs import checkpoint, kept
 from latentplan.runs.kept import KeptCheckpoints
-from latentplan.training.loop import train
 from latentplan.training.monitor import Monitor
+from latentplan.training.session import train
 from latentplan.types import UserError
 
 

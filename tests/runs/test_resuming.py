@@ -16,7 +16,7 @@ from latentplan.config.loading import load_resolved, to_yaml
 from latentplan.runs import checkpoint
 from latentplan.runs.resuming import config_to_resume
 from latentplan.runs.source import RunSource
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import UserError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_env.py"

@@ -18,7 +18,7 @@ from latentplan.cli.main import main
 from latentplan.config.loading import load
 from latentplan.config.schema import sink_names
 from latentplan.runs.sinks import PARAMETERS_PER_CALL, Sinks, check_installed
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import UserError
 
 CONFIG = load([], ["device=cpu", "task=walker_walk", "log.sinks=wandb,mlflow"])

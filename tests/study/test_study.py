@@ -20,7 +20,7 @@ from latentplan.inspection.curves import Curve, mean_curve, missing, read_curve
 from latentplan.runs import checkpoint, resuming, run_folder
 from latentplan.study.matrix import jobs, table
 from latentplan.study.study_file import read_study
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import UserError
 
 STUDY = """

@@ -14,7 +14,7 @@ from environments import ROOT
 from tiny import run_config
 
 from latentplan.cli.main import main
-from latentplan.training.loop import train
+from latentplan.training.session import train
 
 TOOL = ROOT / "tools" / "make_demo_checkpoint"
 SHORT = ("steps=128", "train.prefill=20", "eval.every=64", "eval.episodes=1", "train.length=8")

@@ -19,7 +19,7 @@ from latentplan.runs import checkpoint
 from latentplan.runs.resuming import CHANGEABLE
 from latentplan.training import compiling
 from latentplan.training.compiling import compile_agent, why_not_compilable
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import EnvSpec, UserError
 
 needs_compiler = pytest.mark.skipif(

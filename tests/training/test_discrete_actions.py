@@ -20,7 +20,7 @@ from latentplan.config.loading import load
 from latentplan.deploy.export import STATE, export
 from latentplan.inspection.action_names import name_actions
 from latentplan.runs import checkpoint
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import EnvSpec, UserError
 
 TASK = "task=dummy:discrete"

@@ -23,7 +23,8 @@ from latentplan.inspection.curves import read_metrics
 from latentplan.runs import checkpoint, run_folder
 from latentplan.runtime.device import pick_device
 from latentplan.training.compiling import make_agent
-from latentplan.training.loop import Trainer, train
+from latentplan.training.loop import Trainer
+from latentplan.training.session import train
 from latentplan.types import Latent, PlanTarget
 
 

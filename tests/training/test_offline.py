@@ -18,7 +18,7 @@ from latentplan.config.loading import load
 from latentplan.deploy.loading import load as load_agent
 from latentplan.envs import VectorEnv
 from latentplan.runs import checkpoint, run_folder
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import UserError
 
 QUIET = ("log.inspect_every=0", "eval.every=0")

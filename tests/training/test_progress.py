@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny import run_config
 
-from latentplan.training.loop import train
+from latentplan.training.session import train
 
 
 class Terminal(io.StringIO):

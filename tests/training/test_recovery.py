@@ -16,7 +16,7 @@ from latentplan.agent import Agent
 from latentplan.data.replay import Replay
 from latentplan.runs import checkpoint
 from latentplan.runtime import disk
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import UserError
 
 SampleNan = Callable[[Callable[[int], bool]], None]

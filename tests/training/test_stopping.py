@@ -19,8 +19,8 @@ from latentplan.config.loading import to_yaml
 from latentplan.envs import StepInterruptedError, VectorEnv
 from latentplan.runs import checkpoint
 from latentplan.runs.logger import Logger
-from latentplan.training.loop import train_session
 from latentplan.training.monitor import Monitor
+from latentplan.training.session import train_session
 from latentplan.training.stopping import Stop, StopInterrupt, stop_on_signal
 from latentplan.world.model import WorldModel
 

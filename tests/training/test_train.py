@@ -29,7 +29,7 @@ from latentplan.config.loading import load_resolved, to_yaml
 from latentplan.config.schema import Config
 from latentplan.envs import Renderer, VectorEnv
 from latentplan.runs import checkpoint, run_folder
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import Latent, UserError
 
 

@@ -10,7 +10,7 @@ from tiny import BOTH, agent_config, random_batch, run_config, world_config
 from latentplan.agent import Agent
 from latentplan.config.loading import load
 from latentplan.inspection.open_loop import make_open_loop_film
-from latentplan.training.loop import train
+from latentplan.training.session import train
 from latentplan.types import UserError
 from latentplan.world.barlow import Barlow, barlow_loss
 from latentplan.world.model import WorldModel

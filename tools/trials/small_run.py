@@ -20,7 +20,8 @@ from latentplan.runs import checkpoint
 from latentplan.runs.resuming import config_to_resume
 from latentplan.runs.source import RunSource
 from latentplan.runtime import disk
-from latentplan.training.loop import Trainer, train
+from latentplan.training.loop import Trainer
+from latentplan.training.session import train
 from latentplan.training.start import resolve
 
 EPISODE = 64  # frames of an episode of the dummy task: 16 decisions and the row of the reset
