@@ -158,7 +158,8 @@ def draw_curves(
         axis.set_title(panel, fontsize=9)
         axis.set_xlabel("thousand environment frames" if key == "frame" else "minutes")
         axis.grid(alpha=0.3)
-        axis.set_ylim(bottom=0)
+        if axis.dataLim.ymin >= 0:
+            axis.set_ylim(bottom=0)
         if goal is not None:
             axis.axhline(goal, color="gray", linestyle="--", linewidth=1)
         if axis is axes[0] or not panels[panel].keys() <= panels[views[0][0]].keys():

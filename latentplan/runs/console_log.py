@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import sys
 import time
 import traceback
 from io import FileIO
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from latentplan import __version__
+from latentplan.runs.provenance import command
 from latentplan.types import UserError
 
 log = logging.getLogger("latentplan")
@@ -43,8 +43,8 @@ class ConsoleLog(logging.Handler):
 
     @staticmethod
     def _heading() -> str:
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        return f"--- session of {time.strftime(TIME)}, latentplan {__version__}: {command}\n"
+        typed = shlex.join(command())
+        return f"--- session of {time.strftime(TIME)}, latentplan {__version__}: {typed}\n"
 
     def __enter__(self) -> ConsoleLog:
         log.addHandler(self)

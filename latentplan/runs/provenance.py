@@ -28,7 +28,7 @@ def describe(spec: EnvSpec, renderer: Renderer | None, bfloat16: bool) -> dict[s
     return {
         "latentplan": __version__,
         "commit": commit(),
-        "command": sys.argv,
+        "command": command(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "machine": {"cores": os.cpu_count(), "processor": processor(), "cuda": _cuda()},
@@ -39,6 +39,14 @@ def describe(spec: EnvSpec, renderer: Renderer | None, bfloat16: bool) -> dict[s
         "render_quality": renderer.quality if renderer else None,
         "spec": spec.to_dict(),
     }
+
+
+def command() -> list[str]:
+    """The command of this process as a user types it, without the folders of this machine."""
+    program = Path(sys.argv[0])
+    # With `python -m latentplan`, the program is latentplan/__main__.py.
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return [name, *sys.argv[1:]]
 
 
 def _cuda() -> str | None:
@@ -88,6 +96,6 @@ def _git(folder: Path, *arguments: str) -> str:
         OSError: git is not installed.
         subprocess.SubprocessError: the command fails or takes more than 10 seconds.
     """
-    command = ["git", "-C", str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    words = ["git", "-C", str(folder), *arguments]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=10)
     return done.stdout.strip()

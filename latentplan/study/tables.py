@@ -62,17 +62,19 @@ def per_task(panels: Panels, threshold: float) -> Table:
     """A row per task and ablation.
 
     Args:
-        threshold: the level of "frames to the level"; 0: half of the task's best final return.
+        threshold: the level of "frames to the level"; 0: half of the task's best final return,
+            or one and a half of it where it is negative.
     """
     rows, levels = [], {}
     for task, groups in panels.items():
         best = max(float(np.mean([run.final for run in group])) for group in groups.values())
-        levels[task] = threshold or best / 2
+        levels[task] = threshold or best - abs(best) / 2
         rows += [_row(task, name, group, levels[task]) for name, group in groups.items()]
     if threshold:
         return Table(HEAD, rows, f"The level is a return of {threshold:g}.")
     named = ", ".join(f"{level:.0f} for {task}" for task, level in levels.items())
-    return Table(HEAD, rows, f"The level is half of the task's best final return: {named}.")
+    times = "half" if all(level >= 0 for level in levels.values()) else "half (1.5 if negative)"
+    return Table(HEAD, rows, f"The level is {times} of the task's best final return: {named}.")
 
 
 def _row(task: str, ablation: str, group: Sequence[Result], level: float) -> list[str]:

@@ -129,10 +129,11 @@ def test_a_report_is_one_file_without_links(
         assert f"seed: {load_resolved(run / 'config.yaml').seed}" in text
 
 
-def test_a_run_with_a_single_evaluation_is_seen_in_the_figure() -> None:
+@pytest.mark.parametrize("score", [50.0, -50.0])
+def test_a_run_with_a_single_evaluation_is_seen_in_the_figure(score: float) -> None:
     pytest.importorskip("matplotlib")
     buffer = io.BytesIO()
-    curve = Curve({"run": "short"}, [{"frame": 3000, "seconds": 60, "mean": 50.0}])
+    curve = Curve({"run": "short"}, [{"frame": 3000, "seconds": 60, "mean": score}])
     draw_curves({"dummy:pixels": {"none": [curve]}}, buffer)
     image = np.asarray(Image.open(buffer).convert("RGB"))
     beside_the_legend = image[:, : image.shape[1] * 2 // 3]

@@ -64,3 +64,13 @@ def test_the_processor_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_only_installed_packages_have_a_version() -> None:
     assert provenance.version("torch") and provenance.version("no-such-package") is None
+
+
+@pytest.mark.parametrize(
+    "program", ["/home/a/.venv/bin/latentplan", "/home/a/latentplan/__main__.py"]
+)
+def test_the_recorded_command_has_no_folder_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    monkeypatch.setattr("sys.argv", [program, "train", "task=walker_walk"])
+    assert provenance.command() == ["latentplan", "train", "task=walker_walk"]

@@ -71,13 +71,15 @@ def test_documents_show_what_the_report_prints(
         assert line in document
 
 
-def results(*scores: float, done: bool = True, repeat: int = 4, obs: str = "state") -> list[Result]:
+def results(
+    *scores: float, first: float = 0.0, done: bool = True, repeat: int = 4, obs: str = "state"
+) -> list[Result]:
     return [
         Result(
             Curve(
                 {"obs": obs, "repeat": repeat},
                 [
-                    {"frame": 50_000, "mean": 0.0, "planner": None, "seconds": 60},
+                    {"frame": 50_000, "mean": first, "planner": None, "seconds": 60},
                     {"frame": 100_000, "mean": x, "planner": x + 5, "seconds": 120},
                 ],
             ),
@@ -120,6 +122,13 @@ def test_a_row_has_what_a_run_cost_and_when_it_came_to_the_level() -> None:
     assert first["minutes"] == "2.0" and first["planner minus actor"] == "5"
     assert "a return of 35" in per_task(panels, 35).caption
     assert dict(zip(HEAD, per_task(panels, 35).rows[1], strict=True))[name] == "100,000 (1 of 2)"
+
+
+def test_the_level_of_a_task_with_negative_returns_can_be_reached() -> None:
+    table = per_task({"gym:Acrobot-v1": {"dreamer": results(-500, -100, -80, first=-500)}}, 0)
+    row = dict(zip(table.head, table.rows[0], strict=True))
+    assert "-340 for gym:Acrobot-v1" in table.caption  # the best final return is -227
+    assert row["frames to the level: median (runs that reach it)"] == "100,000 (2 of 3)"
 
 
 def test_the_ratio_is_a_geometric_mean_over_tasks() -> None:
